@@ -1,0 +1,285 @@
+"""Every variant of every family in one table: the only place where a width is written.
+
+Sources: CondenseNetV2 (arXiv 2104.04382, tables 1, 3, 5), CondenseNet (arXiv 1711.09224, tables 1, 3, 4) and
+ShuffleNetV2 (arXiv 1807.11164, tables 5, 8), with the exact counts of the authors' releases.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Mapping, Optional, Union
+
+IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR_STATS = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
+
+
+@dataclass(frozen=True)
+class CondenseNetArch:
+    """Shape of a CondenseNet or CondenseNetV2.
+
+    Attributes:
+        layers: dense layers per block.
+        growth: features that each layer of a block adds (growth rate ``k``).
+        groups_1x1: groups ``G`` of the learned group convolutions; divides ``bottleneck * k``.
+        groups_3x3: groups of the 3x3 convolutions; divides ``k``.
+        groups_sfr: groups ``G`` of sparse feature reactivation, dividing ``k``; 0 leaves it out (CondenseNet).
+        condense_factor: ``C`` of the learned group convolutions.
+        sparse_factor: ``S`` of sparse feature reactivation.
+        bottleneck: the learned group convolution makes ``bottleneck * k`` features.
+        se_from: first block (from 1) with squeeze-and-excitation, or None.
+        se_reduction: its hidden width is ``k // se_reduction``.
+        hswish_from: first block (from 1) with hard-swish in place of ReLU, or None.
+        head_width: width of the linear layer before the classifier, or None to leave it and its
+            squeeze-and-excitation out.
+        stem_stride: stride of the first convolution.
+    """
+
+    layers: tuple[int, ...]
+    growth: tuple[int, ...]
+    groups_1x1: int = 8
+    groups_3x3: int = 8
+    groups_sfr: int = 8
+    condense_factor: int = 8
+    sparse_factor: int = 8
+    bottleneck: int = 4
+    se_from: Optional[int] = None
+    se_reduction: int = 1
+    hswish_from: Optional[int] = None
+    head_width: Optional[int] = None
+    stem_stride: int = 2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'layers', _whole_numbers('layers', self.layers))
+        object.__setattr__(self, 'growth', _whole_numbers('growth', self.growth))
+        if len(self.layers) != len(self.growth):
+            raise ValueError(
+                f'arch has {len(self.layers)} blocks in layers={self.layers} but {len(self.growth)} in '
+                f'growth={self.growth}; give one number a block in both.'
+            )
+        for name in ('groups_1x1', 'groups_3x3', 'condense_factor', 'sparse_factor', 'bottleneck', 'se_reduction', 'stem_stride'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'arch has {name}={value!r}; it takes a whole number of at least 1.')
+        for k in self.growth:
+            for name, channels in (('groups_3x3', k), ('groups_sfr', k), ('groups_1x1', self.bottleneck * k)):
+                groups = getattr(self, name)
+                if groups and channels % groups:
+                    raise ValueError(
+                        f'arch has {name}={groups}, which does not divide {channels} channels of a block with growth {k}; '
+                        f'choose a growth that is a multiple of it, or another {name}.'
+                    )
+
+
+@dataclass(frozen=True)
+class ShuffleNetArch:
+    """Shape of a ShuffleNetV2, with or without sparse feature reactivation.
+
+    Attributes:
+        channels: output channels of the three stages.
+        repeats: units per stage, the first of which downsamples.
+        stem_width: channels of the first convolution.
+        final_width: channels of the last 1x1 convolution.
+        with_sfr: reactivate the untouched half in every unit that keeps the size.
+        max_groups: ``G`` of a stage is the largest divisor of its branch width that is at most this.
+        sparse_factor: ``S`` of sparse feature reactivation.
+    """
+
+    channels: tuple[int, ...]
+    repeats: tuple[int, ...] = (4, 8, 4)
+    stem_width: int = 24
+    final_width: int = 1024
+    with_sfr: bool = True
+    max_groups: int = 8
+    sparse_factor: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'channels', _whole_numbers('channels', self.channels))
+        object.__setattr__(self, 'repeats', _whole_numbers('repeats', self.repeats))
+        if len(self.channels) != len(self.repeats):
+            raise ValueError(f'arch has channels={self.channels} but repeats={self.repeats}; give one number a stage in both.')
+        if any(c % 2 for c in self.channels):
+            raise ValueError(f'arch has channels={self.channels}; each stage is split in halves, so give even numbers.')
+
+
+Arch = Union[CondenseNetArch, ShuffleNetArch]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Figures of the papers: parameters after pruning and the authors' multiply-adds, both in millions.
+
+    Attributes:
+        params: parameters, in millions.
+        mult_adds: multiply-adds in the authors' way of counting, in millions.
+        top1_error: top-1 error in percent (ImageNet, or CIFAR-10).
+        source: where it stands.
+        halved_classifier: counted with half of the classifier's inputs dropped (CondenseNet on ImageNet).
+        note: why our count differs, where it does by more than 2 percent.
+    """
+
+    params: float
+    mult_adds: float
+    top1_error: Optional[float]
+    source: str
+    halved_classifier: bool = False
+    note: str = ''
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named network: its shape, its input, and what was published about it.
+
+    Attributes:
+        name: name in timm.
+        family: OpenMMLab class name.
+        key: the ``arch`` (or widen factor) that the OpenMMLab class takes.
+        arch: shape.
+        published: the papers' figures, or None.
+        num_classes: classes of the published model.
+        input_size: ``(C, H, W)`` of the published model.
+        crop_pct: share of the resized image that the centre crop keeps.
+        interpolation: of the evaluation resize.
+        stats: mean and standard deviation of the input per channel.
+        url: direct address of released weights, or ''.
+        weights_page: page for people where released weights are, or ''.
+    """
+
+    name: str
+    family: str
+    key: Union[str, float]
+    arch: Arch
+    published: Optional[Published] = None
+    num_classes: int = 1000
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    crop_pct: float = 0.875
+    interpolation: str = 'bilinear'
+    stats: tuple = field(default=IMAGENET_STATS)
+    url: str = ''
+    weights_page: str = ''
+
+
+def arch_from(cls: type, arch: Union[Arch, Mapping[str, Any]]) -> Arch:
+    """Make a shape from a dict of its fields, or return it as it is.
+
+    Raises:
+        ValueError: a field is unknown or missing, or a value does not fit.
+        TypeError: neither a shape nor a dict.
+    """
+    if isinstance(arch, cls):
+        return arch
+    if not isinstance(arch, Mapping):
+        raise TypeError(f'arch is a {type(arch).__name__}; it takes a {cls.__name__}, or a dict of its fields.')
+    known = [f.name for f in fields(cls)]
+    unknown = sorted(set(arch) - set(known))
+    if unknown:
+        raise ValueError(f'arch has unknown fields {", ".join(unknown)}; it takes {", ".join(known)}.')
+    required = ('layers', 'growth') if cls is CondenseNetArch else ('channels',)
+    missing = [name for name in required if name not in arch]
+    if missing:
+        raise ValueError(f'arch lacks {" and ".join(missing)}; give one number a stage.')
+    return cls(**arch)
+
+
+def find_variant(name: str) -> Variant:
+    """The variant of that timm name.
+
+    Raises:
+        ValueError: there is none; names the closest.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, VARIANTS, n=3, cutoff=0.4) or list(VARIANTS)
+    raise ValueError(f'There is no variant {name!r}; did you mean {", ".join(close)}?')
+
+
+def variants_of(family: str) -> dict[Union[str, float], Variant]:
+    """Variants of an OpenMMLab class by the key it takes."""
+    return {v.key: v for v in VARIANTS.values() if v.family == family}
+
+
+def _whole_numbers(name: str, values) -> tuple[int, ...]:
+    if isinstance(values, int):
+        values = (values,)
+    values = tuple(values)
+    if not values or any(not isinstance(v, int) or v < 1 for v in values):
+        raise ValueError(f'arch has {name}={values!r}; it takes whole numbers of at least 1, one a stage.')
+    return values
+
+
+def _v2(letter, layers, growth, groups, head_width, published, interpolation, url, page) -> Variant:
+    arch = CondenseNetArch(
+        layers, growth, groups, groups, groups, groups, groups, se_from=4, hswish_from=3, head_width=head_width
+    )
+    return Variant(
+        f'condensenetv2_{letter}', 'CondenseNetV2', letter, arch, published,
+        interpolation=interpolation, url=url, weights_page=page,
+    )  # fmt: skip
+
+
+def _v2_cifar(depth, layers, published) -> Variant:
+    arch = CondenseNetArch((layers,) * 3, (8, 16, 32), groups_3x3=4, stem_stride=1)
+    return Variant(
+        f'condensenetv2_{depth}_cifar', 'CondenseNetV2', f'{depth}-cifar', arch, published,
+        num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, stats=CIFAR_STATS,
+    )  # fmt: skip
+
+
+def _v1(groups, published, page) -> Variant:
+    arch = CondenseNetArch((4, 6, 8, 10, 8), (8, 16, 32, 64, 128), groups, groups, 0, groups)
+    return Variant(
+        f'condensenet_74_g{groups}', 'CondenseNet', f'74-g{groups}', arch, published, weights_page=page
+    )
+
+
+def _v1_cifar(depth, layers, published) -> Variant:
+    arch = CondenseNetArch((layers,) * 3, (8, 16, 32), 4, 4, 0, 4, stem_stride=1)
+    return Variant(
+        f'condensenet_{depth}_cifar', 'CondenseNet', f'{depth}-cifar', arch, published,
+        num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, stats=CIFAR_STATS,
+    )  # fmt: skip
+
+
+def _shufflenet(width, channels, final_width, published) -> list[Variant]:
+    name = f'shufflenetv2_x{str(width).replace(".", "_")}'
+    plain = ShuffleNetArch(channels, final_width=final_width, with_sfr=False)
+    return [
+        Variant(f'sfr_{name}', 'SFRShuffleNetV2', width, ShuffleNetArch(channels, final_width=final_width)),
+        Variant(name, 'ShuffleNetV2', width, plain, published),
+    ]
+
+
+_V2 = 'arXiv 2104.04382'
+_V1 = 'arXiv 1711.09224'
+_SHUFFLE = 'arXiv 1807.11164, table 8'
+_DRIVE = 'https://drive.google.com/file/d/'
+_DROPBOX = 'https://www.dropbox.com/s/'
+_CIFAR_NOTE = (
+    'the exact CIFAR setting is not public; this reconstruction meets the multiply-adds, '
+    'the published parameters must contain squeeze-and-excitation and a wider head'
+)
+
+VARIANTS: dict[str, Variant] = {
+    v.name: v
+    for v in (
+        _v2('a', (1, 1, 4, 6, 8), (8, 8, 16, 32, 64), 8, 828, Published(2.0, 46, 35.6, _V2), 'bicubic',
+            '', _DRIVE + '1fhHeAGkdZnOEgv9f-IUCy_uNfc-QHcZ_/view'),
+        _v2('b', (2, 4, 6, 8, 6), (6, 12, 24, 48, 96), 6, 1024, Published(3.6, 146, 28.1, _V2), 'bicubic',
+            '', _DRIVE + '1xFR3GcV1tsGq4tHhPS50XCW7AMnfWs6E/view'),
+        _v2('c', (4, 6, 8, 10, 8), (8, 16, 32, 64, 128), 8, 1024, Published(6.1, 309, 24.1, _V2), 'bilinear',
+            'https://cloud.tsinghua.edu.cn/f/4e4a5246fc6249829ab0/?dl=1', _DRIVE + '12efJqELir4tzPMP-gdsH3Kl6kc5WeJgf/view'),
+        _v2_cifar(110, 12, Published(0.48, 41, 4.65, _V2, note=_CIFAR_NOTE)),
+        _v2_cifar(146, 16, Published(0.78, 62, 4.35, _V2, note=_CIFAR_NOTE)),
+        _v1(4, Published(4.8, 529, 26.2, _V1, halved_classifier=True), _DROPBOX + 'sj26rm4so3uhdmg/converted_condensenet_4.pth.tar?dl=1'),
+        _v1(8, Published(2.9, 274, 29.0, _V1, halved_classifier=True), _DROPBOX + 'aj1xpd6zcnclous/converted_condensenet_8.pth.tar?dl=1'),
+        _v1_cifar(50, 8, Published(0.22, 28.6, 6.22, _V1)),
+        _v1_cifar(74, 12, Published(0.41, 51.9, 5.28, _V1)),
+        _v1_cifar(86, 14, Published(0.52, 65.8, 5.06, _V1)),
+        _v1_cifar(98, 16, Published(0.65, 81.3, 4.83, _V1)),
+        _v1_cifar(110, 18, Published(0.79, 98.2, 4.63, _V1)),
+        _v1_cifar(122, 20, Published(0.95, 116.7, 4.48, _V1)),
+        *_shufflenet(0.5, (48, 96, 192), 1024, Published(1.4, 41, 39.7, _SHUFFLE)),
+        *_shufflenet(1.0, (116, 232, 464), 1024, Published(2.3, 146, 30.6, _SHUFFLE)),
+        *_shufflenet(1.5, (176, 352, 704), 1024, Published(3.5, 299, 27.4, _SHUFFLE)),
+        *_shufflenet(2.0, (244, 488, 976), 2048, Published(7.4, 591, 25.1, _SHUFFLE)),
+    )
+}  # fmt: skip

@@ -1,0 +1,171 @@
+"""The two pre-activation layers of the papers: learned group convolution and sparse feature reactivation.
+
+Both are BN -> activation -> masked 1x1 convolution. LGC chooses which old features a new layer reads, SFR which
+old features a new layer updates.
+"""
+
+from functools import partial
+from typing import Callable, Optional
+
+import torch
+from torch import Tensor, nn
+
+from .sparse import GroupSparseConv2d
+
+NormLayer = Callable[[int], nn.Module]
+ActLayer = Callable[[], nn.Module]
+
+
+class _PreActivation(GroupSparseConv2d):
+    """BN -> activation -> dropout in front of the masked convolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        factor: int,
+        over: str,
+        act_layer: Optional[ActLayer],
+        norm_layer: Optional[NormLayer],
+        drop_rate: float,
+        eps: float,
+        momentum: float,
+        deploy: bool,
+        device,
+        dtype,
+    ) -> None:
+        super().__init__(in_channels, out_channels, groups, factor, over, deploy=deploy, device=device, dtype=dtype)
+        if norm_layer is None:
+            norm_layer = partial(nn.BatchNorm2d, eps=eps, momentum=momentum, device=device, dtype=dtype)
+        self.norm = norm_layer(self.conv.in_channels)
+        self.act = nn.ReLU(inplace=True) if act_layer is None else act_layer()
+        self.drop = nn.Dropout(drop_rate)
+
+
+class LearnedGroupConv(_PreActivation):
+    """Learned group convolution: BN -> activation -> 1x1 convolution that learns which inputs each group reads.
+
+    Output ``o`` is in group ``o mod groups``; after the last stage each group reads ``ceil(I / factor)`` inputs
+    (CondenseNet, section 3). The deployed form gathers those inputs, normalises and activates the gathered
+    channels, applies a group convolution and shuffles the outputs back to the interleaved order.
+
+    Args:
+        in_channels: input channels ``I``.
+        out_channels: output channels ``O``, a multiple of ``groups``.
+        groups: number of groups ``G``.
+        factor: condense factor ``C``; pruning takes ``C - 1`` stages.
+        act_layer: makes the activation; ReLU by default.
+        norm_layer: makes the normalisation from a channel count; batch normalisation by default.
+        drop_rate: dropout probability in front of the convolution.
+        eps: ``eps`` of the default normalisation.
+        momentum: ``momentum`` of the default normalisation.
+        deploy: build the group-convolution form directly.
+
+    Raises:
+        ValueError: ``groups`` does not divide ``out_channels``, or an argument is out of range.
+
+    Example:
+        >>> layer = LearnedGroupConv(16, 32, groups=4, factor=4)
+        >>> layer.prune_to(layer.num_stages)
+        >>> layer.switch_to_deploy()
+        >>> layer.conv
+        Conv2d(16, 32, kernel_size=(1, 1), stride=(1, 1), groups=4, bias=False)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int = 8,
+        factor: int = 8,
+        act_layer: Optional[ActLayer] = None,
+        norm_layer: Optional[NormLayer] = None,
+        drop_rate: float = 0.0,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, groups, factor, 'outputs',
+            act_layer, norm_layer, drop_rate, eps, momentum, deploy, device, dtype,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, I, H, W)`` to ``(N, O, H, W)``."""
+        return self.scatter(self._convolve(self.drop(self.act(self.norm(self.gather(x))))))
+
+    def _prepare_deploy(self, kept: Tensor) -> None:
+        self.norm = _gather_norm(self.norm, kept)
+
+
+class SparseFeatureReactivation(_PreActivation):
+    """Sparse feature reactivation: BN -> activation -> 1x1 convolution that learns which features to update.
+
+    Input ``i`` is in group ``i mod groups``; after the last stage each group updates ``ceil(O / factor)`` outputs,
+    the others get 0 (CondenseNetV2, section 3.2). Add the result to the old features. The deployed form brings the
+    inputs into group order, applies a group convolution, and sums the rows that belong to one feature.
+
+    Args:
+        in_channels: channels ``I`` of the new features, a multiple of ``groups``.
+        out_channels: channels ``O`` of the old features.
+        groups: number of groups ``G``.
+        factor: sparse factor ``S``; pruning takes ``S - 1`` stages.
+        act_layer: makes the activation; ReLU by default.
+        norm_layer: makes the normalisation from a channel count; batch normalisation by default.
+        drop_rate: dropout probability in front of the convolution.
+        eps: ``eps`` of the default normalisation.
+        momentum: ``momentum`` of the default normalisation.
+        deploy: build the group-convolution form directly.
+
+    Raises:
+        ValueError: ``groups`` does not divide ``in_channels``, or an argument is out of range.
+
+    Example:
+        >>> layer = SparseFeatureReactivation(16, 100, groups=4, factor=8)
+        >>> layer(torch.randn(1, 16, 7, 7)).shape
+        torch.Size([1, 100, 7, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int = 8,
+        factor: int = 8,
+        act_layer: Optional[ActLayer] = None,
+        norm_layer: Optional[NormLayer] = None,
+        drop_rate: float = 0.0,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, groups, factor, 'inputs',
+            act_layer, norm_layer, drop_rate, eps, momentum, deploy, device, dtype,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map new features ``(N, I, H, W)`` to the update ``(N, O, H, W)`` of the old ones."""
+        return self.scatter(self._convolve(self.gather(self.drop(self.act(self.norm(x))))))
+
+
+def _gather_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
+    """Batch normalisation of the gathered channels; any batch normalisation (SyncBN too) becomes a plain one."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        raise TypeError(f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}.')
+    reference = norm.weight if norm.affine else norm.running_mean
+    gathered = nn.BatchNorm2d(
+        index.numel(), norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
+        device=index.device, dtype=None if reference is None else reference.dtype,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, target in [*gathered.named_parameters(), *gathered.named_buffers()]:
+            source = getattr(norm, name)
+            target.copy_(source[index] if source.ndim else source)
+            target.requires_grad_(source.requires_grad)
+    return gathered

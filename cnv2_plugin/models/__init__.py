@@ -1,0 +1,5 @@
+"""Trunks in plain PyTorch; the toolkits' classes inherit them and add heads or outputs."""
+
+from .condensenet import CondenseNetTrunk
+
+__all__ = ['CondenseNetTrunk']

@@ -1,0 +1,148 @@
+"""Drives every group-sparse layer of a model through its pruning stages."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import GroupSparseConv2d
+from .schedule import SparsificationSchedule
+
+_WRAPPER_PREFIXES = ('_orig_mod', 'module')
+
+
+class StagedSparsifier:
+    """Prunes the group-sparse layers of a model as training goes on.
+
+    Masks and stages live in the model's own state dict, so a model restored from a checkpoint has them; this object adds
+    the number of steps done. Layers that are ahead of the schedule (fine-tuning from pruned weights) stay as they are.
+
+    Args:
+        model: plain, compiled, or wrapped by DDP; its layers are changed in place.
+        total_steps: optimiser steps of the whole training.
+        sparse_fraction: share of training in which the stages happen.
+        group_lasso: weight of the group lasso in :meth:`regularization`.
+
+    Raises:
+        ValueError: the model has no group-sparse layer, or the pruning part has fewer steps than stages.
+
+    Example:
+        >>> sparsifier = StagedSparsifier(model, total_steps=len(loader) * epochs)
+        >>> for images, targets in loader:
+        ...     loss = criterion(model(images), targets) + sparsifier.regularization()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     sparsifier.step()
+    """
+
+    def __init__(
+        self, model: nn.Module, total_steps: int, sparse_fraction: float = 0.5, group_lasso: float = 0.0
+    ) -> None:
+        if total_steps < 1:
+            raise ValueError(f'total_steps is {total_steps}; it takes the number of optimiser steps of the whole training.')
+        if group_lasso < 0:
+            raise ValueError(f'group_lasso is {group_lasso}; it takes a weight of at least 0.')
+        self.model = model
+        self.layers = {
+            _plain_name(name): layer for name, layer in model.named_modules() if isinstance(layer, GroupSparseConv2d)
+        }
+        if not self.layers:
+            raise ValueError(f'{type(model).__name__} has no group-sparse layer, so there is nothing to sparsify.')
+        self.schedule = SparsificationSchedule(sparse_fraction)
+        self.total_steps = total_steps
+        self.group_lasso = group_lasso
+        self.steps_done = 0
+        self._check_enough_steps()
+
+    def step(self) -> bool:
+        """Count one optimiser step and do the stages that are due.
+
+        Returns:
+            Whether any mask changed.
+        """
+        self.steps_done += 1
+        return self.set_progress(self.steps_done / self.total_steps)
+
+    def set_progress(self, progress: float) -> bool:
+        """Do the stages that are due at a progress between 0 and 1; going back changes nothing.
+
+        Returns:
+            Whether any mask changed.
+
+        Raises:
+            ValueError: a layer that is to be pruned has NaN or infinite weights; no mask of any layer is changed then.
+        """
+        due = {name: self.schedule.stage(progress, layer.factor) for name, layer in self._unfinished()}
+        due = {name: stage for name, stage in due.items() if stage > int(self.layers[name].stage)}
+        for name in due:
+            self.layers[name].check_finite(name)
+        for name, stage in due.items():
+            self.layers[name].prune_to(stage)
+        return bool(due)
+
+    def regularization(self) -> Tensor:
+        """Group lasso of the unfinished layers times its weight: a scalar to add to the loss."""
+        layers = [layer for _, layer in self._unfinished()] if self.group_lasso else []
+        if not layers:
+            return next(iter(self.layers.values())).conv.weight.new_zeros(())
+        return self.group_lasso * torch.stack([layer.group_lasso() for layer in layers]).sum()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every layer is done with its last stage."""
+        return all(layer.is_finished() for layer in self.layers.values())
+
+    @property
+    def stage(self) -> int:
+        """Stages done by the layer that is furthest behind, among the layers with the most stages."""
+        longest = max(layer.num_stages for layer in self.layers.values())
+        return min(
+            layer.num_stages if layer.deploy else int(layer.stage)
+            for layer in self.layers.values()
+            if layer.num_stages == longest
+        )
+
+    def sparsity(self) -> dict[str, float]:
+        """Kept fraction of the weights of each layer by name, and of all under ``'total'``."""
+        kept = {name: layer.kept_fraction() for name, layer in self.layers.items()}
+        size = {name: layer.in_channels * layer.out_channels for name, layer in self.layers.items()}
+        total = sum(kept[name] * size[name] for name in kept) / sum(size.values())
+        return {**kept, 'total': total}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps done and settings; masks and stages are in the model's state dict."""
+        return dict(
+            steps_done=self.steps_done, total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state; load the model's state dict too, it holds the masks.
+
+        Raises:
+            ValueError: the state is of a training with another length or pruning part.
+        """
+        for name, own in (('total_steps', self.total_steps), ('sparse_fraction', self.schedule.sparse_fraction)):
+            if state[name] != own:
+                raise ValueError(
+                    f'the saved sparsifier has {name}={state[name]} but this one {own}; resume with the same value.'
+                )
+        self.steps_done = state['steps_done']
+
+    def _unfinished(self) -> list[tuple[str, GroupSparseConv2d]]:
+        return [(name, layer) for name, layer in self.layers.items() if not layer.is_finished()]
+
+    def _check_enough_steps(self) -> None:
+        stages = max((layer.num_stages - int(layer.stage) for _, layer in self._unfinished()), default=0)
+        steps = int(self.total_steps * self.schedule.sparse_fraction)
+        if steps < stages:
+            needed = -int(-stages // self.schedule.sparse_fraction)
+            raise ValueError(
+                f'total_steps={self.total_steps} with sparse_fraction={self.schedule.sparse_fraction} leaves {steps} steps '
+                f'for {stages} pruning stages; train for at least {needed} steps.'
+            )
+
+
+def _plain_name(name: str) -> str:
+    """A module's name without what DDP and torch.compile put before it."""
+    return '.'.join(part for part in name.split('.') if part not in _WRAPPER_PREFIXES)

@@ -1,0 +1,1 @@
+"""OpenMMLab backbones, necks and hooks, registered in mmengine's root registries."""

@@ -1,0 +1,3 @@
+"""timm models: importing this module registers every variant with ``timm.create_model``."""
+
+from . import condensenet as condensenet

@@ -1,0 +1,175 @@
+"""What timm expects of a model, added to a trunk: head, feature access and parameter groups."""
+
+from typing import Any, Optional, Union
+
+import torch
+from timm.layers import SelectAdaptivePool2d
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ...layers import SqueezeExcite
+
+
+class TimmModel(nn.Module):
+    """Adds timm's interface to a trunk with ``stem``, ``stages``, ``forward_stem`` and ``forward_final``.
+
+    Args:
+        arch: shape of the trunk.
+        num_classes: classes; 0 leaves the classifier out.
+        in_chans: input channels.
+        global_pool: timm pooling type that keeps the width, or '' for none.
+        drop_rate: dropout probability before the classifier.
+        head_width: width of the linear layer between pooling and classifier (after squeeze-and-excitation and before
+            hard-swish), or None for neither.
+        **trunk_options: passed on to the trunk.
+    """
+
+    norm_attribute: str
+
+    def __init__(
+        self,
+        arch,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        head_width: Optional[int] = None,
+        **trunk_options,
+    ) -> None:
+        super().__init__(arch=arch, in_chans=in_chans, **trunk_options)
+        dd = self._device_dtype()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.feature_info = [
+            dict(num_chs=channels, reduction=stride, module=f'stages.{i}')
+            for i, (channels, stride) in enumerate(zip(self.stage_channels, self.stage_strides))
+        ]
+        self.head_hidden_size = head_width or self.num_features
+        self.se_head, self.conv_head, self.act_head = nn.Identity(), nn.Identity(), nn.Identity()
+        if head_width:
+            self.se_head = SqueezeExcite(self.num_features, self.num_features // 16, **dd)
+            self.conv_head = nn.Conv2d(self.num_features, head_width, 1, **dd)
+            self.act_head = nn.Hardswish()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.global_pool = nn.Identity()
+        self.reset_classifier(num_classes, global_pool)
+
+    @torch.jit.ignore
+    def _device_dtype(self) -> dict[str, Any]:
+        weight = next(self.parameters())
+        return dict(device=weight.device, dtype=weight.dtype)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters without weight decay besides timm's own choice of biases and norms."""
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups for layer-wise learning rates: stem, then stages or layers, then the rest."""
+        blocks = r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.layers\.(\d+)'
+        return dict(stem=r'^stem', blocks=[(blocks, None), (rf'^{self.norm_attribute}', (99999,))])
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each layer in the backward pass to save activation memory."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replace the classifier and, where given, the pooling.
+
+        Raises:
+            ValueError: ``global_pool`` changes the width, or is '' with a classifier behind it.
+        """
+        if global_pool is None:
+            global_pool = self.global_pool.pool_type
+        pool = SelectAdaptivePool2d(pool_type=global_pool)
+        if pool.feat_mult() != 1:
+            raise ValueError(f"global_pool={global_pool!r} changes the width; use 'avg', 'max', 'avgmax' or ''.")
+        if num_classes > 0 and not global_pool:
+            raise ValueError(f"global_pool='' leaves a map that no classifier fits; use it with num_classes=0, not {num_classes}.")
+        self.num_classes = num_classes
+        self.global_pool = pool
+        self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        self.classifier = nn.Identity()
+        if num_classes > 0:
+            self.classifier = nn.Linear(self.head_hidden_size, num_classes, **self._device_dtype())
+            nn.init.zeros_(self.classifier.bias)
+        for module in (self.global_pool, self.flatten, self.classifier):
+            module.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, list[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
+        """Features of chosen stages, and of the whole trunk unless ``intermediates_only``.
+
+        Args:
+            x: images ``(N, C, H, W)``.
+            indices: the last n stages if int, all if None, else these stages.
+            norm: apply the trunk's last normalisation to the last stage's features.
+            stop_early: stop after the last chosen stage.
+            output_fmt: ``'NCHW'``.
+            intermediates_only: return only the list of features.
+        """
+        assert output_fmt in ('NCHW',), 'Output shape must be NCHW.'
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        intermediates = []
+        last = len(self.stages) - 1
+        x = self.forward_stem(x)
+        if torch.jit.is_scripting() or not stop_early:
+            stages = self.stages
+        else:
+            stages = self.stages[: max_index + 1]
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take_indices:
+                intermediates.append(self.forward_final(x) if norm and i == last else x)
+        if intermediates_only:
+            return intermediates
+        if max_index == last or not stop_early:
+            x = self.forward_final(x)
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: Union[int, list[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last chosen one, and the head where asked or no longer fitting."""
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        prune_end = max_index < len(self.stages) - 1
+        self.stages = self.stages[: max_index + 1]
+        if prune_end:
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
+        if prune_norm or prune_end:
+            setattr(self, self.norm_attribute, nn.Identity())
+        if prune_head or prune_end:
+            self.se_head, self.conv_head, self.act_head = nn.Identity(), nn.Identity(), nn.Identity()
+            self.head_hidden_size = self.num_features
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images ``(N, C, H, W)`` to the trunk's features ``(N, num_features, H', W')``."""
+        return self.forward_final(self.stages(self.forward_stem(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map features to logits ``(N, num_classes)``, or to what the classifier reads."""
+        x = self.act_head(self.conv_head(self.se_head(self.global_pool(x))))
+        x = self.head_drop(self.flatten(x))
+        return x if pre_logits else self.classifier(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(N, C, H, W)`` to logits ``(N, num_classes)``."""
+        return self.forward_head(self.forward_features(x))
