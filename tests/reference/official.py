@@ -7,8 +7,8 @@ files do.
 What the files are made of, as read in the two authors' repositories:
 
 - CondenseNetV2, training: ``epoch, arch, state_dict, optimizer, args, version, state_dict_ema, metric``, keys without
-  prefix. ``args`` is the ``argparse.Namespace`` of the run. From the command line it has ``model`` (``cdnv2_a`` ..., the
-  same string as ``arch``), ``dataset`` (the stem's stride is 1 for ``cifar10`` and ``cifar100``, else 2) and
+  prefix. ``args`` is the ``argparse.Namespace`` of the run. From the command line it has ``model`` (``cdnv2_a`` and so
+  on, the same string as ``arch``), ``dataset`` (the stem's stride is 1 for ``cifar10`` and ``cifar100``, else 2) and
   ``num_classes``. The model's constructor adds ``stages`` and ``growth`` (as lists of int), ``bottleneck``,
   ``group_1x1``, ``condense_factor``, ``group_3x3``, ``group_trans`` (groups of SFR), ``trans_factor`` (sparse factor of
   SFR), ``last_se_reduction``, ``fc_channel`` and, counted from 0, ``HS_start_block`` and ``SE_start_block``.
@@ -132,10 +132,10 @@ class _Draw:
         return torch.rand(shape, generator=self.generator, dtype=self.dtype) + 0.5
 
     def norm(self, prefix: str, channels: int) -> State:
-        negative = torch.rand(channels, generator=self.generator) < 0.25
         scale = self.positive(channels)
+        scale[1::4] *= -1
         return {
-            f'{prefix}.weight': torch.where(negative, -scale, scale),
+            f'{prefix}.weight': scale,
             f'{prefix}.bias': self.normal(channels, std=0.5),
             f'{prefix}.running_mean': self.normal(channels, std=0.5),
             f'{prefix}.running_var': self.positive(channels),

@@ -63,6 +63,8 @@ def prune(
     Returns:
         A new mask of the same dtype.
     """
+    if stage_to <= stage_from:
+        return mask.clone()
     values = (weight.detach() * mask.to(weight))[:, :, 0, 0].abs().tolist()
     alive = mask[:, :, 0, 0].tolist()
     n = count_units(weight, kind)
