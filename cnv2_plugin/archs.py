@@ -4,8 +4,9 @@ Sources: CondenseNetV2 (arXiv 2104.04382, tables 1, 3, 5), CondenseNet (arXiv 17
 ShuffleNetV2 (arXiv 1807.11164, tables 5, 8), with the exact counts of the authors' releases.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Optional, Union
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
@@ -54,7 +55,15 @@ class CondenseNetArch:
                 f'arch has {len(self.layers)} blocks in layers={self.layers} but {len(self.growth)} in '
                 f'growth={self.growth}; give one number a block in both.'
             )
-        for name in ('groups_1x1', 'groups_3x3', 'condense_factor', 'sparse_factor', 'bottleneck', 'se_reduction', 'stem_stride'):
+        for name in (
+            'groups_1x1',
+            'groups_3x3',
+            'condense_factor',
+            'sparse_factor',
+            'bottleneck',
+            'se_reduction',
+            'stem_stride',
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'arch has {name}={value!r}; it takes a whole number of at least 1.')
@@ -63,9 +72,14 @@ class CondenseNetArch:
                 groups = getattr(self, name)
                 if groups and channels % groups:
                     raise ValueError(
-                        f'arch has {name}={groups}, which does not divide {channels} channels of a block with growth {k}; '
-                        f'choose a growth that is a multiple of it, or another {name}.'
+                        f'arch has {name}={groups}, which does not divide {channels} channels of a block with '
+                        f'growth {k}; choose a growth that is a multiple of it, or another {name}.'
                     )
+
+    @property
+    def num_stages(self) -> int:
+        """Number of dense blocks."""
+        return len(self.layers)
 
 
 @dataclass(frozen=True)
@@ -94,9 +108,20 @@ class ShuffleNetArch:
         object.__setattr__(self, 'channels', _whole_numbers('channels', self.channels))
         object.__setattr__(self, 'repeats', _whole_numbers('repeats', self.repeats))
         if len(self.channels) != len(self.repeats):
-            raise ValueError(f'arch has channels={self.channels} but repeats={self.repeats}; give one number a stage in both.')
+            raise ValueError(
+                f'arch has channels={self.channels} but repeats={self.repeats}; give one number a stage in both.'
+            )
         if any(c % 2 for c in self.channels):
             raise ValueError(f'arch has channels={self.channels}; each stage is split in halves, so give even numbers.')
+        for name in ('stem_width', 'final_width', 'max_groups', 'sparse_factor'):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'arch has {name}={value!r}; it takes a whole number of at least 1.')
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return len(self.channels)
 
 
 Arch = Union[CondenseNetArch, ShuffleNetArch]
@@ -226,9 +251,7 @@ def _v2_cifar(depth, layers, published) -> Variant:
 
 def _v1(groups, published, page) -> Variant:
     arch = CondenseNetArch((4, 6, 8, 10, 8), (8, 16, 32, 64, 128), groups, groups, 0, groups)
-    return Variant(
-        f'condensenet_74_g{groups}', 'CondenseNet', f'74-g{groups}', arch, published, weights_page=page
-    )
+    return Variant(f'condensenet_74_g{groups}', 'CondenseNet', f'74-g{groups}', arch, published, weights_page=page)
 
 
 def _v1_cifar(depth, layers, published) -> Variant:
@@ -266,11 +289,14 @@ VARIANTS: dict[str, Variant] = {
         _v2('b', (2, 4, 6, 8, 6), (6, 12, 24, 48, 96), 6, 1024, Published(3.6, 146, 28.1, _V2), 'bicubic',
             '', _DRIVE + '1xFR3GcV1tsGq4tHhPS50XCW7AMnfWs6E/view'),
         _v2('c', (4, 6, 8, 10, 8), (8, 16, 32, 64, 128), 8, 1024, Published(6.1, 309, 24.1, _V2), 'bilinear',
-            'https://cloud.tsinghua.edu.cn/f/4e4a5246fc6249829ab0/?dl=1', _DRIVE + '12efJqELir4tzPMP-gdsH3Kl6kc5WeJgf/view'),
+            'https://cloud.tsinghua.edu.cn/f/4e4a5246fc6249829ab0/?dl=1',
+            _DRIVE + '12efJqELir4tzPMP-gdsH3Kl6kc5WeJgf/view'),
         _v2_cifar(110, 12, Published(0.48, 41, 4.65, _V2, note=_CIFAR_NOTE)),
         _v2_cifar(146, 16, Published(0.78, 62, 4.35, _V2, note=_CIFAR_NOTE)),
-        _v1(4, Published(4.8, 529, 26.2, _V1, halved_classifier=True), _DROPBOX + 'sj26rm4so3uhdmg/converted_condensenet_4.pth.tar?dl=1'),
-        _v1(8, Published(2.9, 274, 29.0, _V1, halved_classifier=True), _DROPBOX + 'aj1xpd6zcnclous/converted_condensenet_8.pth.tar?dl=1'),
+        _v1(4, Published(4.8, 529, 26.2, _V1, halved_classifier=True),
+            _DROPBOX + 'sj26rm4so3uhdmg/converted_condensenet_4.pth.tar?dl=1'),
+        _v1(8, Published(2.9, 274, 29.0, _V1, halved_classifier=True),
+            _DROPBOX + 'aj1xpd6zcnclous/converted_condensenet_8.pth.tar?dl=1'),
         _v1_cifar(50, 8, Published(0.22, 28.6, 6.22, _V1)),
         _v1_cifar(74, 12, Published(0.41, 51.9, 5.28, _V1)),
         _v1_cifar(86, 14, Published(0.52, 65.8, 5.06, _V1)),

@@ -1,3 +1,4 @@
 """timm models: importing this module registers every variant with ``timm.create_model``."""
 
 from . import condensenet as condensenet
+from . import shufflenet as shufflenet

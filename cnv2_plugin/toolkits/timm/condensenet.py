@@ -1,8 +1,8 @@
 """CondenseNet and CondenseNetV2 for timm."""
 
-from ...archs import VARIANTS, CondenseNetArch, arch_from
+from ...archs import CondenseNetArch, arch_from
 from ...models import CondenseNetTrunk
-from .entrypoints import register_variants
+from .entrypoints import register_family
 from .head import TimmModel
 
 
@@ -18,13 +18,14 @@ class CondenseNet(TimmModel, CondenseNetTrunk):
             group-convolution form.
     """
 
-    norm_attribute = 'norm'
+    first_conv = 'stem'
+    final_attribute = 'norm'
+    final_is_norm = True
 
     def __init__(self, arch, **options) -> None:
         arch = arch_from(CondenseNetArch, arch)
         super().__init__(arch, head_width=arch.head_width, **options)
 
 
-register_variants(
-    globals(), CondenseNet, CondenseNetArch, [name for name, v in VARIANTS.items() if isinstance(v.arch, CondenseNetArch)]
-)
+register_family(globals(), CondenseNet, 'CondenseNetV2', custom='condensenetv2', like='condensenetv2_a')
+register_family(globals(), CondenseNet, 'CondenseNet', custom='condensenet', like='condensenet_74_g8', groups_sfr=0)

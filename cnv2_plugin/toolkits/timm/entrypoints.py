@@ -1,18 +1,19 @@
 """Entry points and default configurations made from the variants table."""
 
-from functools import partial
-from typing import Any, Callable
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from ...archs import VARIANTS, Arch, Variant, arch_from
+from ...archs import VARIANTS, Arch, Variant, arch_from, variants_of
 
 
-def default_cfg(variant: Variant) -> dict[str, Any]:
-    """timm's pretrained configuration of a variant."""
+def default_cfg(variant: Variant, model_cls: type) -> dict[str, Any]:
+    """Timm's pretrained configuration of a variant."""
     mean, std = variant.stats
     return dict(
-        url='',
+        url=variant.url,
         num_classes=variant.num_classes,
         input_size=variant.input_size,
         pool_size=tuple(size // 32 if size >= 224 else size // 4 for size in variant.input_size[1:]),
@@ -20,38 +21,56 @@ def default_cfg(variant: Variant) -> dict[str, Any]:
         interpolation=variant.interpolation,
         mean=mean,
         std=std,
-        first_conv='stem',
+        first_conv=model_cls.first_conv,
         classifier='classifier',
         license='mit',
     )
 
 
-def register_variants(module: dict[str, Any], model_cls: type, arch_cls: type, names: list[str]) -> None:
-    """Register one timm entry point for each variant name in ``module``.
+def register_family(
+    module: dict[str, Any], model_cls: type, family: str, custom: str, like: str, **fixed_fields: Any
+) -> None:
+    """Register one timm entry point for each variant of a family, and one for shapes of the user's own.
 
     Args:
         module: ``globals()`` of the registering module.
         model_cls: timm model class.
-        arch_cls: class of its shapes.
-        names: timm names, keys of the variants table.
+        family: family in the variants table.
+        custom: name of the entry point that is made for ``arch=dict(...)``.
+        like: variant whose shape and configuration ``custom`` has unless told otherwise.
+        **fixed_fields: fields of the shape that make the family what it is; a given ``arch`` may leave them out.
     """
-    module['default_cfgs'] = {**module.get('default_cfgs', {}), **generate_default_cfgs({n: default_cfg(VARIANTS[n]) for n in names})}
-    for name in names:
-        _register(module, name, partial(_create, name, model_cls, arch_cls, default_arch=VARIANTS[name].arch))
+    templates = {variant.name: variant for variant in variants_of(family).values()}
+    templates[custom] = replace(VARIANTS[like], name=custom, url='', weights_page='')
+    module['default_cfgs'] = {
+        **module.get('default_cfgs', {}),
+        **generate_default_cfgs({name: default_cfg(variant, model_cls) for name, variant in templates.items()}),
+    }
+    for name, variant in templates.items():
+        _register(module, name, variant, model_cls, fixed_fields)
 
 
-def _create(name: str, model_cls: type, arch_cls: type, pretrained: bool = False, *, default_arch: Arch, **kwargs):
-    arch = arch_from(arch_cls, kwargs.pop('arch', default_arch))
-    return build_model_with_cfg(
-        model_cls, name, pretrained, arch=arch, feature_cfg=dict(flatten_sequential=True), **kwargs
-    )
-
-
-def _register(module: dict[str, Any], name: str, create: Callable) -> None:
+def _register(
+    module: dict[str, Any], name: str, variant: Variant, model_cls: type, fixed_fields: dict[str, Any]
+) -> None:
     def entry_point(pretrained: bool = False, **kwargs):
-        return create(pretrained, **kwargs)
+        arch = _family_arch(name, variant.arch, kwargs.pop('arch', None), fixed_fields)
+        feature_cfg = dict(out_indices=tuple(range(arch.num_stages)), flatten_sequential=True)
+        return build_model_with_cfg(model_cls, name, pretrained, arch=arch, feature_cfg=feature_cfg, **kwargs)
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__module__ = module['__name__']
     entry_point.__doc__ = f'``{name}`` of the variants table.'
     module[name] = register_model(entry_point)
+
+
+def _family_arch(name: str, default: Arch, given: Any, fixed_fields: dict[str, Any]) -> Arch:
+    if given is None:
+        return default
+    if isinstance(given, Mapping):
+        given = {**fixed_fields, **given}
+    arch = arch_from(type(default), given)
+    for field, value in fixed_fields.items():
+        if getattr(arch, field) != value:
+            raise ValueError(f'{name} is made with {field}={value!r}, but arch has {field}={getattr(arch, field)!r}.')
+    return arch

@@ -22,9 +22,16 @@ class TimmModel(nn.Module):
         head_width: width of the linear layer between pooling and classifier (after squeeze-and-excitation and before
             hard-swish), or None for neither.
         **trunk_options: passed on to the trunk.
+
+    Attributes:
+        first_conv: name of the convolution that reads the images.
+        final_attribute: name of the trunk's part after the last stage.
+        final_is_norm: whether that part only normalises, keeping the width.
     """
 
-    norm_attribute: str
+    first_conv: str
+    final_attribute: str
+    final_is_norm: bool
 
     def __init__(
         self,
@@ -69,7 +76,7 @@ class TimmModel(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups for layer-wise learning rates: stem, then stages or layers, then the rest."""
         blocks = r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.layers\.(\d+)'
-        return dict(stem=r'^stem', blocks=[(blocks, None), (rf'^{self.norm_attribute}', (99999,))])
+        return dict(stem=r'^stem', blocks=[(blocks, None), (rf'^{self.final_attribute}', (99999,))])
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -94,7 +101,9 @@ class TimmModel(nn.Module):
         if pool.feat_mult() != 1:
             raise ValueError(f"global_pool={global_pool!r} changes the width; use 'avg', 'max', 'avgmax' or ''.")
         if num_classes > 0 and not global_pool:
-            raise ValueError(f"global_pool='' leaves a map that no classifier fits; use it with num_classes=0, not {num_classes}.")
+            raise ValueError(
+                f"global_pool='' leaves a map that no classifier fits; use it with num_classes=0, not {num_classes}."
+            )
         self.num_classes = num_classes
         self.global_pool = pool
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
@@ -119,7 +128,7 @@ class TimmModel(nn.Module):
         Args:
             x: images ``(N, C, H, W)``.
             indices: the last n stages if int, all if None, else these stages.
-            norm: apply the trunk's last normalisation to the last stage's features.
+            norm: apply the trunk's last normalisation, where it has one, to the last stage's features.
             stop_early: stop after the last chosen stage.
             output_fmt: ``'NCHW'``.
             intermediates_only: return only the list of features.
@@ -136,7 +145,7 @@ class TimmModel(nn.Module):
         for i, stage in enumerate(stages):
             x = stage(x)
             if i in take_indices:
-                intermediates.append(self.forward_final(x) if norm and i == last else x)
+                intermediates.append(self.forward_final(x) if norm and self.final_is_norm and i == last else x)
         if intermediates_only:
             return intermediates
         if max_index == last or not stop_early:
@@ -150,10 +159,9 @@ class TimmModel(nn.Module):
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         prune_end = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
-        if prune_end:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
         if prune_norm or prune_end:
-            setattr(self, self.norm_attribute, nn.Identity())
+            setattr(self, self.final_attribute, nn.Identity())
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
         if prune_head or prune_end:
             self.se_head, self.conv_head, self.act_head = nn.Identity(), nn.Identity(), nn.Identity()
             self.head_hidden_size = self.num_features

@@ -1,0 +1,182 @@
+"""The trunk of ShuffleNetV2 and SFR-ShuffleNetV2: stem, stages of split-and-shuffle units, last 1x1 convolution."""
+
+from collections import OrderedDict
+from functools import partial
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..archs import ShuffleNetArch
+from ..layers import SparseFeatureReactivation
+from ..layers.reactivation import NormLayer
+from .base import DeployMixin, init_weights
+
+
+def conv_norm(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    groups: int = 1,
+    act: bool = True,
+    norm_layer: Optional[NormLayer] = None,
+    device=None,
+    dtype=None,
+) -> nn.Sequential:
+    """A convolution that keeps the size but for its stride, normalisation, and ReLU where ``act``."""
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel_size, stride, kernel_size // 2,
+        groups=groups, bias=False, device=device, dtype=dtype,
+    )  # fmt: skip
+    norm = nn.BatchNorm2d(out_channels, device=device, dtype=dtype) if norm_layer is None else norm_layer(out_channels)
+    parts = OrderedDict(conv=conv, norm=norm)
+    if act:
+        parts['act'] = nn.ReLU(inplace=True)
+    return nn.Sequential(parts)
+
+
+def sfr_groups(width: int, max_groups: int) -> int:
+    """Groups of reactivation in a branch: the largest divisor of its width that is at most ``max_groups``."""
+    return max(d for d in range(1, max_groups + 1) if width % d == 0)
+
+
+class ShuffleUnit(nn.Module):
+    """One unit of ShuffleNetV2 (section 3.2), with SFR on the half that it otherwise leaves untouched.
+
+    At stride 1 the right half goes through ``branch2``, whose output ``f`` also reactivates the left half:
+    ``left + SFR(f)`` (CondenseNetV2, section 3.4). At stride 2 both branches read everything.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out, an even number; equal to ``in_channels`` at stride 1.
+        stride: 1 or 2.
+        arch: whether SFR is used, its groups and its factor.
+        norm_layer: makes a normalisation from a channel count.
+        deploy: build the group-convolution form.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        arch: ShuffleNetArch,
+        norm_layer: Optional[NormLayer] = None,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd = dict(device=device, dtype=dtype)
+        block = partial(conv_norm, norm_layer=norm_layer, **dd)
+        width = out_channels // 2
+        self.width = width
+        self.branch1 = None
+        if stride > 1:
+            self.branch1 = nn.Sequential(
+                block(in_channels, in_channels, 3, stride, groups=in_channels, act=False),
+                block(in_channels, width, 1),
+            )
+        self.branch2 = nn.Sequential(
+            block(in_channels if stride > 1 else width, width, 1),
+            block(width, width, 3, stride, groups=width, act=False),
+            block(width, width, 1),
+        )
+        self.sfr = None
+        if arch.with_sfr and stride == 1:
+            self.sfr = SparseFeatureReactivation(
+                width, width, sfr_groups(width, arch.max_groups), arch.sparse_factor,
+                norm_layer=norm_layer, deploy=deploy, **dd,
+            )  # fmt: skip
+        self.shuffle = nn.ChannelShuffle(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""
+        if self.branch1 is not None:
+            left, new = self.branch1(x), self.branch2(x)
+        else:
+            left, new = x[:, : self.width], self.branch2(x[:, self.width :])
+        if self.sfr is not None:
+            left = left + self.sfr(new)
+        return self.shuffle(torch.cat((left, new), 1))
+
+
+class ShuffleStage(nn.Module):
+    """Units of one width, the first of which halves height and width."""
+
+    grad_checkpointing: bool
+
+    def __init__(self, in_channels: int, index: int, arch: ShuffleNetArch, **unit_options) -> None:
+        super().__init__()
+        self.out_channels = arch.channels[index]
+        self.grad_checkpointing = False
+        self.layers = nn.ModuleList(
+            ShuffleUnit(self.out_channels if i else in_channels, self.out_channels, 1 if i else 2, arch, **unit_options)
+            for i in range(arch.repeats[index])
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / 2, W / 2)``."""
+        for layer in self.layers:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+        return x
+
+
+class ShuffleNetTrunk(DeployMixin, nn.Module):
+    """Stem, stages and last 1x1 convolution of ShuffleNetV2 (table 5) and SFR-ShuffleNetV2.
+
+    Attributes:
+        stem: 3x3 convolution of stride 2, normalisation, ReLU, 3x3 max pool of stride 2.
+        stages: stages of units, each halving the size.
+        final: 1x1 convolution to ``arch.final_width``, normalisation and ReLU of the last stage's features.
+        stage_channels: channels that leave each stage.
+        stage_strides: stride of each stage's features relative to the input.
+        num_features: channels after ``final``.
+
+    Args:
+        arch: shape.
+        in_chans: input channels.
+        norm_layer: makes a normalisation from a channel count; batch normalisation by default.
+        deploy: build the group-convolution form of reactivation.
+    """
+
+    def __init__(
+        self,
+        arch: ShuffleNetArch,
+        in_chans: int = 3,
+        norm_layer: Optional[NormLayer] = None,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        dd = dict(device=device, dtype=dtype)
+        self.arch = arch
+        self.deploy = deploy
+        self.stem = conv_norm(in_chans, arch.stem_width, 3, 2, norm_layer=norm_layer, **dd)
+        self.stem.add_module('pool', nn.MaxPool2d(3, 2, padding=1))
+        channels = arch.stem_width
+        stages = []
+        for i in range(len(arch.channels)):
+            stages.append(ShuffleStage(channels, i, arch, norm_layer=norm_layer, deploy=deploy, **dd))
+            channels = arch.channels[i]
+        self.stages = nn.Sequential(*stages)
+        self.stage_channels: list[int] = list(arch.channels)
+        self.stage_strides: list[int] = [8 * 2**i for i in range(len(stages))]
+        self.final = conv_norm(channels, arch.final_width, 1, norm_layer=norm_layer, **dd)
+        self.num_features = arch.final_width
+        self.apply(init_weights)
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_chans, H, W)`` to the first features ``(N, stem_width, H / 4, W / 4)``."""
+        return self.stem(x)
+
+    def forward_final(self, x: Tensor) -> Tensor:
+        """Map the last stage's features to ``(N, num_features, H, W)``."""
+        return self.final(x)
