@@ -1,0 +1,141 @@
+"""Safe loading and atomic saving of checkpoints.
+
+Checkpoints are untrusted: tensors and plain containers are read, anything that would run code is refused.
+"""
+
+import os
+import pickle
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Iterator, Optional, Union
+
+import torch
+from torch import Tensor
+
+_PREFIXES = ('module.', '_orig_mod.')
+_CONTAINERS = ('state_dict_ema', 'state_dict', 'model_ema', 'model')
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or does not fit; the message says what to do."""
+
+
+@contextmanager
+def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
+    """Give a temporary file beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent or '.')
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def load_checkpoint(path: Union[str, Path], trust: bool = False) -> dict[str, Any]:
+    """Read a checkpoint file without running anything that it contains.
+
+    Args:
+        path: ``.safetensors``, or anything that ``torch.save`` wrote.
+        trust: unpickle arbitrary objects; only for files whose origin you know.
+
+    Returns:
+        The dict in the file, tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, empty, damaged, no checkpoint, or needs ``trust``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f'{path} is not a file; give the path of a checkpoint.')
+    if path.stat().st_size == 0:
+        raise CheckpointError(f'{path} is empty; write or download it again.')
+    checkpoint = _load_safetensors(path) if path.suffix == '.safetensors' else _load_pickle(path, trust)
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}; a checkpoint is a dict of tensors.')
+    return checkpoint
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework='pt') as file:
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}
+            return dict(state_dict=state_dict, meta=dict(file.metadata() or {}))
+    except SafetensorError as error:
+        raise CheckpointError(f'{path} is not a readable safetensors file ({error}); download it again.') from error
+
+
+def _load_pickle(path: Path, trust: bool) -> Any:
+    try:
+        return torch.load(path, map_location='cpu', weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        if trust or 'weights_only' not in str(error).lower():
+            raise CheckpointError(f'{path} is no checkpoint or is damaged; write or download it again.') from error
+        raise CheckpointError(
+            f'{path} holds Python objects besides tensors, and reading those can run code; if you know where the file '
+            f'comes from, repeat with --trust (trust=True).'
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, ImportError, TypeError) as error:
+        raise CheckpointError(f'{path} is no checkpoint or is damaged; write or download it again.') from error
+
+
+def find_state_dict(checkpoint: dict[str, Any], use_ema: bool = True) -> dict[str, Tensor]:
+    """The weights in a checkpoint: EMA weights where there are any, else ``state_dict``, else the dict itself.
+
+    Args:
+        checkpoint: what :func:`load_checkpoint` returned.
+        use_ema: prefer averaged weights.
+
+    Returns:
+        The state dict without the prefixes that DDP and torch.compile put before the keys.
+
+    Raises:
+        CheckpointError: there are no tensors in it.
+    """
+    containers = _CONTAINERS if use_ema else [name for name in _CONTAINERS if not name.endswith('_ema')]
+    state_dict = next((checkpoint[name] for name in containers if isinstance(checkpoint.get(name), dict)), checkpoint)
+    state_dict = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
+    if not state_dict:
+        raise CheckpointError(
+            f'the checkpoint holds no tensors under {", ".join(containers)} or at its top (its keys: '
+            f'{", ".join(map(str, list(checkpoint)[:6])) or "none"}); give a file with model weights.'
+        )
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state_dict):
+            state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
+    return state_dict
+
+
+def save_checkpoint(
+    state_dict: dict[str, Tensor], path: Union[str, Path], meta: Optional[dict[str, Any]] = None
+) -> None:
+    """Write weights so that ``path`` holds either what it held before or the whole new file.
+
+    Args:
+        state_dict: tensors by name.
+        path: written as safetensors when it ends in ``.safetensors``, else by ``torch.save``.
+        meta: plain values stored beside the weights (as strings in safetensors).
+    """
+    state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    with atomic_path(path) as temporary:
+        if Path(path).suffix == '.safetensors':
+            from safetensors.torch import save_file
+
+            unshared = {key: value.clone() for key, value in state_dict.items()}
+            save_file(unshared, temporary, {key: str(value) for key, value in (meta or {}).items()})
+        else:
+            torch.save(dict(state_dict=state_dict, meta=dict(meta or {})), temporary)

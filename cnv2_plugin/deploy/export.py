@@ -1,0 +1,184 @@
+"""Export to ONNX, checked against PyTorch in ONNX Runtime before the file gets its name."""
+
+import json
+import logging
+import warnings
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Literal, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import atomic_path
+from ..layers import ChannelScatterSum
+from .verify import VerifyReport, verify
+
+OPSET = 20
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        path: the ONNX file.
+        size: its bytes.
+        opset: version of the standard operators.
+        operators: number of nodes by operator.
+        verification: ONNX Runtime against the given model.
+    """
+
+    path: Path
+    size: int
+    opset: int
+    operators: dict[str, int]
+    verification: VerifyReport
+
+
+class GatherSum(nn.Module):
+    """The index layer as gathers: one for each row that the most-updated channel sums.
+
+    Runtimes gather fast and scatter slowly. Equal to :class:`ChannelScatterSum`.
+
+    Args:
+        scatter: the index layer to restate.
+    """
+
+    def __init__(self, scatter: ChannelScatterSum) -> None:
+        super().__init__()
+        rows = scatter.index.numel()
+        multiplicity = torch.bincount(scatter.index, minlength=scatter.out_channels)
+        self.levels = max(int(multiplicity.max()), 1)
+        order = scatter.index.argsort(stable=True)
+        channel = scatter.index[order]
+        level = torch.arange(rows, device=order.device) - (multiplicity.cumsum(0) - multiplicity)[channel]
+        table = torch.full((self.levels, scatter.out_channels), rows, device=order.device)
+        table[level, channel] = order
+        for i in range(self.levels):
+            self.register_buffer(f'level_{i}', table[i].clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, K, H, W)`` to ``(N, C, H, W)``."""
+        padded = torch.cat((x, torch.zeros_like(x[:, :1])), 1)
+        total = padded.index_select(1, self.level_0)
+        for i in range(1, self.levels):
+            total = total + padded.index_select(1, getattr(self, f'level_{i}'))
+        return total
+
+
+def export_onnx(
+    model: nn.Module,
+    path: Union[str, Path],
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    batch: Union[int, Literal['dynamic']] = 'dynamic',
+    optimize: bool = True,
+    tolerance: float = 1e-5,
+    metadata: Optional[dict[str, Any]] = None,
+    output_names: Optional[list[str]] = None,
+) -> ExportReport:
+    """Write a model as ONNX with standard operators only, through ``torch.export``.
+
+    Args:
+        model: classifier or backbone, condensed or not, on the CPU in float32; left as it is.
+        path: file to write.
+        input_size: ``(C, H, W)``.
+        batch: ``'dynamic'``, or a fixed batch size.
+        optimize: choose the fastest exact form of every layer for the runtime.
+        tolerance: largest relative difference to PyTorch that is accepted.
+        metadata: plain values stored in the file (arch, classes, normalisation).
+        output_names: names of the outputs; ``logits``, or ``output_0`` and so on, by default.
+
+    Raises:
+        ValueError: ``batch`` or ``input_size`` does not fit.
+        VerificationError: the file does not agree with PyTorch; nothing is written.
+    """
+    if batch != 'dynamic' and (not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"batch is {batch!r}; it takes 'dynamic' or a whole number of at least 1.")
+    if len(input_size) != 3 or any(size < 1 for size in input_size):
+        raise ValueError(f'input_size is {tuple(input_size)}; it takes three positive numbers (C, H, W).')
+    import onnx
+
+    runtime_model = for_runtime(model, optimize, input_size).eval()
+    count = 2 if batch == 'dynamic' else batch
+    proto = _to_proto(runtime_model, torch.randn(count, *input_size), batch == 'dynamic', output_names)
+    _strip(proto)
+    onnx.helper.set_model_props(proto, {key: _text(value) for key, value in _metadata(model, metadata).items()})
+    with atomic_path(path) as temporary:
+        onnx.save(proto, str(temporary))
+        onnx.checker.check_model(str(temporary), full_check=True)
+        report = verify(model, temporary, input_size, batch_size=count)
+        report.check(tolerance, 'the ONNX file')
+        size = temporary.stat().st_size
+    operators: dict[str, int] = {}
+    for node in proto.graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    return ExportReport(Path(path), size, proto.opset_import[0].version, operators, report)
+
+
+def for_runtime(model: nn.Module, optimize: bool, input_size: tuple[int, int, int]) -> nn.Module:
+    """A copy of a model in the form that is exported."""
+    model = deepcopy(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ChannelScatterSum):
+                setattr(parent, name, GatherSum(child))
+    return model
+
+
+def _to_proto(model: nn.Module, example: Tensor, dynamic: bool, output_names: Optional[list[str]]):
+    with torch.no_grad():
+        outputs = model(example)
+    if output_names is None:
+        output_names = ['logits'] if isinstance(outputs, Tensor) else [f'output_{i}' for i in range(len(outputs))]
+    shapes = ({0: torch.export.Dim('batch', min=1)},) if dynamic else None
+    with _quiet():
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, opset_version=OPSET, input_names=['input'], output_names=output_names,
+            dynamic_shapes=shapes, optimize=True, verbose=False,
+        )  # fmt: skip
+    return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own notes to itself."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(proto) -> None:
+    """Drop the exporter's notes on every node: they hold paths of this machine and make the file larger."""
+    for item in [*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output]:
+        del item.metadata_props[:]
+        item.doc_string = ''
+    del proto.graph.metadata_props[:]
+    del proto.graph.value_info[:]
+
+
+def _metadata(model: nn.Module, metadata: Optional[dict[str, Any]]) -> dict[str, Any]:
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    names = {
+        'architecture': 'arch',
+        'mean': 'mean',
+        'std': 'std',
+        'interpolation': 'interpolation',
+        'crop_pct': 'crop_pct',
+    }
+    found = {names[key]: config[key] for key in names if config.get(key) is not None}
+    if hasattr(model, 'num_classes'):
+        found['num_classes'] = model.num_classes
+    return {**found, **(metadata or {})}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
