@@ -1,0 +1,91 @@
+"""The benchmark measures what it says, in turn, and refuses what it does not know."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+import cnv2_plugin  # noqa: F401
+from cnv2_plugin.cli import main
+from cnv2_plugin.deploy.benchmark import Timing, benchmark, interleave, random_finished
+from cnv2_plugin.deploy.benchmark_forms import FORMS
+from tests.helpers import finish_pruning, randomize_norms, relative_difference
+
+TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)
+
+
+def tiny_model():
+    return finish_pruning(randomize_norms(timm.create_model('condensenetv2_a', arch=TINY, num_classes=7))).eval()
+
+
+@pytest.mark.parametrize('form', sorted(FORMS))
+def test_every_form_computes_the_same(form):
+    model, x = tiny_model().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        assert relative_difference(FORMS[form](model)(x), model(x)) < 1e-9
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_rounds_are_interleaved():
+    calls = []
+    runners = {name: (lambda name=name: calls.append(name)) for name in 'ab'}
+    timings = interleave(runners, rounds=3, warmup=1)
+    assert ''.join(calls) == 'ab' + 'ababab'
+    assert all(t.rounds == 3 and 0 <= t.min <= t.median <= t.max for t in timings.values())
+
+
+def test_timing_summarises_milliseconds():
+    assert Timing.of([0.003, 0.001, 0.002]) == Timing(1.0, 2.0, 3.0, 3)
+
+
+def test_every_combination_is_measured():
+    measured = benchmark({'tiny': tiny_model()}, input_size=(3, 32, 32), batch=2, rounds=2, warmup=1)
+    assert {(m.form, m.runtime) for m in measured} == {
+        (form, runtime) for form in ('training', 'condensed') for runtime in ('eager', 'onnxruntime')
+    }
+    assert all(m.batch == 2 and m.threads == 1 and m.timing.rounds == 2 and m.size > 0 for m in measured)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(forms=['dense']), 'form dense: choose from'),
+        (dict(runtimes=[]), 'runtime list is empty: choose from'),
+        (dict(batch=0), 'batch is 0'),
+        (dict(rounds=0), 'rounds is 0'),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark({}, **options)
+
+
+def test_threads_and_processors_are_restored():
+    before = torch.get_num_threads()
+    benchmark({'tiny': tiny_model()}, runtimes=['eager'], input_size=(3, 32, 32), rounds=1, warmup=0)
+    assert torch.get_num_threads() == before
+
+
+def test_random_finished_is_reproducible_and_finished():
+    a, b = (random_finished(timm.create_model('condensenetv2_a', arch=TINY)) for _ in range(2))
+    assert all(layer.is_finished() for layer in a.sparse_layers())
+    assert torch.equal(a.norm[0].running_mean, b.norm[0].running_mean)
+
+
+def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
+    path = tmp_path / 'figures.json'
+    options = (
+        '--forms training condensed --runtimes eager --input-size 3 32 32 --rounds 1 --warmup 0 --quiet --markdown'
+    )
+    assert main(['benchmark', 'condensenetv2_110_cifar', *options.split(), '--json', str(path)]) == 0
+    assert '| condensenetv2_110_cifar | condensed | eager |' in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    assert content['machine']['versions']['torch'] == torch.__version__
+    assert len(content['measurements']) == 2 and content['measurements'][0]['timing']['rounds'] == 1
+
+
+def test_command_tells_of_an_unknown_form(capsys):
+    assert main(['benchmark', 'condensenetv2_110_cifar', '--forms', 'dense', '--quiet']) == 1
+    assert 'form dense: choose from' in capsys.readouterr().err
