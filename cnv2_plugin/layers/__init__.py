@@ -2,6 +2,7 @@
 
 from .permute import ChannelGather, ChannelScatterSum
 from .reactivation import LearnedGroupConv, SparseFeatureReactivation
+from .selective_linear import SelectiveLinear
 from .sparse import GroupSparseConv2d, UnfinishedPruningError, kept_units
 from .squeeze_excite import SqueezeExcite
 
@@ -10,6 +11,7 @@ __all__ = [
     'ChannelScatterSum',
     'GroupSparseConv2d',
     'LearnedGroupConv',
+    'SelectiveLinear',
     'SparseFeatureReactivation',
     'SqueezeExcite',
     'UnfinishedPruningError',

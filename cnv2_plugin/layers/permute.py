@@ -1,6 +1,5 @@
 """Channel bookkeeping of the condensed layers: gather before, sum-scatter after a group convolution."""
 
-import torch
 from torch import Tensor, nn
 
 

@@ -4,8 +4,9 @@ Both are BN -> activation -> masked 1x1 convolution. LGC chooses which old featu
 old features a new layer updates.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +158,9 @@ class SparseFeatureReactivation(_PreActivation):
 def _gather_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
     """Batch normalisation of the gathered channels; any batch normalisation (SyncBN too) becomes a plain one."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        raise TypeError(f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}.')
+        raise TypeError(
+            f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}.'
+        )
     reference = norm.weight if norm.affine else norm.running_mean
     gathered = nn.BatchNorm2d(
         index.numel(), norm.eps, norm.momentum, norm.affine, norm.track_running_stats,

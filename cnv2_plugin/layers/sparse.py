@@ -158,7 +158,9 @@ class GroupSparseConv2d(nn.Module):
             ValueError: ``stage`` is out of range, or a weight is NaN or infinite.
         """
         if not 0 <= stage <= self.num_stages:
-            raise ValueError(f'stage is {stage}; this layer with factor {self.factor} has stages 0 to {self.num_stages}.')
+            raise ValueError(
+                f'stage is {stage}; this layer with factor {self.factor} has stages 0 to {self.num_stages}.'
+            )
         if self.deploy or stage <= int(self.stage):
             return
         self.check_finite()
@@ -201,7 +203,9 @@ class GroupSparseConv2d(nn.Module):
         kept = self.kept_index()
         self._set_permutations(kept)
         self._prepare_deploy(kept)
-        self.conv = self._make_group_conv(masked.stride, masked.bias is not None, masked.weight.device, masked.weight.dtype)
+        self.conv = self._make_group_conv(
+            masked.stride, masked.bias is not None, masked.weight.device, masked.weight.dtype
+        )
         with torch.no_grad():
             self.conv.weight.copy_(self._group_weight(masked.weight, kept)[..., None, None])
             if masked.bias is not None:
@@ -238,17 +242,17 @@ class GroupSparseConv2d(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
         errors.extend(self._state_dict_faults(state_dict, prefix))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 
     def _state_dict_faults(self, state_dict, prefix: str) -> list[str]:
         name = prefix.rstrip('.') or type(self).__name__
         condensed = any(f'{prefix}{key}.index' in state_dict for key in ('gather', 'scatter'))
         masked = f'{prefix}mask' in state_dict
         if masked and self.deploy:
-            return [f'{name}: the state dict holds the training form; build the model with deploy=False, load, then '
-                    f'call switch_to_deploy().']
+            return [
+                f'{name}: the state dict holds the training form; build the model with deploy=False, load, then '
+                f'call switch_to_deploy().'
+            ]
         if condensed and not self.deploy:
             return [f'{name}: the state dict holds the condensed form; build the model with deploy=True to load it.']
         mask, stage = state_dict.get(f'{prefix}mask'), state_dict.get(f'{prefix}stage')
@@ -258,12 +262,16 @@ class GroupSparseConv2d(nn.Module):
             return []
         units = self.by_unit(mask.bool())
         if not 0 <= int(stage) <= self.num_stages:
-            return [f'{name}: stage is {int(stage)}; a layer with factor {self.factor} has stages 0 to {self.num_stages}.']
+            return [
+                f'{name}: stage is {int(stage)}; a layer with factor {self.factor} has stages 0 to {self.num_stages}.'
+            ]
         whole = bool((units == units[..., :1]).all())
         expected = self.kept_per_group(int(stage))
         if not whole or not bool((units[..., 0].sum(1) == expected).all()):
-            return [f'{name}: mask and stage disagree; at stage {int(stage)} each of the {self.groups} groups keeps '
-                    f'{expected} of {self.num_units()} channels.']
+            return [
+                f'{name}: mask and stage disagree; at stage {int(stage)} each of the {self.groups} groups keeps '
+                f'{expected} of {self.num_units()} channels.'
+            ]
         return []
 
     def _index_faults(self, state_dict, prefix: str, name: str) -> list[str]:
@@ -272,18 +280,27 @@ class GroupSparseConv2d(nn.Module):
             if index is None or index.is_meta or index.numel() == 0:
                 continue
             if int(index.min()) < 0 or int(index.max()) >= self.num_units():
-                return [f'{name}: {key}.index must lie in 0 to {self.num_units() - 1}, but holds {int(index.min())} '
-                        f'to {int(index.max())}.']
+                return [
+                    f'{name}: {key}.index must lie in 0 to {self.num_units() - 1}, but holds {int(index.min())} '
+                    f'to {int(index.max())}.'
+                ]
         return []
 
     def extra_repr(self) -> str:
-        return f'{self.in_channels}, {self.out_channels}, groups={self.groups}, factor={self.factor}, deploy={self.deploy}'
+        return (
+            f'{self.in_channels}, {self.out_channels}, groups={self.groups}, factor={self.factor}, deploy={self.deploy}'
+        )
 
 
 def _check_arguments(name, in_channels, out_channels, groups, factor, over, bias) -> None:
     if over not in ('outputs', 'inputs'):
         raise ValueError(f"{name}: over is {over!r}; it takes 'outputs' or 'inputs'.")
-    for argument, value in (('in_channels', in_channels), ('out_channels', out_channels), ('groups', groups), ('factor', factor)):
+    for argument, value in (
+        ('in_channels', in_channels),
+        ('out_channels', out_channels),
+        ('groups', groups),
+        ('factor', factor),
+    ):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f'{name}: {argument} is {value!r}; it takes a whole number of at least 1.')
     grouped = out_channels if over == 'outputs' else in_channels

@@ -1,6 +1,6 @@
 """What every trunk shares: deployment, per-stage features and gradient checkpointing."""
 
-from typing import Iterator
+from collections.abc import Iterator
 
 from torch import nn
 

@@ -68,11 +68,20 @@ class DenseStage(nn.Module):
 
     grad_checkpointing: bool
 
-    def __init__(self, in_channels: int, index: int, arch: CondenseNetArch, downsample: bool, **layer_options) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        index: int,
+        arch: CondenseNetArch,
+        downsample: bool,
+        act_layer: Optional[ActLayer] = None,
+        **layer_options,
+    ) -> None:
         super().__init__()
         growth, block = arch.growth[index], index + 1
-        hswish = arch.hswish_from is not None and block >= arch.hswish_from
-        act_layer = nn.Hardswish if hswish else partial(nn.ReLU, inplace=True)
+        if act_layer is None:
+            hswish = arch.hswish_from is not None and block >= arch.hswish_from
+            act_layer = nn.Hardswish if hswish else partial(nn.ReLU, inplace=True)
         with_se = arch.se_from is not None and block >= arch.se_from
         self.grad_checkpointing = False
         self.pool = nn.AvgPool2d(2, 2) if downsample else nn.Identity()
@@ -86,7 +95,7 @@ class DenseStage(nn.Module):
         """Map ``(N, c, H, W)`` to ``(N, out_channels, H', W')``."""
         x = self.pool(x)
         for layer in self.layers:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing and x.requires_grad and not torch.jit.is_scripting():
                 x = checkpoint(layer, x, use_reentrant=False)
             else:
                 x = layer(x)
@@ -111,6 +120,8 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         in_chans: input channels.
         lgc_drop_rate: dropout probability inside the learned group convolutions.
         norm_layer: makes a normalisation from a channel count; batch normalisation by default.
+        act_layer: makes every activation of the trunk; by default the arch's own (hard-swish from
+            ``arch.hswish_from``, ReLU before it and after the last stage).
         deploy: build the group-convolution form.
     """
 
@@ -120,6 +131,7 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         in_chans: int = 3,
         lgc_drop_rate: float = 0.0,
         norm_layer: Optional[NormLayer] = None,
+        act_layer: Optional[ActLayer] = None,
         deploy: bool = False,
         device=None,
         dtype=None,
@@ -136,15 +148,16 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         self.stage_strides: list[int] = []
         for i in range(len(arch.layers)):
             stage = DenseStage(
-                channels, i, arch, downsample=i > 0, norm_layer=norm_layer, drop_rate=lgc_drop_rate, deploy=deploy, **dd
-            )
+                channels, i, arch, downsample=i > 0, act_layer=act_layer,
+                norm_layer=norm_layer, drop_rate=lgc_drop_rate, deploy=deploy, **dd,
+            )  # fmt: skip
             channels = stage.out_channels
             stages.append(stage)
             self.stage_channels.append(channels)
             self.stage_strides.append(arch.stem_stride * 2**i)
         self.stages = nn.Sequential(*stages)
         norm = nn.BatchNorm2d(channels, **dd) if norm_layer is None else norm_layer(channels)
-        self.norm = nn.Sequential(norm, nn.ReLU(inplace=True))
+        self.norm = nn.Sequential(norm, nn.ReLU(inplace=True) if act_layer is None else act_layer())
         self.num_features = channels
         self.apply(init_weights)
 

@@ -40,7 +40,9 @@ class StagedSparsifier:
         self, model: nn.Module, total_steps: int, sparse_fraction: float = 0.5, group_lasso: float = 0.0
     ) -> None:
         if total_steps < 1:
-            raise ValueError(f'total_steps is {total_steps}; it takes the number of optimiser steps of the whole training.')
+            raise ValueError(
+                f'total_steps is {total_steps}; it takes the number of optimiser steps of the whole training.'
+            )
         if group_lasso < 0:
             raise ValueError(f'group_lasso is {group_lasso}; it takes a weight of at least 0.')
         self.model = model

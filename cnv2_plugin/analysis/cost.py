@@ -1,0 +1,105 @@
+"""Parameters and multiply-adds, plain and in the authors' way of counting."""
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..layers import ChannelScatterSum, GroupSparseConv2d, SqueezeExcite
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one image costs.
+
+    Attributes:
+        params: all parameters of the model as it is.
+        params_pruned: parameters without the weights that pruning removes (the same in condensed form).
+        buffers: elements of all buffers: running statistics, masks, indices.
+        mult_adds: multiply-adds of convolutions and linear layers, as executed (not FLOPs: one multiply-add is two).
+        mult_adds_pruned: the same without pruned weights.
+        index_additions: additions of the index layers (condensed form; no multiplications).
+        authors_count: the authors' count: multiply-adds of pruned layers divided by their factor, plus one operation an
+            element of ReLU and hard-swish, two of sigmoid, and the pooled elements of average pools
+            (squeeze-and-excitation's too).
+    """
+
+    params: int
+    params_pruned: int
+    buffers: int
+    mult_adds: int
+    mult_adds_pruned: int
+    index_additions: int
+    authors_count: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), linear_bias: bool = False) -> Cost:
+    """Count a model in training or condensed form.
+
+    Convolutions and linear layers are counted by torch's own FLOP counter on meta tensors, so nothing is computed.
+
+    Args:
+        model: left as it is.
+        input_size: ``(C, H, W)`` of one image.
+        linear_bias: count the biases of linear layers in the authors' way (CondenseNet's counter does, CondenseNetV2's
+            does not).
+    """
+    shadow = deepcopy(model).to('meta').eval()
+    tally = _Tally(linear_bias)
+    handles = [module.register_forward_hook(tally.visit) for module in shadow.modules()]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        shadow(torch.empty(1, *input_size, device='meta'))
+    for handle in handles:
+        handle.remove()
+    mult_adds = counter.get_total_flops() // 2
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(
+        params=params,
+        params_pruned=params - tally.pruned_weights,
+        buffers=sum(buffer.numel() for buffer in model.buffers()),
+        mult_adds=mult_adds,
+        mult_adds_pruned=mult_adds - tally.pruned_mult_adds,
+        index_additions=tally.index_additions,
+        authors_count=round(mult_adds - tally.authors_saving + tally.authors_elementwise),
+    )
+
+
+class _Tally:
+    """Sums, over a forward pass, what torch's counter leaves out."""
+
+    def __init__(self, linear_bias: bool) -> None:
+        self.linear_bias = linear_bias
+        self.pruned_weights = 0
+        self.pruned_mult_adds = 0
+        self.index_additions = 0
+        self.authors_saving = 0.0
+        self.authors_elementwise = 0
+
+    def visit(self, module: nn.Module, inputs: tuple, output: Any) -> None:
+        if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardswish)):
+            self.authors_elementwise += output.numel()
+        elif isinstance(module, nn.Sigmoid):
+            self.authors_elementwise += 2 * output.numel()
+        elif isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d, SqueezeExcite)):
+            self.authors_elementwise += inputs[0].numel()
+        elif isinstance(module, nn.Linear) and self.linear_bias and module.bias is not None:
+            self.authors_elementwise += output.numel()
+        elif isinstance(module, ChannelScatterSum):
+            self.index_additions += inputs[0].numel()
+        elif isinstance(module, GroupSparseConv2d) and not module.deploy:
+            self._visit_masked(module, output)
+
+    def _visit_masked(self, layer: GroupSparseConv2d, output: torch.Tensor) -> None:
+        weights = layer.in_channels * layer.out_channels
+        positions = output.shape[-2] * output.shape[-1]
+        pruned = weights - weights * layer.kept_per_group() // layer.num_units()
+        self.pruned_weights += pruned
+        self.pruned_mult_adds += pruned * positions
+        self.authors_saving += weights * (1 - 1 / layer.factor) * positions

@@ -1,0 +1,55 @@
+"""``cnv2 <command>``: works from an installed package, inside or outside a checkout."""
+
+import argparse
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Optional
+
+from . import __version__, commands
+
+EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)
+"""Errors whose message says what was wrong; anything else is a defect and shows its traceback."""
+
+
+def command_names() -> list[str]:
+    """Names that ``cnv2`` takes, as typed."""
+    return sorted(module.name.replace('_', '-') for module in iter_modules(commands.__path__) if module.name[0] != '_')
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``cnv2`` with one subcommand for each module of ``commands``."""
+    parser = argparse.ArgumentParser(prog='cnv2', description='Tools for CondenseNetV2 and its relatives.')
+    parser.add_argument('--version', action='version', version=f'cnv2_plugin {__version__}')
+    subparsers = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for name in command_names():
+        module = import_module(f'{commands.__name__}.{name.replace("-", "_")}')
+        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(subparser)
+        subparser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Optional[list[str]] = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 for success, 1 for a failure told in one sentence; usage errors exit with 2.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        print('cnv2: interrupted', file=sys.stderr)
+        return 130
+    except EXPECTED as error:
+        if args.debug:
+            raise
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        print(f'cnv2 {args.command}: {" ".join(message.split())}', file=sys.stderr)
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""``cnv2 cost``: parameters and multiply-adds of a variant, or of all beside the published figures."""
+
+import argparse
+
+from ._tables import print_table
+
+HELP = 'count parameters and multiply-adds of a variant, or of all variants beside the published figures'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 cost``."""
+    parser.add_argument('arch', nargs='?', help='timm name, such as condensenetv2_a')
+    parser.add_argument('--all', action='store_true', help='every variant beside the published figures')
+    parser.add_argument(
+        '--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='input size; by default the published'
+    )
+    parser.add_argument('--deploy', action='store_true', help='the condensed form only')
+    parser.add_argument('--markdown', action='store_true', help='print Markdown')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table."""
+    if args.all == bool(args.arch):
+        raise ValueError('give one variant, such as condensenetv2_a, or --all.')
+    if args.input and min(args.input) < 1:
+        raise ValueError(f'--input is {args.input}; it takes three positive numbers C H W.')
+    if args.all:
+        header, rows = _published_rows(args.input)
+        print_table('Every variant after pruning, beside the published figures', header, rows, args.markdown)
+    else:
+        header, rows = _form_rows(args.arch, args.input, args.deploy)
+        print_table(f'{args.arch}, one image', header, rows, args.markdown)
+
+
+def count_variant(name: str, deploy: bool, input_size=None):
+    """Cost of a variant built through timm, in training or condensed form."""
+    import timm
+
+    from ..analysis import count_cost
+    from ..archs import find_variant
+
+    variant = find_variant(name)
+    size = tuple(input_size or variant.input_size)
+    model = timm.create_model(name, deploy=deploy, in_chans=size[0])
+    return count_cost(model, size, linear_bias=variant.family == 'CondenseNet')
+
+
+def _form_rows(name: str, input_size, deploy_only: bool):
+    condensed = count_variant(name, True, input_size)
+    columns = [('condensed', condensed, condensed.params, condensed.mult_adds)]
+    if not deploy_only:
+        training = count_variant(name, False, input_size)
+        columns = [
+            ('training', training, training.params, training.mult_adds),
+            ('pruned', training, training.params_pruned, training.mult_adds_pruned),
+            *columns,
+        ]
+    rows = [
+        ['parameters', *(f'{params:,}' for _, _, params, _ in columns)],
+        ['parameters (M)', *(f'{params / 1e6:.2f}' for _, _, params, _ in columns)],
+        ['buffer elements', *(f'{cost.buffers:,}' for _, cost, _, _ in columns)],
+        ['multiply-adds (M)', *(f'{mult_adds / 1e6:.2f}' for *_, mult_adds in columns)],
+        ['index-layer additions (M)', *(f'{cost.index_additions / 1e6:.2f}' for _, cost, _, _ in columns)],
+        ["authors' counting (M)", *(f'{cost.authors_count / 1e6:.2f}' for _, cost, _, _ in columns)],
+    ]
+    return ['', *(form for form, *_ in columns)], rows
+
+
+def _published_rows(input_size):
+    from tqdm import tqdm
+
+    from ..archs import VARIANTS
+
+    header = ['variant', 'params (M)', 'published', 'diff', "mult-adds, authors' (M)", 'published', 'diff',
+              'mult-adds, plain (M)', 'note']  # fmt: skip
+    rows = []
+    for name, variant in tqdm(VARIANTS.items(), desc='counting', leave=False):
+        cost = count_variant(name, False, input_size)
+        params, counted, plain, published = (
+            cost.params_pruned,
+            cost.authors_count,
+            cost.mult_adds_pruned,
+            variant.published,
+        )
+        note = published.note if published else ''
+        if published and published.halved_classifier:
+            dropped = variant.num_classes * _features(variant) // 2
+            params, counted, plain = params - dropped, counted - dropped, plain - dropped
+            note = 'counted as published, with half of the classifier inputs dropped'
+        row = [name, f'{params / 1e6:.3f}', '-', '-', f'{counted / 1e6:.2f}', '-', '-', f'{plain / 1e6:.2f}', note]
+        if published:
+            row[2:4] = [f'{published.params:g}', f'{params / published.params / 1e4 - 100:+.1f} %']
+            row[5:7] = [f'{published.mult_adds:g}', f'{counted / published.mult_adds / 1e4 - 100:+.1f} %']
+        rows.append(row)
+    return header, rows
+
+
+def _features(variant) -> int:
+    arch = variant.arch
+    return 2 * arch.growth[0] + sum(layers * growth for layers, growth in zip(arch.layers, arch.growth))

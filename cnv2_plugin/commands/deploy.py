@@ -1,0 +1,120 @@
+"""``cnv2 deploy``: condense a trained checkpoint, prove that nothing changed, and write it."""
+
+import argparse
+from pathlib import Path
+
+from ._tables import print_table
+
+HELP = 'condense a trained checkpoint to group convolutions, verify it, and write it (and its ONNX file)'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 deploy``."""
+    parser.add_argument('checkpoint', help='trained checkpoint (.pth or .safetensors)')
+    parser.add_argument('--arch', required=True, help='timm name, such as condensenetv2_a')
+    parser.add_argument('--model-kwargs', type=_keyword, nargs='*', default=[], metavar='KEY=VALUE',
+                        help='further timm.create_model arguments, such as in_chans=1')  # fmt: skip
+    parser.add_argument('--out', required=True, help='file to write; ends in .pth or .safetensors')
+    parser.add_argument('--onnx', help='ONNX file to write too')
+    parser.add_argument(
+        '--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='input size; by default the published'
+    )
+    parser.add_argument('--batch', default='dynamic', help="batch size of the ONNX file, or 'dynamic'")
+    parser.add_argument('--tolerance', type=float, default=1e-5, help='largest relative difference that is accepted')
+    parser.add_argument(
+        '--no-ema', action='store_true', help='take the raw weights where the file has averaged ones too'
+    )
+    parser.add_argument('--trust', action='store_true', help='unpickle the checkpoint; only for files you trust')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Condense, verify, write, and print what changed."""
+    from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
+    from ..deploy import condense, export_onnx, verify
+
+    _check_output(args.out, ('.pth', '.pt', '.safetensors'))
+    if args.onnx:
+        _check_output(args.onnx, ('.onnx',))
+    state_dict = find_state_dict(load_checkpoint(args.checkpoint, args.trust), use_ema=not args.no_ema)
+    model = build_for(state_dict, args.arch, dict(args.model_kwargs)).eval()
+    input_size = tuple(args.input or model.pretrained_cfg['input_size'])
+    input_size = (model.in_chans, *input_size[1:])
+    condensed = condense(model)
+    report = verify(model, condensed, input_size)
+    report.check(args.tolerance, 'the condensed model')
+    meta = dict(arch=args.arch, model_kwargs=dict(args.model_kwargs), num_classes=model.num_classes, deploy=True)
+    save_checkpoint(condensed.state_dict(), args.out, meta)
+    differences = [report.max_rel]
+    sizes = [Path(args.checkpoint).stat().st_size, Path(args.out).stat().st_size]
+    if args.onnx:
+        batch = args.batch if args.batch == 'dynamic' else int(args.batch)
+        exported = export_onnx(condensed, args.onnx, input_size, batch, tolerance=args.tolerance)
+        differences.append(exported.verification.max_rel)
+        sizes.append(exported.size)
+    _print_report(model, condensed, input_size, sizes, differences)
+
+
+def build_for(state_dict: dict, arch: str, model_kwargs: dict):
+    """The timm model in training form that a state dict was trained with, loaded strictly.
+
+    Raises:
+        ValueError: the state dict does not fit the arch, or is condensed already.
+    """
+    import timm
+
+    from ..archs import find_variant
+
+    if arch not in timm.list_models():
+        find_variant(arch)
+    if any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict):
+        raise ValueError('the checkpoint is condensed already; deploy takes the trained checkpoint in training form.')
+    if 'classifier.weight' in state_dict:
+        model_kwargs = dict(num_classes=len(state_dict['classifier.weight']), **model_kwargs)
+    model = timm.create_model(arch, **model_kwargs)
+    own = model.state_dict()
+    missing, unexpected = sorted(set(own) - set(state_dict)), sorted(set(state_dict) - set(own))
+    wrong = sorted(key for key in set(own) & set(state_dict) if own[key].shape != state_dict[key].shape)
+    for what, keys in (('lacks', missing), ('has unknown', unexpected), ('has other shapes for', wrong)):
+        if keys:
+            raise ValueError(
+                f'the checkpoint does not fit {arch}: it {what} {", ".join(keys[:3])}'
+                f'{f" and {len(keys) - 3} more" if len(keys) > 3 else ""}; check --arch and --model-kwargs.'
+            )
+    model.load_state_dict(state_dict)
+    return model
+
+
+def _print_report(model, condensed, input_size, sizes: list[int], differences: list[float]) -> None:
+    from ..analysis import count_cost
+
+    before, after = count_cost(model, input_size), count_cost(condensed, input_size)
+    header = ['', 'training form', 'condensed', 'ONNX'][: len(sizes) + 1]
+    rows = [
+        ['parameters', f'{before.params:,}', f'{after.params:,}', ''],
+        ['multiply-adds (M)', f'{before.mult_adds / 1e6:.2f}', f'{after.mult_adds / 1e6:.2f}', ''],
+        ['file size (MB)', *(f'{size / 1e6:.3f}' for size in sizes)],
+        ['max relative difference', '', *(f'{difference:.2e}' for difference in differences)],
+    ]
+    print_table('Deployed', header, [row[: len(header)] for row in rows])
+
+
+def _check_output(path: str, suffixes: tuple[str, ...]) -> None:
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f'{path} ends in {path.suffix or "nothing"}; give a name that ends in {" or ".join(suffixes)}.'
+        )
+    if not path.parent.is_dir():
+        raise ValueError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
+
+
+def _keyword(text: str) -> tuple[str, object]:
+    import ast
+
+    key, equals, value = text.partition('=')
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value

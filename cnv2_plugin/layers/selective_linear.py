@@ -1,0 +1,68 @@
+"""A linear layer that reads some of its inputs: CondenseNet's classifier after half of it is dropped."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelectiveLinear(nn.Linear):
+    """``y = W x[index] + b`` with a fixed choice of inputs.
+
+    Args:
+        in_features: inputs to choose from.
+        kept: number of inputs that are read; ``weight`` is ``(out_features, kept)``.
+        out_features: outputs.
+        bias: adds a bias.
+
+    Attributes:
+        source_features: inputs to choose from.
+        keep: share of them that is read.
+        index: int64 buffer ``(kept,)``, the inputs that are read.
+
+    Raises:
+        ValueError: ``kept`` is not between 1 and ``in_features``.
+    """
+
+    def __init__(
+        self, in_features: int, kept: int, out_features: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        if not 1 <= kept <= in_features:
+            raise ValueError(f'kept is {kept}; of {in_features} inputs it takes 1 to {in_features}.')
+        super().__init__(kept, out_features, bias, device=device, dtype=dtype)
+        self.source_features = in_features
+        self.keep = kept / in_features
+        self.register_buffer('index', torch.arange(kept, device=device))
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, keep: float) -> 'SelectiveLinear':
+        """Keep the share ``keep`` of a layer's inputs, those with the largest L1 norm; of equal ones the higher."""
+        kept = max(1, int(linear.in_features * keep + 1e-6))
+        weight = linear.weight.detach()
+        layer = cls(
+            linear.in_features, kept, linear.out_features, linear.bias is not None, weight.device, weight.dtype
+        )
+        importance = weight.to('cpu', torch.float64).abs().sum(0)
+        index = importance.argsort(stable=True)[linear.in_features - kept :].sort().values.to(weight.device)
+        with torch.no_grad():
+            layer.index.copy_(index)
+            layer.weight.copy_(weight[:, index])
+            if linear.bias is not None:
+                layer.bias.copy_(linear.bias)
+        return layer.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., in_features)`` to ``(..., out_features)``."""
+        return F.linear(x.index_select(-1, self.index), self.weight, self.bias)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+        index = state_dict.get(f'{prefix}index')
+        if index is not None and not index.is_meta and index.numel():
+            low, high = int(index.min()), int(index.max())
+            if low < 0 or high >= self.source_features:
+                errors.append(
+                    f'{prefix}index must lie in 0 to {self.source_features - 1}, but holds {low} to {high}.'
+                )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
+
+    def extra_repr(self) -> str:
+        return f'{self.source_features}, kept={self.in_features}, out_features={self.out_features}'
