@@ -6,9 +6,10 @@ Checkpoints are untrusted: tensors and plain containers are read, anything that 
 import os
 import pickle
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor

@@ -1,8 +1,9 @@
 """Proof that two forms of one model compute the same."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Sequence, Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
