@@ -1,0 +1,186 @@
+"""Train, prune in stages, condense, verify, export and measure a small CondenseNetV2 on scikit-learn's digits."""
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import timm
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import cnv2_plugin  # noqa: F401  (registers the models with timm)
+from cnv2_plugin.analysis import count_cost
+from cnv2_plugin.checkpoints import atomic_path, save_checkpoint
+from cnv2_plugin.deploy import condense, export_onnx, verify
+from cnv2_plugin.deploy.benchmark import benchmark, machine
+from cnv2_plugin.deploy.verify import as_runner
+from cnv2_plugin.sparsify import StagedSparsifier
+
+matplotlib.use('Agg')
+
+ARCH = dict(
+    layers=(2, 3, 3), growth=(8, 16, 32), groups_1x1=4, groups_3x3=4, groups_sfr=8, condense_factor=4, sparse_factor=8,
+    se_from=3, hswish_from=2, head_width=128, stem_stride=2,
+)  # fmt: skip
+INPUT_SIZE = (1, 32, 32)
+
+
+def main() -> None:
+    """Run the whole job."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--epochs', type=int, default=40)
+    parser.add_argument('--batch-size', type=int, default=64)
+    parser.add_argument('--rounds', type=int, default=40, help='rounds of the benchmark')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/quickstart'))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    random.seed(0)
+    torch.manual_seed(0)
+    started = time.perf_counter()
+
+    train, test = load_data()
+    model = timm.create_model('condensenetv2', arch=ARCH, in_chans=1, num_classes=10)
+    history = fit(model, train, test, args.epochs, args.batch_size)
+    figures = dict(training_seconds=round(time.perf_counter() - started, 1), arch=ARCH)
+    plot(history, args.out / 'training.png')
+
+    meta = dict(arch='condensenetv2', model_kwargs=dict(arch=ARCH, in_chans=1, num_classes=10))
+    save_checkpoint(model.state_dict(), args.out / 'trained.pth', meta)
+    condensed = condense(model)
+    save_checkpoint(condensed.state_dict(), args.out / 'condensed.pth', {**meta, 'deploy': True})
+    exported = export_onnx(condensed, args.out / 'condensed.onnx', INPUT_SIZE, metadata=dict(arch='condensenetv2'))
+
+    forms = dict(training=model, condensed=condensed, onnx=args.out / 'condensed.onnx')
+    predictions = {name: predict(form, test[0]) for name, form in forms.items()}
+    figures['accuracy'] = {name: accuracy(output, test[1]) for name, output in predictions.items()}
+    figures['same_predictions'] = all(
+        torch.equal(output.argmax(1), predictions['training'].argmax(1)) for output in predictions.values()
+    )
+    figures['max_relative_difference'] = dict(
+        condensed=verify(model, condensed, INPUT_SIZE).max_rel, onnx=exported.verification.max_rel
+    )
+    figures['cost'] = {name: count_cost(forms[name], INPUT_SIZE).as_dict() for name in ('training', 'condensed')}
+    figures['file_bytes'] = {
+        name: (args.out / file).stat().st_size
+        for name, file in (('training', 'trained.pth'), ('condensed', 'condensed.pth'), ('onnx', 'condensed.onnx'))
+    }
+    measured = benchmark({'quickstart': model}, input_size=INPUT_SIZE, rounds=args.rounds)
+    figures['latency'] = [measurement.as_dict() for measurement in measured]
+    figures['machine'] = machine()
+    figures['history'] = history
+    with atomic_path(args.out / 'figures.json') as temporary:
+        temporary.write_text(json.dumps(figures, indent=1))
+    report(figures, args.out)
+
+
+def load_data() -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    """Digits at 32x32 as ``(N, 1, 32, 32)`` images and labels: three quarters to train, one to test."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.images.astype(np.float32))[:, None] / 16
+    images = F.interpolate(images, size=INPUT_SIZE[1:], mode='bilinear', align_corners=False)
+    images = (images - images.mean()) / images.std()
+    train_index, test_index = train_test_split(
+        np.arange(len(images)), test_size=0.25, random_state=0, stratify=digits.target
+    )
+    labels = torch.from_numpy(digits.target)
+    return tuple((images[index], labels[index]) for index in (train_index, test_index))
+
+
+def fit(model, train, test, epochs: int, batch_size: int) -> dict[str, list]:
+    """Train with every pruning stage in the first half; returns what happened at each epoch."""
+    images, labels = train
+    steps = len(images) // batch_size
+    sparsifier = StagedSparsifier(model, total_steps=epochs * steps)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, epochs * steps, pct_start=0.1)
+    history = dict(loss=[], accuracy=[], kept=[], stages=[])
+    for epoch in tqdm(range(epochs), desc='training', unit='epoch'):
+        model.train()
+        total = 0.0
+        for i, batch in enumerate(torch.randperm(len(images))[: steps * batch_size].split(batch_size)):
+            loss = F.cross_entropy(model(shift(images[batch])), labels[batch], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            if sparsifier.step():
+                history['stages'].append(dict(epoch=epoch + (i + 1) / steps, stage=sparsifier.stage))
+            total += loss.item()
+        history['loss'].append(total / steps)
+        history['accuracy'].append(accuracy(predict(model, test[0]), test[1]))
+        history['kept'].append(sparsifier.sparsity()['total'])
+    return history
+
+
+def shift(images: torch.Tensor) -> torch.Tensor:
+    """Move a batch by up to 3 pixels, the only augmentation."""
+    dy, dx = random.randint(-3, 3), random.randint(-3, 3)
+    return torch.roll(images, (dy, dx), (2, 3))
+
+
+def predict(form, images: torch.Tensor) -> torch.Tensor:
+    """Logits ``(N, classes)`` of a model or an ONNX file."""
+    run = as_runner(form)
+    return torch.cat([run(batch)[0] for batch in images.split(128)])
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of right predictions in percent."""
+    return round((logits.argmax(1) == labels).float().mean().item() * 100, 2)
+
+
+def plot(history: dict[str, list], path: Path) -> None:
+    """Loss, accuracy and kept fraction over the epochs, with the pruning stages marked."""
+    from matplotlib import pyplot as plt
+
+    epochs = range(1, len(history['loss']) + 1)
+    figure, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True, layout='constrained')
+    rows = (('loss', 'training loss'), ('accuracy', 'test accuracy (%)'), ('kept', 'kept fraction'))
+    for axis, (key, label) in zip(axes, rows):
+        axis.plot(epochs, history[key], marker='.')
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        for stage in history['stages']:
+            axis.axvline(stage['epoch'], color='tab:red', alpha=0.4, linestyle='--')
+    for stage in history['stages']:
+        axes[0].annotate(
+            str(stage['stage']), (stage['epoch'], 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom'
+        )
+    axes[0].set_title('Pruning stages (dashed), then training with final masks', pad=18)
+    axes[-1].set_xlabel('epoch')
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    plt.close(figure)
+
+
+def report(figures: dict, out: Path) -> None:
+    """Print every figure."""
+    from cnv2_plugin.commands._tables import print_table
+
+    latency = {(m['form'], m['runtime']): m['timing']['min'] for m in figures['latency']}
+    cost, size, right = figures['cost'], figures['file_bytes'], figures['accuracy']
+    rows = [
+        ['test accuracy (%)', right['training'], right['condensed'], right['onnx']],
+        ['parameters', f'{cost["training"]["params"]:,}', f'{cost["condensed"]["params"]:,}', ''],
+        ['multiply-adds (M)', *(f'{cost[f]["mult_adds"] / 1e6:.2f}' for f in ('training', 'condensed')), ''],
+        ['file (kB)', *(f'{size[f] / 1e3:.0f}' for f in ('training', 'condensed', 'onnx'))],
+        ['latency, PyTorch (ms, min)', *(f'{latency[f, "eager"]:.2f}' for f in ('training', 'condensed')), ''],
+        ['latency, ONNX Runtime (ms, min)', f'{latency["training", "onnxruntime"]:.2f}', '',
+         f'{latency["condensed", "onnxruntime"]:.2f}'],
+    ]  # fmt: skip
+    print_table('Digits at 32x32', ['', 'training form', 'condensed', 'ONNX, condensed'], rows)
+    same = 'the same' if figures['same_predictions'] else 'NOT the same'
+    print(
+        f'All three forms give {same} predictions; trained in {figures["training_seconds"]} s. Everything is in {out}/.'
+    )
+
+
+if __name__ == '__main__':
+    main()
