@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..archs import ShuffleNetArch
 from ..layers import SparseFeatureReactivation
-from ..layers.reactivation import NormLayer
+from ..layers.reactivation import ActLayer, NormLayer
 from .base import DeployMixin, init_weights
 
 
@@ -22,10 +22,11 @@ def conv_norm(
     groups: int = 1,
     act: bool = True,
     norm_layer: Optional[NormLayer] = None,
+    act_layer: Optional[ActLayer] = None,
     device=None,
     dtype=None,
 ) -> nn.Sequential:
-    """A convolution that keeps the size but for its stride, normalisation, and ReLU where ``act``."""
+    """A convolution that keeps the size but for its stride, normalisation, and an activation (ReLU) where ``act``."""
     conv = nn.Conv2d(
         in_channels, out_channels, kernel_size, stride, kernel_size // 2,
         groups=groups, bias=False, device=device, dtype=dtype,
@@ -33,7 +34,7 @@ def conv_norm(
     norm = nn.BatchNorm2d(out_channels, device=device, dtype=dtype) if norm_layer is None else norm_layer(out_channels)
     parts = OrderedDict(conv=conv, norm=norm)
     if act:
-        parts['act'] = nn.ReLU(inplace=True)
+        parts['act'] = nn.ReLU(inplace=True) if act_layer is None else act_layer()
     return nn.Sequential(parts)
 
 
@@ -54,6 +55,7 @@ class ShuffleUnit(nn.Module):
         stride: 1 or 2.
         arch: whether SFR is used, its groups and its factor.
         norm_layer: makes a normalisation from a channel count.
+        act_layer: makes an activation; ReLU by default.
         deploy: build the group-convolution form.
     """
 
@@ -64,13 +66,14 @@ class ShuffleUnit(nn.Module):
         stride: int,
         arch: ShuffleNetArch,
         norm_layer: Optional[NormLayer] = None,
+        act_layer: Optional[ActLayer] = None,
         deploy: bool = False,
         device=None,
         dtype=None,
     ) -> None:
         super().__init__()
         dd = dict(device=device, dtype=dtype)
-        block = partial(conv_norm, norm_layer=norm_layer, **dd)
+        block = partial(conv_norm, norm_layer=norm_layer, act_layer=act_layer, **dd)
         width = out_channels // 2
         self.width = width
         self.branch1 = None
@@ -88,7 +91,7 @@ class ShuffleUnit(nn.Module):
         if arch.with_sfr and stride == 1:
             self.sfr = SparseFeatureReactivation(
                 width, width, sfr_groups(width, arch.max_groups), arch.sparse_factor,
-                norm_layer=norm_layer, deploy=deploy, **dd,
+                act_layer=act_layer, norm_layer=norm_layer, deploy=deploy, **dd,
             )  # fmt: skip
         self.shuffle = nn.ChannelShuffle(2)
 
@@ -120,7 +123,7 @@ class ShuffleStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / 2, W / 2)``."""
         for layer in self.layers:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing and x.requires_grad and not torch.jit.is_scripting():
                 x = checkpoint(layer, x, use_reentrant=False)
             else:
                 x = layer(x)
@@ -142,6 +145,7 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         arch: shape.
         in_chans: input channels.
         norm_layer: makes a normalisation from a channel count; batch normalisation by default.
+        act_layer: makes every activation; ReLU by default.
         deploy: build the group-convolution form of reactivation.
     """
 
@@ -150,6 +154,7 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         arch: ShuffleNetArch,
         in_chans: int = 3,
         norm_layer: Optional[NormLayer] = None,
+        act_layer: Optional[ActLayer] = None,
         deploy: bool = False,
         device=None,
         dtype=None,
@@ -157,19 +162,20 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
     ) -> None:
         super().__init__(**kwargs)
         dd = dict(device=device, dtype=dtype)
+        layers = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
         self.arch = arch
         self.deploy = deploy
-        self.stem = conv_norm(in_chans, arch.stem_width, 3, 2, norm_layer=norm_layer, **dd)
+        self.stem = conv_norm(in_chans, arch.stem_width, 3, 2, **layers)
         self.stem.add_module('pool', nn.MaxPool2d(3, 2, padding=1))
         channels = arch.stem_width
         stages = []
         for i in range(len(arch.channels)):
-            stages.append(ShuffleStage(channels, i, arch, norm_layer=norm_layer, deploy=deploy, **dd))
+            stages.append(ShuffleStage(channels, i, arch, deploy=deploy, **layers))
             channels = arch.channels[i]
         self.stages = nn.Sequential(*stages)
         self.stage_channels: list[int] = list(arch.channels)
         self.stage_strides: list[int] = [8 * 2**i for i in range(len(stages))]
-        self.final = conv_norm(channels, arch.final_width, 1, norm_layer=norm_layer, **dd)
+        self.final = conv_norm(channels, arch.final_width, 1, **layers)
         self.num_features = arch.final_width
         self.apply(init_weights)
 

@@ -1,1 +1,24 @@
-"""OpenMMLab backbones, necks and hooks, registered in mmengine's root registries."""
+"""OpenMMLab backbones, necks and hooks, registered in mmengine's root registries.
+
+mmpretrain, mmdet and every other library with mmengine registries finds them by bare name through its parent registry.
+Only mmengine is imported here; mmcv, mmdet and mmpretrain are imported when something that needs them is built.
+"""
+
+from .checkpoint_globals import allow_mmengine_checkpoints
+from .condensenet import CondenseNet, CondenseNetV2
+from .deploy_hook import SwitchToDeployHook
+from .necks import SEGlobalPooling, build_sfr_fpn
+from .shufflenet import SFRShuffleNetV2
+from .sparsification_hook import StagedSparsificationHook
+
+__all__ = [
+    'CondenseNet',
+    'CondenseNetV2',
+    'SEGlobalPooling',
+    'SFRShuffleNetV2',
+    'StagedSparsificationHook',
+    'SwitchToDeployHook',
+    'build_sfr_fpn',
+]
+
+allow_mmengine_checkpoints()

@@ -1,0 +1,37 @@
+"""``cnv2 convert-keys``: move weights between timm, mmpretrain and mmdet."""
+
+import argparse
+from pathlib import Path
+
+HELP = 'rename the keys of a checkpoint for timm, mmpretrain, or as a bare backbone'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument('source', type=Path, help='checkpoint of a timm, mmpretrain or mmdet model')
+    parser.add_argument('target', type=Path, help='file to write (.pth or .safetensors)')
+    parser.add_argument(
+        '--to', required=True, choices=('timm', 'mmpretrain', 'backbone'),
+        help='names of the target; backbone: the trunk alone, for init_cfg=dict(type="Pretrained")',
+    )  # fmt: skip
+    parser.add_argument(
+        '--no-ema', action='store_true', help='take the plain weights where averaged ones are there too'
+    )
+    parser.add_argument(
+        '--trust', action='store_true', help='unpickle arbitrary objects; for files whose origin you know'
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, rename, write."""
+    from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
+    from ..toolkits.key_map import convert_keys
+
+    state_dict = find_state_dict(load_checkpoint(args.source, args.trust), use_ema=not args.no_ema)
+    renamed, dropped = convert_keys(state_dict, args.to)
+    save_checkpoint(renamed, args.target)
+    print(f'{args.target}: {len(renamed)} tensors with the names of {args.to}.')
+    if dropped:
+        shown = ', '.join(dropped[:4]) + (', ...' if len(dropped) > 4 else '')
+        print(f'Left out, as {args.to} has no place for them: {len(dropped)} tensors ({shown}).')
+    return 0

@@ -1,0 +1,71 @@
+"""Deployment at the end of training and before testing."""
+
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ...deploy import condense
+from .deploy_files import save_deployed
+from .runner_models import ema_models, plain_model
+
+
+@HOOKS.register_module()
+class SwitchToDeployHook(Hook):
+    """Tests the condensed model, and saves it when training ends.
+
+    Before testing, the model (and the copies of EMA hooks) is condensed in place, so that the test measures the
+    deployed form. After training, ``<last checkpoint>_deploy.pth`` and ``<last checkpoint>_deploy.py`` are written
+    beside the last checkpoint; the config builds the model with ``deploy=True``. With an EMA hook the averaged weights
+    are deployed, as they are what mmengine's checkpoints evaluate.
+
+    Args:
+        before_test: condense before testing.
+        after_train: save the deployed form after training.
+
+    Raises:
+        UnfinishedPruningError: pruning is not finished.
+        ValueError: the runner was not built from a config (``after_train`` only; raised before training).
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, before_test: bool = True, after_train: bool = True) -> None:
+        self.condense_before_test = before_test
+        self.save_after_train = after_train
+
+    def before_train(self, runner: Runner) -> None:
+        """Make sure that the config needed in the end is there."""
+        if self.save_after_train and runner.cfg.get('model') is None:
+            raise ValueError(
+                'SwitchToDeployHook writes a config for the deployed model, but this runner was built without one; use '
+                'Runner.from_cfg, or SwitchToDeployHook(after_train=False).'
+            )
+
+    def after_train(self, runner: Runner) -> None:
+        """Save the deployed checkpoint and config."""
+        if not self.save_after_train or not is_main_process():
+            return
+        averaged = ema_models(runner)
+        model = averaged[0].module if averaged else plain_model(runner)
+        last = Path(runner.message_hub.runtime_info.get('last_ckpt', Path(runner.work_dir) / 'last.pth'))
+        checkpoint, config = (last.with_name(f'{last.stem}_deploy{suffix}') for suffix in ('.pth', '.py'))
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        dataset_meta = getattr(runner.train_dataloader.dataset, 'metainfo', None)
+        if dataset_meta:
+            meta['dataset_meta'] = dataset_meta
+        save_deployed(model, runner.cfg, checkpoint, config, meta)
+        runner.logger.info(f'Saved the deployed form as {checkpoint.name} and {config.name} in {checkpoint.parent}.')
+
+    def before_test(self, runner: Runner) -> None:
+        """Condense the model and its averaged copies in place."""
+        if not self.condense_before_test:
+            return
+        condense(plain_model(runner), inplace=True)
+        for ema_model in ema_models(runner):
+            condense(ema_model.module, inplace=True)
+            ema_model.avg_parameters = (
+                ema_model.module.state_dict() if ema_model.update_buffers else dict(ema_model.module.named_parameters())
+            )

@@ -1,0 +1,24 @@
+"""Refuses weights of the other form, which mmengine's lenient loading would skip with a warning."""
+
+from torch import nn
+
+from ...layers import GroupSparseConv2d
+
+
+class StrictForm(nn.Module):
+    """Raises where a state dict of the training form meets a deployed module, or the reverse.
+
+    mmengine loads with ``strict=False`` and only logs what does not fit, so that a test would run on random weights.
+    """
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        faults = [
+            fault
+            for name, layer in self.named_modules()
+            if isinstance(layer, GroupSparseConv2d)
+            for fault in layer._state_dict_faults(state_dict, f'{prefix}{name}.')
+        ]
+        if faults:
+            more = f' The same holds for {len(faults) - 1} more layers.' if len(faults) > 1 else ''
+            raise ValueError(f'{faults[0]}{more}')
+        super()._load_from_state_dict(state_dict, prefix, *args)
