@@ -1,5 +1,14 @@
-"""Reading and writing checkpoints safely."""
+"""Reading and writing checkpoints safely, and the files that others released."""
 
 from .io import CheckpointError, atomic_path, find_state_dict, load_checkpoint, save_checkpoint
+from .official import ImportedCheckpoint, import_official
 
-__all__ = ['CheckpointError', 'atomic_path', 'find_state_dict', 'load_checkpoint', 'save_checkpoint']
+__all__ = [
+    'CheckpointError',
+    'ImportedCheckpoint',
+    'atomic_path',
+    'find_state_dict',
+    'import_official',
+    'load_checkpoint',
+    'save_checkpoint',
+]

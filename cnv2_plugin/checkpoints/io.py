@@ -3,6 +3,7 @@
 Checkpoints are untrusted: tensors and plain containers are read, anything that would run code is refused.
 """
 
+import argparse
 import os
 import pickle
 import tempfile
@@ -48,6 +49,9 @@ def _umask() -> int:
 def load_checkpoint(path: Union[str, Path], trust: bool = False) -> dict[str, Any]:
     """Read a checkpoint file without running anything that it contains.
 
+    Besides tensors and plain containers, ``argparse.Namespace`` is admitted: training scripts save their options in
+    one, and it holds values that are read under the same restriction, in a class without behaviour.
+
     Args:
         path: ``.safetensors``, or anything that ``torch.save`` wrote.
         trust: unpickle arbitrary objects; only for files whose origin you know.
@@ -82,7 +86,8 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 def _load_pickle(path: Path, trust: bool) -> Any:
     try:
-        return torch.load(path, map_location='cpu', weights_only=not trust)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=not trust)
     except pickle.UnpicklingError as error:
         if trust or 'weights_only' not in str(error).lower():
             raise CheckpointError(f'{path} is no checkpoint or is damaged; write or download it again.') from error
@@ -109,7 +114,7 @@ def find_state_dict(checkpoint: dict[str, Any], use_ema: bool = True) -> dict[st
     """
     containers = _CONTAINERS if use_ema else [name for name in _CONTAINERS if not name.endswith('_ema')]
     state_dict = next((checkpoint[name] for name in containers if isinstance(checkpoint.get(name), dict)), checkpoint)
-    state_dict = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}
+    state_dict = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not state_dict:
         raise CheckpointError(
             f'the checkpoint holds no tensors under {", ".join(containers)} or at its top (its keys: '

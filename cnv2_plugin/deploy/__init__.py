@@ -1,7 +1,17 @@
 """Condensing, exporting, verifying and measuring trained models."""
 
-from .condense import condense
+from .condense import ClassifierCost, classifier_cost, condense, condense_state_dict
 from .export import ExportReport, export_onnx
 from .verify import VerificationError, VerifyReport, verify
 
-__all__ = ['ExportReport', 'VerificationError', 'VerifyReport', 'condense', 'export_onnx', 'verify']
+__all__ = [
+    'ClassifierCost',
+    'ExportReport',
+    'VerificationError',
+    'VerifyReport',
+    'classifier_cost',
+    'condense',
+    'condense_state_dict',
+    'export_onnx',
+    'verify',
+]

@@ -1,28 +1,130 @@
 """Masked training form -> standard group convolutions."""
 
 from copy import deepcopy
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Optional, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..layers import GroupSparseConv2d, UnfinishedPruningError
+from ..layers import GroupSparseConv2d, SelectiveLinear, UnfinishedPruningError
 
 Model = TypeVar('Model', bound=nn.Module)
 
 
-def condense(model: Model, inplace: bool = False) -> Model:
+@dataclass(frozen=True)
+class ClassifierCost:
+    """What dropping inputs of a classifier takes away.
+
+    Attributes:
+        kept: inputs kept.
+        inputs: inputs before.
+        dropped_l1: share of the weight's L1 norm that is dropped; 0 means that the step is exact.
+    """
+
+    kept: int
+    inputs: int
+    dropped_l1: float
+
+
+def condense(model: Model, inplace: bool = False, classifier_keep: Optional[float] = None) -> Model:
     """Replace every masked layer of a model by its exact group-convolution form.
 
     Args:
-        model: any module that contains group-sparse layers; parts already condensed stay as they are.
+        model: any module that contains group-sparse layers; parts already condensed stay as they are. A model with
+            an ``on_condense`` method is told.
         inplace: change ``model`` itself instead of a copy.
+        classifier_keep: share of the classifier's inputs to keep, those with the largest L1 norm, as CondenseNet's
+            authors do with 0.5; None or 1 keeps all. Dropping is not exact: measure the accuracy, and
+            see :func:`classifier_cost`.
 
     Returns:
         The condensed model.
 
     Raises:
         UnfinishedPruningError: pruning is not finished somewhere; names the layers, and nothing is changed.
+        ValueError: ``classifier_keep`` is out of range, or the model has no linear classifier; nothing is changed.
     """
+    _check_finished(model)
+    whole = classifier_keep is None or classifier_keep == 1
+    classifier = None if whole else _find_classifier(model, classifier_keep)
+    condensed = model if inplace else deepcopy(model)
+    for module in condensed.modules():
+        if isinstance(module, GroupSparseConv2d):
+            module.switch_to_deploy()
+    if classifier is not None and not isinstance(condensed.get_submodule(classifier), SelectiveLinear):
+        parent, _, name = classifier.rpartition('.')
+        linear = condensed.get_submodule(classifier)
+        setattr(condensed.get_submodule(parent), name, SelectiveLinear.from_linear(linear, classifier_keep))
+    for module in condensed.modules():
+        if isinstance(getattr(module, 'deploy', None), bool):
+            module.deploy = True
+        if hasattr(module, 'on_condense'):
+            module.on_condense()
+    return condensed
+
+
+def classifier_cost(model: nn.Module, classifier_keep: float) -> ClassifierCost:
+    """What ``condense(model, classifier_keep=...)`` would take from the classifier.
+
+    Raises:
+        ValueError: as for :func:`condense`.
+    """
+    linear = model.get_submodule(_find_classifier(model, classifier_keep))
+    if isinstance(linear, SelectiveLinear):
+        return ClassifierCost(linear.in_features, linear.source_features, 0.0)
+    importance = linear.weight.detach().double().abs().sum(0)
+    kept = SelectiveLinear.from_linear(linear, classifier_keep).index
+    share = 1 - (importance[kept].sum() / importance.sum().clamp(min=1e-300)).item()
+    return ClassifierCost(kept.numel(), linear.in_features, max(share, 0.0))
+
+
+def condense_state_dict(
+    state_dict: dict[str, Tensor], model: nn.Module, classifier: str = 'classifier', keep: Optional[float] = None
+) -> dict[str, Tensor]:
+    """Turn the state dict of a training form into that of the deployed form.
+
+    Args:
+        state_dict: of the training form, pruning finished.
+        model: the same network in either form; only its layers' shapes are read, so it may be on the meta device.
+        classifier: name of the classifier.
+        keep: share of the classifier's inputs to keep, see :func:`condense`.
+
+    Raises:
+        UnfinishedPruningError: pruning is not finished somewhere; names the layer.
+        RuntimeError: the state dict does not fit the model.
+    """
+    condensed = dict(state_dict)
+    for name, module in model.named_modules():
+        if not isinstance(module, GroupSparseConv2d) or f'{name}.mask' not in state_dict:
+            continue
+        own = {key: condensed.pop(key) for key in state_dict if key.startswith(f'{name}.')}
+        condensed.update(_condensed_layer(name, module, own))
+    weight = f'{classifier}.weight'
+    if keep is not None and weight in state_dict:
+        linear = nn.Linear(*reversed(state_dict[weight].shape), dtype=state_dict[weight].dtype)
+        linear.load_state_dict({key: state_dict[f'{classifier}.{key}'] for key in ('weight', 'bias')})
+        selective = SelectiveLinear.from_linear(linear, keep).state_dict()
+        condensed.update({f'{classifier}.{key}': value for key, value in selective.items()})
+    return condensed
+
+
+def _condensed_layer(name: str, module: GroupSparseConv2d, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    options = {} if type(module) is not GroupSparseConv2d else dict(over=module.over, bias=f'{name}.conv.bias' in own)
+    dtype = own[f'{name}.conv.weight'].dtype
+    twin = type(module)(module.in_channels, module.out_channels, module.groups, module.factor, dtype=dtype, **options)
+    holder = nn.Module()
+    holder.add_module('layer', twin)
+    holder.load_state_dict({f'layer{key[len(name) :]}': value for key, value in own.items()})
+    if not twin.is_finished():
+        raise UnfinishedPruningError(
+            f'{name} is at pruning stage {int(twin.stage)} of {twin.num_stages}; finish the sparsification schedule '
+            f'before condensing it, or build the model with deploy=False.'
+        )
+    twin.switch_to_deploy()
+    return {f'{name}.{key}': value for key, value in twin.state_dict().items()}
+
+
+def _check_finished(model: nn.Module) -> None:
     unfinished = [
         f'{name or type(layer).__name__} (stage {int(layer.stage)} of {layer.num_stages})'
         for name, layer in model.named_modules()
@@ -34,11 +136,16 @@ def condense(model: Model, inplace: bool = False) -> Model:
             f'Pruning is not finished in {shown}; finish the sparsification schedule, or call '
             f'layer.prune_to(layer.num_stages) on each, before condensing.'
         )
-    condensed = model if inplace else deepcopy(model)
-    for module in condensed.modules():
-        if isinstance(module, GroupSparseConv2d):
-            module.switch_to_deploy()
-    for module in condensed.modules():
-        if isinstance(getattr(module, 'deploy', None), bool):
-            module.deploy = True
-    return condensed
+
+
+def _find_classifier(model: nn.Module, keep: float) -> str:
+    """Name of the classifier: what ``get_classifier`` returns (timm), or ``head.fc`` (MMPretrain)."""
+    if not 0 < keep <= 1:
+        raise ValueError(f'classifier_keep is {keep}; it takes a share above 0 and at most 1.')
+    modules = dict(model.named_modules())
+    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else modules.get('head.fc')
+    if not isinstance(classifier, nn.Linear):
+        raise ValueError(
+            f'{type(model).__name__} has no linear classifier, so classifier_keep={keep} does not apply; leave it out.'
+        )
+    return next(name for name, module in modules.items() if module is classifier)

@@ -38,9 +38,7 @@ class SelectiveLinear(nn.Linear):
         """Keep the share ``keep`` of a layer's inputs, those with the largest L1 norm; of equal ones the higher."""
         kept = max(1, int(linear.in_features * keep + 1e-6))
         weight = linear.weight.detach()
-        layer = cls(
-            linear.in_features, kept, linear.out_features, linear.bias is not None, weight.device, weight.dtype
-        )
+        layer = cls(linear.in_features, kept, linear.out_features, linear.bias is not None, weight.device, weight.dtype)
         importance = weight.to('cpu', torch.float64).abs().sum(0)
         index = importance.argsort(stable=True)[linear.in_features - kept :].sort().values.to(weight.device)
         with torch.no_grad():
@@ -59,9 +57,7 @@ class SelectiveLinear(nn.Linear):
         if index is not None and not index.is_meta and index.numel():
             low, high = int(index.min()), int(index.max())
             if low < 0 or high >= self.source_features:
-                errors.append(
-                    f'{prefix}index must lie in 0 to {self.source_features - 1}, but holds {low} to {high}.'
-                )
+                errors.append(f'{prefix}index must lie in 0 to {self.source_features - 1}, but holds {low} to {high}.')
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ from timm.layers import SelectAdaptivePool2d
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ...layers import SqueezeExcite
+from ...layers import SelectiveLinear, SqueezeExcite
 
 
 class TimmModel(nn.Module):
@@ -21,6 +21,8 @@ class TimmModel(nn.Module):
         drop_rate: dropout probability before the classifier.
         head_width: width of the linear layer between pooling and classifier (after squeeze-and-excitation and before
             hard-swish), or None for neither.
+        classifier_keep: share of the classifier's inputs that it reads, with ``deploy=True`` only; see
+            :func:`cnv2_plugin.deploy.condense`.
         **trunk_options: passed on to the trunk.
 
     Attributes:
@@ -41,8 +43,14 @@ class TimmModel(nn.Module):
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
         head_width: Optional[int] = None,
+        classifier_keep: Optional[float] = None,
         **trunk_options,
     ) -> None:
+        whole = classifier_keep is None or classifier_keep == 1
+        if not whole and not trunk_options.get('deploy', False):
+            raise ValueError(
+                f'classifier_keep={classifier_keep} is for deploy=True; give it to condense() when training is done.'
+            )
         super().__init__(arch=arch, in_chans=in_chans, **trunk_options)
         dd = self._device_dtype()
         self.num_classes = num_classes
@@ -61,11 +69,19 @@ class TimmModel(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.global_pool = nn.Identity()
         self.reset_classifier(num_classes, global_pool)
+        if not whole and num_classes > 0:
+            self.classifier = SelectiveLinear.from_linear(self.classifier, classifier_keep)
 
     @torch.jit.ignore
     def _device_dtype(self) -> dict[str, Any]:
         weight = next(self.parameters())
         return dict(device=weight.device, dtype=weight.dtype)
+
+    @torch.jit.ignore
+    def on_condense(self) -> None:
+        """Have timm record how to build the condensed form, for configurations that are saved with its weights."""
+        keep = dict(classifier_keep=self.classifier.keep) if isinstance(self.classifier, SelectiveLinear) else {}
+        self._model_args = dict(getattr(self, '_model_args', {}), deploy=True, **keep)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -104,6 +120,8 @@ class TimmModel(nn.Module):
             raise ValueError(
                 f"global_pool='' leaves a map that no classifier fits; use it with num_classes=0, not {num_classes}."
             )
+        if isinstance(getattr(self, 'classifier', None), SelectiveLinear):
+            self._model_args = {k: v for k, v in self._model_args.items() if k != 'classifier_keep'}
         self.num_classes = num_classes
         self.global_pool = pool
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()

@@ -1,0 +1,208 @@
+"""Import of the files that the authors of CondenseNet and CondenseNetV2 released, or that their code writes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor
+
+from ..archs import CondenseNetArch, variants_of
+from ..models import CondenseNetTrunk
+from .io import CheckpointError, find_state_dict, load_checkpoint
+from .official_arch import Layout, read_layout, settle_arch
+from .official_layers import ReadOnce, read_lgc, read_norm, read_sfr
+
+_CUSTOM = {'CondenseNetV2': 'condensenetv2', 'CondenseNet': 'condensenet'}
+
+
+@dataclass(frozen=True)
+class ImportedCheckpoint:
+    """A released file in our form.
+
+    Attributes:
+        state_dict: our training form, masks and stages set; loads strictly into
+            ``timm.create_model(model_name, **model_kwargs)``.
+        model_name: timm name.
+        model_kwargs: arguments beside it; ``arch`` where the shape is not a published one.
+        form: what the file held, ``'training'`` or ``'converted'``.
+        stage: pruning stages done, of the layers with the most stages.
+        arch: shape.
+        classifier_keep: share of the classifier's inputs that the file reads where its authors dropped some, else None.
+    """
+
+    state_dict: dict[str, Tensor]
+    model_name: str
+    model_kwargs: dict[str, Any]
+    form: str
+    stage: int
+    arch: CondenseNetArch
+    classifier_keep: Optional[float] = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether every layer is at its last stage, so that there is a deployed form."""
+        factors = {'conv_1': self.arch.condense_factor, 'sfr': self.arch.sparse_factor}
+        return all(
+            int(value) >= factors[key.split('.')[-2]] - 1
+            for key, value in self.state_dict.items()
+            if key.endswith('.stage')
+        )
+
+    @property
+    def deploy_kwargs(self) -> dict[str, Any]:
+        """Arguments of ``timm.create_model`` for the model that :meth:`deployed_state_dict` fits."""
+        keep = {} if self.classifier_keep is None else dict(classifier_keep=self.classifier_keep)
+        return {**self.model_kwargs, 'deploy': True, **keep}
+
+    def deployed_state_dict(self) -> dict[str, Tensor]:
+        """The exact deployed form; loads strictly into ``timm.create_model(model_name, **deploy_kwargs)``.
+
+        Raises:
+            UnfinishedPruningError: the file is from before the last pruning stage.
+        """
+        from ..deploy.condense import condense_state_dict
+
+        trunk = CondenseNetTrunk(self.arch, deploy=True, device='meta')
+        return condense_state_dict(self.state_dict, trunk, keep=self.classifier_keep)
+
+
+def import_official(
+    path: Union[str, Path], trust: bool = False, use_ema: bool = True, **arch_overrides: Any
+) -> ImportedCheckpoint:
+    """Read a released file of CondenseNet or CondenseNetV2, in training or converted form, exactly.
+
+    What no tensor tells (where hard-swish starts, the stem's stride, groups and factors before the first pruning
+    stage) comes from ``arch_overrides``, else from the ``args`` in the file, else from the published network whose
+    shape agrees in everything that can be told.
+
+    Args:
+        path: the file; DDP's ``module.`` prefixes, ``state_dict``, ``state_dict_ema`` and bare dicts are understood.
+        trust: unpickle arbitrary objects; only for files whose origin you know.
+        use_ema: prefer averaged weights where the file has them.
+        **arch_overrides: fields of :class:`cnv2_plugin.archs.CondenseNetArch`.
+
+    Raises:
+        CheckpointError: the file cannot be read, is damaged, of another network, or leaves fields of the shape open.
+        ValueError: an override is no field of the shape.
+
+    Example:
+        >>> imported = import_official('converted_condensenet_4.pth.tar')
+        >>> model = timm.create_model(imported.model_name, **imported.model_kwargs)
+        >>> model.load_state_dict(imported.state_dict)
+    """
+    checkpoint = load_checkpoint(path, trust)
+    state = find_state_dict(checkpoint, use_ema)
+    try:
+        return import_official_state_dict(state, checkpoint.get('args'), **arch_overrides)
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
+
+
+def import_official_state_dict(
+    state: Mapping[str, Tensor], args: Any = None, **arch_overrides: Any
+) -> ImportedCheckpoint:
+    """As :func:`import_official`, from a state dict with the authors' keys and the ``args`` beside it."""
+    _check_finite(state)
+    layout = read_layout(state)
+    arch = settle_arch(layout, args, arch_overrides)
+    source = ReadOnce(state)
+    ours = _read_trunk(source, arch, layout)
+    classes, keep = _read_head(source, arch, ours)
+    source.check_all_read()
+    kwargs: dict[str, Any] = dict(num_classes=classes)
+    if ours['stem.weight'].shape[1] != 3:
+        kwargs['in_chans'] = ours['stem.weight'].shape[1]
+    name = next((v.name for v in variants_of(layout.family).values() if v.arch == arch), None)
+    if name is None:
+        name = _CUSTOM[layout.family]
+        kwargs['arch'] = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(arch).items()
+        }
+    stages = [int(value) for key, value in ours.items() if key.endswith('.stage')]
+    return ImportedCheckpoint(ours, name, kwargs, layout.form, max(stages), arch, keep)
+
+
+def is_official(state: Mapping[str, Any]) -> bool:
+    """Whether the keys are the authors'."""
+    return 'features.init_conv.weight' in state
+
+
+def _read_trunk(source: ReadOnce, arch: CondenseNetArch, layout: Layout) -> dict[str, Tensor]:
+    converted = layout.form == 'converted'
+    channels = 2 * arch.growth[0]
+    stem = source.take('features.init_conv.weight')
+    if stem.ndim != 4 or (stem.shape[0], *stem.shape[2:]) != (channels, 3, 3):
+        raise CheckpointError(
+            f'features.init_conv.weight has the shape {tuple(stem.shape)}; it takes ({channels}, in_chans, 3, 3).'
+        )
+    ours = {'stem.weight': stem}
+    for i, (layers, k) in enumerate(zip(arch.layers, arch.growth)):
+        width = arch.bottleneck * k
+        for j in range(layers):
+            theirs, own = f'features.denseblock_{i + 1}.denselayer_{j + 1}', f'stages.{i}.layers.{j}'
+            part = read_lgc(
+                source, f'{theirs}.conv_1', channels, width, arch.groups_1x1, arch.condense_factor, converted
+            )
+            ours.update({f'{own}.conv_1.{key}': value for key, value in part.items()})
+            norm = read_norm(source, f'{theirs}.conv_2.norm', width)
+            ours.update({f'{own}.norm_2.{key}': value for key, value in norm.items()})
+            ours[f'{own}.conv_2.weight'] = source.take(
+                f'{theirs}.conv_2.conv.weight', (k, width // arch.groups_3x3, 3, 3)
+            )
+            if arch.se_from is not None and i + 1 >= arch.se_from:
+                hidden = max(1, k // arch.se_reduction)
+                ours[f'{own}.se.fc1.weight'] = source.take(f'{theirs}.se.fc.0.weight', (hidden, k))
+                ours[f'{own}.se.fc2.weight'] = source.take(f'{theirs}.se.fc.2.weight', (k, hidden))
+            if arch.groups_sfr:
+                part = read_sfr(source, f'{theirs}.sfr', k, channels, arch.groups_sfr, arch.sparse_factor, converted)
+                ours.update({f'{own}.sfr.{key}': value for key, value in part.items()})
+            channels += k
+    norm = read_norm(source, 'features.norm_last', channels)
+    return {**ours, **{f'norm.0.{key}': value for key, value in norm.items()}}
+
+
+def _read_head(source: ReadOnce, arch: CondenseNetArch, ours: dict[str, Tensor]) -> tuple[int, Optional[float]]:
+    """Add the head to ``ours``; returns the number of classes and the share of inputs that the classifier reads."""
+    width = ours['norm.0.weight'].shape[0]
+    if arch.head_width is not None:
+        hidden = width // 16
+        ours['se_head.fc1.weight'] = source.take('features.se_last.fc.0.weight', (hidden, width))
+        ours['se_head.fc2.weight'] = source.take('features.se_last.fc.2.weight', (width, hidden))
+        ours['conv_head.weight'] = source.take('fc.weight', (arch.head_width, width))[..., None, None]
+        ours['conv_head.bias'] = source.take('fc.bias', (arch.head_width,))
+        width = arch.head_width
+    if 'classifier.index' not in source:
+        weight = source.take('classifier.weight')
+        if weight.ndim != 2 or weight.shape[1] != width:
+            raise CheckpointError(
+                f'classifier.weight has the shape {tuple(weight.shape)}; it takes (classes, {width}).'
+            )
+        ours['classifier.weight'] = weight
+        ours['classifier.bias'] = source.take('classifier.bias', (weight.shape[0],))
+        return weight.shape[0], None
+    index = source.take('classifier.index')
+    weight = source.take('classifier.linear.weight')
+    if weight.ndim != 2 or index.shape != weight.shape[1:]:
+        raise CheckpointError(
+            f'classifier.index has the shape {tuple(index.shape)} but classifier.linear.weight {tuple(weight.shape)}; '
+            f'there is one entry for each input.'
+        )
+    index = index.long()
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= width or index.unique().numel() != index.numel()):
+        raise CheckpointError(
+            f'classifier.index must list different inputs between 0 and {width - 1}, but holds {int(index.min())} to '
+            f'{int(index.max())}, {index.unique().numel()} of {index.numel()} different.'
+        )
+    whole = weight.new_zeros(weight.shape[0], width)
+    whole[:, index] = weight
+    ours['classifier.weight'] = whole
+    ours['classifier.bias'] = source.take('classifier.linear.bias', (weight.shape[0],))
+    return weight.shape[0], index.numel() / width
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(f'{key} has NaN or infinite values; the training that wrote it had diverged.')

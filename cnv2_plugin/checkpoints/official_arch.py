@@ -1,0 +1,347 @@
+"""What the authors' released files tell of a network's shape, and where the rest comes from."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from ..archs import VARIANTS, CondenseNetArch
+from ..layers import kept_units
+from .io import CheckpointError
+
+LAYER = re.compile(r'features\.denseblock_(\d+)\.denselayer_(\d+)\.')
+
+
+@dataclass
+class Layout:
+    """A released file as far as its tensors tell.
+
+    Attributes:
+        family: ``'CondenseNetV2'`` or ``'CondenseNet'``.
+        form: ``'training'`` (masks) or ``'converted'`` (index layers).
+        known: fields of the shape that the tensors settle.
+        choices: fields that the tensors narrow down to several values.
+    """
+
+    family: str
+    form: str
+    known: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, list[int]] = field(default_factory=dict)
+
+
+def read_layout(state: Mapping[str, Tensor]) -> Layout:
+    """Read family, form and shape off the names and shapes of the tensors.
+
+    Raises:
+        CheckpointError: these are not the tensors of a CondenseNet or CondenseNetV2.
+    """
+    _check_family(state)
+    masked = [key for key in state if key.endswith('._mask')]
+    indexed = [key for key in state if key.endswith('.index') and LAYER.match(key)]
+    if masked and indexed:
+        raise CheckpointError(
+            f'the file mixes the training form ({masked[0]}) and the converted form ({indexed[0]}); give a file of one.'
+        )
+    if not masked and not indexed:
+        raise CheckpointError(
+            'the file has neither masks (_mask, training form) nor index layers (index, converted form), so the groups '
+            'of its convolutions cannot be told; give the file as it was released.'
+        )
+    family = 'CondenseNetV2' if any('.sfr.' in key for key in state) else 'CondenseNet'
+    layout = Layout(family, 'training' if masked else 'converted')
+    blocks = _blocks(state)
+    _read_widths(state, blocks, layout)
+    for name, prefix, over in (('1x1', 'conv_1', 'outputs'), ('sfr', 'sfr', 'inputs')):
+        if prefix == 'conv_1' or family == 'CondenseNetV2':
+            _read_groups(state, blocks, layout, name, prefix, over)
+    if family == 'CondenseNet':
+        layout.known.update(groups_sfr=0, hswish_from=None)
+        layout.known.setdefault('sparse_factor', CondenseNetArch.sparse_factor)
+    return layout
+
+
+def _check_family(state: Mapping[str, Tensor]) -> None:
+    if 'stem.weight' in state and any(key.startswith('stages.') for key in state):
+        raise CheckpointError('the file is in our own form already; load it into the model as it is.')
+    if not any(LAYER.match(key) for key in state):
+        raise CheckpointError(
+            f'the file holds no CondenseNet or CondenseNetV2: there is no features.denseblock_1.denselayer_1 among its '
+            f'keys (such as {", ".join(list(state)[:3])}); give a file that the authors released or their code wrote.'
+        )
+
+
+def _blocks(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """Prefixes of the dense layers, by block."""
+    found = sorted({(int(match[1]), int(match[2])) for match in map(LAYER.match, state) if match})
+    counts: dict[int, int] = {}
+    for block, layer in found:
+        expected = (block, counts.get(block, 0) + 1)
+        if (block, layer) != expected or block > 1 and block - 1 not in counts:
+            missing = expected if block == 1 or block - 1 in counts else (max(counts, default=0) + 1, 1)
+            raise CheckpointError(
+                f'the file has features.denseblock_{block}.denselayer_{layer} but lacks '
+                f'features.denseblock_{missing[0]}.denselayer_{missing[1]}; it is incomplete, download it again.'
+            )
+        counts[block] = layer
+    return [[f'features.denseblock_{b}.denselayer_{j + 1}' for j in range(counts[b])] for b in sorted(counts)]
+
+
+def _read_widths(state: Mapping[str, Tensor], blocks: list[list[str]], layout: Layout) -> None:
+    growth = [shape(state, f'{block[0]}.conv_2.conv.weight', 4)[0] for block in blocks]
+    first = blocks[0][0]
+    width = shape(state, f'{first}.conv_2.norm.weight', 1)[0]
+    per_group = shape(state, f'{first}.conv_2.conv.weight', 4)[1]
+    for name, whole, part in (('bottleneck', width, growth[0]), ('groups_3x3', width, per_group)):
+        if part < 1 or whole % part:
+            raise CheckpointError(
+                f'{first}.conv_2 reads {width} channels in groups of {per_group} and gives {growth[0]}, '
+                f'which no {name} explains; the file is damaged or of another network.'
+            )
+        layout.known[name] = whole // part
+    layout.known.update(layers=tuple(map(len, blocks)), growth=tuple(growth))
+    with_se = [f'{block[0]}.se.fc.0.weight' in state for block in blocks]
+    layout.known['se_from'] = with_se.index(True) + 1 if True in with_se else None
+    layout.known['se_reduction'] = 1
+    if True in with_se:
+        hidden, k = shape(state, f'{blocks[with_se.index(True)][0]}.se.fc.0.weight', 2)
+        if hidden < 1 or k % hidden:
+            raise CheckpointError(
+                f'{blocks[with_se.index(True)][0]}.se has a hidden width of {hidden}, which does not divide {k}.'
+            )
+        layout.known['se_reduction'] = k // hidden
+    head = {'fc.weight', 'features.se_last.fc.0.weight'}
+    if head & set(state) and not head <= set(state):
+        raise CheckpointError(f'the file lacks {(head - set(state)).pop()} of the head; it is incomplete.')
+    layout.known['head_width'] = shape(state, 'fc.weight', 2)[0] if head <= set(state) else None
+
+
+def _read_groups(
+    state: Mapping[str, Tensor], blocks: list[list[str]], layout: Layout, name: str, prefix: str, over: str
+) -> None:
+    """Groups and factor of one kind of learned sparse convolution, as far as masks or index layers tell."""
+    read = _masked_choices if layout.form == 'training' else _converted_choices
+    groups: Optional[set[int]] = None
+    factors: Optional[set[int]] = None
+    divisible: Optional[set[int]] = None
+    for block in blocks:
+        for layer in block:
+            told = read(state, f'{layer}.{prefix}', over)
+            if told is None:
+                continue
+            units, own_groups, own_factors = told
+            exact = {factor for factor in own_factors if units % factor == 0}
+            groups = own_groups if groups is None else groups & own_groups
+            factors = own_factors if factors is None else factors & own_factors
+            divisible = exact if divisible is None else divisible & exact
+            if not groups or not factors:
+                raise CheckpointError(
+                    f'{layer}.{prefix} keeps another share of its channels, or has another number of groups, than the '
+                    f'layers before it; the file is damaged or of another network.'
+                )
+    factor_name = 'condense_factor' if over == 'outputs' else 'sparse_factor'
+    if groups is not None:
+        layout.choices[f'groups_{name}'] = sorted(groups)
+        layout.choices[factor_name] = sorted(divisible or factors)
+
+
+def _masked_choices(state: Mapping[str, Tensor], prefix: str, over: str) -> Optional[tuple[int, set[int], set[int]]]:
+    """Units of a group, possible numbers of groups and possible factors; None before the first stage."""
+    mask = read_mask(state, prefix)
+    stage = read_count(state, f'{prefix}._stage')
+    if stage == 0:
+        return None
+    if over == 'outputs':
+        mask = mask.t()
+    units, members = mask.shape
+    groups = {
+        g for g in range(1, members + 1) if members % g == 0 and torch.equal(mask, mask[:, :g].repeat(1, members // g))
+    }
+    alive = {int(count) for count in mask.sum(0)}
+    if len(alive) > 1:
+        raise CheckpointError(
+            f'{prefix}._mask keeps {min(alive)} channels in one group and {max(alive)} in another; all groups keep the '
+            f'same number, so the file is damaged.'
+        )
+    kept = alive.pop()
+    factors = {c for c in range(stage + 1, max(units, stage + 1) + 1) if kept_units(units, c, stage) == kept}
+    if not factors:
+        raise CheckpointError(
+            f'{prefix}._mask keeps {kept} of {units} channels at stage {stage}, which fits no condense or '
+            f'sparse factor.'
+        )
+    return units, groups, factors
+
+
+def _converted_choices(state: Mapping[str, Tensor], prefix: str, over: str) -> tuple[int, set[int], set[int]]:
+    weight, index = shape(state, f'{prefix}.conv.weight', 4), state.get(f'{prefix}.index')
+    if index is None:
+        raise CheckpointError(f'the file lacks {prefix}.index; it is incomplete, download it again.')
+    if over == 'outputs':
+        units = None
+        rows, kept = index.numel(), weight[1]
+        grouped = weight[0]
+        groups = rows // kept if kept and rows % kept == 0 else 0
+    else:
+        rows, units = weight[0], shape(state, f'{prefix}.index', 2)[1]
+        grouped = shape(state, f'{prefix}.norm.weight', 1)[0]
+        groups = grouped // weight[1] if weight[1] and grouped % weight[1] == 0 else 0
+        kept = rows // groups if groups and rows % groups == 0 else 0
+    if not groups or not kept or grouped % groups:
+        raise CheckpointError(
+            f'{prefix} has a weight {weight} and {rows} index rows, which is no whole number of groups; '
+            f'the file is damaged.'
+        )
+    if units is None:
+        units = _channels_before(state, prefix)
+    return units, {groups}, {c for c in range(1, units + 1) if -(-units // c) == kept}
+
+
+def _channels_before(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Channels that a dense layer reads: the stem's and those of all layers before it."""
+    match = LAYER.match(f'{prefix}.')
+    position = (int(match[1]), int(match[2]))
+    channels = shape(state, 'features.init_conv.weight', 4)[0]
+    for key in state:
+        other = LAYER.match(key)
+        if other and key.endswith('.conv_2.conv.weight') and (int(other[1]), int(other[2])) < position:
+            channels += state[key].shape[0]
+    return channels
+
+
+def shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:
+    """Shape of a tensor that must be there and have so many dimensions.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if key not in state:
+        raise CheckpointError(f'the file lacks {key}; it is incomplete, or of another network.')
+    if state[key].ndim != dimensions:
+        raise CheckpointError(f'{key} has the shape {tuple(state[key].shape)}; it takes {dimensions} dimensions.')
+    return tuple(state[key].shape)
+
+
+def read_mask(state: Mapping[str, Tensor], prefix: str) -> Tensor:
+    """The mask of a layer as a bool matrix ``(O, I)``; averaged masks that have settled are rounded.
+
+    Raises:
+        CheckpointError: it is missing, of another shape than the weight, or holds values besides 0 and 1.
+    """
+    weight = shape(state, f'{prefix}.conv.weight', 4)
+    if shape(state, f'{prefix}._mask', 4) != weight:
+        raise CheckpointError(
+            f'{prefix}._mask has the shape {tuple(state[f"{prefix}._mask"].shape)} but its weight {weight}.'
+        )
+    mask = state[f'{prefix}._mask'].double()
+    rounded = mask.round()
+    if not bool(((mask - rounded).abs() < 1e-2).all()) or not bool(((rounded == 0) | (rounded == 1)).all()):
+        raise CheckpointError(
+            f'{prefix}._mask holds values besides 0 and 1; where these are averaged weights (state_dict_ema) of an '
+            f'unfinished training, read the plain ones with use_ema=False (--no-ema).'
+        )
+    return rounded.flatten(1).bool()
+
+
+def read_count(state: Mapping[str, Tensor], key: str) -> int:
+    """A counter that is stored as a tensor of one number.
+
+    Raises:
+        CheckpointError: it is missing, or no whole number of at least 0.
+    """
+    if key not in state:
+        raise CheckpointError(f'the file lacks {key}; it is incomplete.')
+    if state[key].numel() != 1:
+        raise CheckpointError(f'{key} has {state[key].numel()} numbers; it takes one.')
+    value = float(state[key].item())
+    if not isfinite(value) or value < -0.01 or abs(value - round(value)) > 0.01:
+        raise CheckpointError(f'{key} is {value}; it takes a whole number of at least 0.')
+    return round(value)
+
+
+def settle_arch(layout: Layout, args: Any, overrides: Mapping[str, Any]) -> CondenseNetArch:
+    """The shape: what the tensors tell, then overrides, then the file's ``args``, then a published network that agrees.
+
+    Args:
+        layout: what the tensors tell.
+        args: the ``args`` of a training file, or None.
+        overrides: fields of the shape that the caller gives.
+
+    Raises:
+        CheckpointError: sources disagree, or fields are left that nothing tells; names them.
+        ValueError: an override is no field of the shape.
+    """
+    names = [f.name for f in fields(CondenseNetArch)]
+    unknown = sorted(set(overrides) - set(names))
+    if unknown:
+        raise ValueError(f'arch has no fields {", ".join(unknown)}; it takes {", ".join(names)}.')
+    given = {**_from_args(args), **{key: _plain(value) for key, value in overrides.items()}}
+    settled = dict(layout.known)
+    for name, values in layout.choices.items():
+        if name in given and given[name] not in values:
+            raise CheckpointError(
+                f'the tensors need {name} to be one of {_shown(values)}, but the arguments say {given[name]}.'
+            )
+        if len(values) == 1 or name.startswith('groups_') and name not in given:
+            settled[name] = values[0]
+    for name, value in given.items():
+        if settled.setdefault(name, value) != value:
+            raise CheckpointError(f'the tensors need {name}={settled[name]}, but the arguments say {value}.')
+    settled = _complete_from_variant(settled, layout)
+    missing = [name for name in names if name not in settled]
+    if missing:
+        options = ''.join(
+            f' ({name}: one of {_shown(layout.choices[name])})' for name in missing if name in layout.choices
+        )
+        raise CheckpointError(
+            f'nothing in the file tells {", ".join(missing)}{options}; give {"them" if len(missing) > 1 else "it"}, '
+            f'for example {", ".join(f"{name}=..." for name in missing)} (on the command line: --arch NAME=VALUE).'
+        )
+    try:
+        return CondenseNetArch(**settled)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f'the tensors make no network: {error}') from error
+
+
+def _complete_from_variant(settled: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    for variant in VARIANTS.values():
+        if variant.family != layout.family:
+            continue
+        agrees = all(getattr(variant.arch, name) == value for name, value in settled.items())
+        if agrees and all(getattr(variant.arch, name) in values for name, values in layout.choices.items()):
+            return {f.name: getattr(variant.arch, f.name) for f in fields(CondenseNetArch)}
+    return settled
+
+
+def _from_args(args: Any) -> dict[str, Any]:
+    """Fields of the shape in a training file's ``args``; the authors count blocks from 0 and name some otherwise."""
+    values = args if isinstance(args, Mapping) else vars(args) if hasattr(args, '__dict__') else {}
+    names = dict(
+        stages='layers', growth='growth', bottleneck='bottleneck', group_1x1='groups_1x1', group_3x3='groups_3x3',
+        group_trans='groups_sfr', condense_factor='condense_factor', trans_factor='sparse_factor',
+        fc_channel='head_width',
+    )  # fmt: skip
+    found = {ours: _plain(values[theirs]) for theirs, ours in names.items() if values.get(theirs) is not None}
+    blocks = len(found.get('layers', ()))
+    for theirs, ours in (('HS_start_block', 'hswish_from'), ('SE_start_block', 'se_from')):
+        start = values.get(theirs)
+        if isinstance(start, int) and blocks:
+            found[ours] = start + 1 if start < blocks else None
+    if isinstance(values.get('dataset'), str):
+        found['stem_stride'] = 1 if values['dataset'] in ('cifar10', 'cifar100') else 2
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Lists, and text such as ``4-6-8``, as tuples of whole numbers."""
+    if isinstance(value, str) and re.fullmatch(r'\d+(-\d+)+', value):
+        value = value.split('-')
+    return tuple(map(int, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _shown(values: Iterable[int]) -> str:
+    values = list(values)
+    return ', '.join(map(str, values[:6])) + (' and more' if len(values) > 6 else '')
