@@ -2,6 +2,7 @@
 
 from .io import CheckpointError, atomic_path, find_state_dict, load_checkpoint, save_checkpoint
 from .official import ImportedCheckpoint, import_official
+from .shufflenet import init_from_shufflenet, remap_shufflenet
 
 __all__ = [
     'CheckpointError',
@@ -9,6 +10,8 @@ __all__ = [
     'atomic_path',
     'find_state_dict',
     'import_official',
+    'init_from_shufflenet',
     'load_checkpoint',
+    'remap_shufflenet',
     'save_checkpoint',
 ]

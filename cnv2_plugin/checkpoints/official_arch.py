@@ -60,7 +60,6 @@ def read_layout(state: Mapping[str, Tensor]) -> Layout:
             _read_groups(state, blocks, layout, name, prefix, over)
     if family == 'CondenseNet':
         layout.known.update(groups_sfr=0, hswish_from=None)
-        layout.known.setdefault('sparse_factor', CondenseNetArch.sparse_factor)
     return layout
 
 
@@ -290,6 +289,8 @@ def settle_arch(layout: Layout, args: Any, overrides: Mapping[str, Any]) -> Cond
     for name, value in given.items():
         if settled.setdefault(name, value) != value:
             raise CheckpointError(f'the tensors need {name}={settled[name]}, but the arguments say {value}.')
+    if layout.family == 'CondenseNet':
+        settled.setdefault('sparse_factor', CondenseNetArch.sparse_factor)
     settled = _complete_from_variant(settled, layout)
     missing = [name for name in names if name not in settled]
     if missing:

@@ -2,3 +2,4 @@
 
 from . import condensenet as condensenet
 from . import shufflenet as shufflenet
+from .hub import save_for_hub as save_for_hub

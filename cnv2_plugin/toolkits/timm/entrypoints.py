@@ -7,6 +7,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from ...archs import VARIANTS, Arch, Variant, arch_from, variants_of
+from .pretrained import filter_checkpoint, forget_weights, with_weights
 
 
 def default_cfg(variant: Variant, model_cls: type) -> dict[str, Any]:
@@ -56,7 +57,19 @@ def _register(
     def entry_point(pretrained: bool = False, **kwargs):
         arch = _family_arch(name, variant.arch, kwargs.pop('arch', None), fixed_fields)
         feature_cfg = dict(out_indices=tuple(range(arch.num_stages)), flatten_sequential=True)
-        return build_model_with_cfg(model_cls, name, pretrained, arch=arch, feature_cfg=feature_cfg, **kwargs)
+        if pretrained:
+            kwargs = with_weights(variant, kwargs)
+        model = build_model_with_cfg(
+            model_cls,
+            name,
+            pretrained,
+            arch=arch,
+            feature_cfg=feature_cfg,
+            pretrained_filter_fn=filter_checkpoint,
+            **kwargs,
+        )
+        forget_weights(model)
+        return model
 
     entry_point.__name__ = entry_point.__qualname__ = name
     entry_point.__module__ = module['__name__']
