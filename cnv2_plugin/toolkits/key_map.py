@@ -32,7 +32,7 @@ def layout_of(state_dict: Mapping[str, Tensor]) -> str:
         return 'timm'
     shown = ', '.join(list(state_dict)[:4])
     raise ValueError(
-        f'The keys ({shown}, ...) are neither those of a timm model of this package ({", ".join(_TRUNK)}...) nor those of '
+        f'The keys ({shown}, ...) are neither those of a timm model here ({", ".join(_TRUNK)}...) nor those of '
         f'an OpenMMLab model ({_BACKBONE}...); for the files of the authors use "cnv2 import-official".'
     )
 

@@ -70,7 +70,7 @@ class StagedSparsificationHook(Hook):
             handle = plain_model(runner).register_forward_hook(self._lasso_adder(), with_kwargs=True)
             self._remove_lasso = handle.remove
         self.sparsifier.set_progress(runner.iter / runner.max_iters)
-        self._masks_changed(runner)
+        self._masks_changed(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Do the stages that are due after this iteration."""
@@ -82,7 +82,7 @@ class StagedSparsificationHook(Hook):
         done = runner.iter + 1
         changed = self.sparsifier.set_progress(done / runner.max_iters)
         if changed:
-            self._masks_changed(runner)
+            self._masks_changed(runner, done)
         if changed or done % self.log_interval == 0:
             self._record(runner, done)
         self._lasso = None
@@ -91,7 +91,7 @@ class StagedSparsificationHook(Hook):
         """Leave the model without our forward hook."""
         self._remove_lasso()
 
-    def _masks_changed(self, runner: Runner) -> None:
+    def _masks_changed(self, runner: Runner, done: int) -> None:
         sparsifier = self.sparsifier
         for ema_model in ema_models(runner):
             copy_pruning(sparsifier.model, ema_model.module)
@@ -99,7 +99,8 @@ class StagedSparsificationHook(Hook):
         self._kept = sparsifier.sparsity()['total']
         stages = max(layer.num_stages for layer in sparsifier.layers.values())
         runner.logger.info(
-            f'Sparsification: stage {sparsifier.stage} of {stages}, {self._kept:.1%} of the prunable weights kept.'
+            f'Sparsification after {done} of {runner.max_iters} iterations: stage {sparsifier.stage} of {stages}, '
+            f'{self._kept:.1%} of the prunable weights kept.'
         )
 
     def _record(self, runner: Runner, step: int) -> None:

@@ -1,0 +1,1 @@
+"""Tests of the OpenMMLab side, through the toolkits' own entry points."""
