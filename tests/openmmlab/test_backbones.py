@@ -83,7 +83,10 @@ def test_every_parameter_gets_a_gradient_for_any_outputs(indices):
 
 
 def test_out_norm_adds_normalisation_with_keys_of_its_own():
-    plain, normed = CondenseNetV2(THREE, out_indices=(0, 1, 2)), CondenseNetV2(THREE, out_indices=(0, 1, 2), out_norm=True)
+    plain, normed = (
+        CondenseNetV2(THREE, out_indices=(0, 1, 2)),
+        CondenseNetV2(THREE, out_indices=(0, 1, 2), out_norm=True),
+    )
     extra = set(normed.state_dict()) - set(plain.state_dict())
     assert extra and all(key.startswith(('out_norms.0.', 'out_norms.1.')) for key in extra)
     assert set(plain.state_dict()) < set(normed.state_dict())

@@ -82,7 +82,9 @@ def test_pretrained_deployed_weights_build_with_deploy(tmp_path):
     source = finish_pruning(randomize_norms(timm.create_model('condensenetv2', arch=ARCH)))
     source.switch_to_deploy()
     torch.save(source.state_dict(), tmp_path / 'deployed.pth')
-    backbone = CondenseNetV2(ARCH, deploy=True, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'deployed.pth')))
+    backbone = CondenseNetV2(
+        ARCH, deploy=True, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'deployed.pth'))
+    )
     backbone.init_weights()
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in backbone.state_dict().items())
 
@@ -96,7 +98,10 @@ def test_command_moves_an_mmpretrain_checkpoint_to_timm_and_back(tmp_path, capsy
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert relative_difference(theirs(x), logits(model, x)) < 1e-6
-    assert main(['convert-keys', str(tmp_path / 'timm.pth'), str(tmp_path / 'back.safetensors'), '--to', 'mmpretrain']) == 0
+    assert (
+        main(['convert-keys', str(tmp_path / 'timm.pth'), str(tmp_path / 'back.safetensors'), '--to', 'mmpretrain'])
+        == 0
+    )
     assert main(['convert-keys', str(tmp_path / 'mm.pth'), str(tmp_path / 'trunk.pth'), '--to', 'backbone']) == 0
     trunk = torch.load(tmp_path / 'trunk.pth')['state_dict']
     CondenseNetV2(ARCH).load_state_dict(trunk)

@@ -25,9 +25,7 @@ LAYOUTS = [
 
 def features(dtype=torch.float32):
     generator = torch.Generator().manual_seed(3)
-    return tuple(
-        torch.randn(2, c, h, w, generator=generator).to(dtype) for c, (h, w) in zip(CHANNELS, SIZES)
-    )
+    return tuple(torch.randn(2, c, h, w, generator=generator).to(dtype) for c, (h, w) in zip(CHANNELS, SIZES))
 
 
 def pyramid(**options):
