@@ -35,7 +35,7 @@ INPUT_SIZE = (1, 32, 32)
 def main() -> None:
     """Run the whole job."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--epochs', type=int, default=40)
+    parser.add_argument('--epochs', type=int, default=30)
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=40, help='rounds of the benchmark')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/quickstart'))

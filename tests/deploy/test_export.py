@@ -1,0 +1,91 @@
+"""ONNX files: names, batches, metadata, operators, and nothing half-written."""
+
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from torch import nn
+
+from cnv2_plugin.deploy import VerificationError, condense, export_onnx
+from tests.helpers import finish_pruning, random_arch, randomize_norms
+
+
+def finished(seed=0, **kwargs):
+    model = timm.create_model('condensenetv2', arch=random_arch(seed), num_classes=6, **kwargs)
+    return finish_pruning(randomize_norms(model, seed)).eval()
+
+
+@pytest.mark.parametrize('optimize', [False, True])
+def test_dynamic_batch(tmp_path, optimize):
+    model = finished()
+    report = export_onnx(condense(model), tmp_path / 'x.onnx', (3, 24, 24), optimize=optimize)
+    session = onnxruntime.InferenceSession(report.path)
+    assert [i.name for i in session.get_inputs()] == ['input'] and [o.name for o in session.get_outputs()] == ['logits']
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 24, 24)
+        (logits,) = session.run(None, {'input': x.numpy()})
+        assert (torch.from_numpy(logits) - model(x)).abs().max() <= 1e-5 * model(x).abs().max()
+    assert report.size == report.path.stat().st_size
+    assert {node.domain for node in onnx.load(report.path).graph.node} == {''}
+
+
+def test_fixed_batch_and_training_form(tmp_path):
+    report = export_onnx(finished(), tmp_path / 'x.onnx', (3, 24, 24), batch=2, optimize=False)
+    session = onnxruntime.InferenceSession(report.path)
+    assert session.get_inputs()[0].shape == [2, 3, 24, 24]
+
+
+def test_metadata(tmp_path):
+    export_onnx(condense(finished()), tmp_path / 'x.onnx', (3, 24, 24), metadata=dict(arch='mine'))
+    found = {p.key: p.value for p in onnx.load(tmp_path / 'x.onnx').metadata_props}
+    assert found['arch'] == 'mine' and found['num_classes'] == '6'
+    assert found['mean'].startswith('[0.485')
+
+
+def test_several_outputs(tmp_path):
+    model = timm.create_model('condensenetv2', arch=random_arch(4), features_only=True).eval()
+    finish_pruning(randomize_norms(model))
+    export_onnx(condense(model), tmp_path / 'x.onnx', (3, 32, 32), optimize=False)
+    names = [o.name for o in onnxruntime.InferenceSession(tmp_path / 'x.onnx').get_outputs()]
+    assert names == [f'output_{i}' for i in range(len(names))] and len(names) >= 2
+
+
+def test_no_notes_of_the_machine_are_left_in_the_file(tmp_path):
+    export_onnx(condense(finished()), tmp_path / 'x.onnx', (3, 24, 24))
+    assert b'site-packages' not in (tmp_path / 'x.onnx').read_bytes()
+
+
+def test_disagreement_leaves_the_old_file(tmp_path):
+    class Fickle(nn.Module):
+        def forward(self, x):
+            return x if torch.compiler.is_exporting() else x + 1
+
+    path = tmp_path / 'x.onnx'
+    path.write_bytes(b'old')
+    with pytest.raises(VerificationError, match='nothing was written'):
+        export_onnx(Fickle(), path, (3, 8, 8), optimize=False)
+    assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(batch=0), 'batch is 0'),
+        (dict(batch='many'), "batch is 'many'"),
+        (dict(input_size=(3, 0, 8)), 'input_size'),
+    ],
+)
+def test_wrong_arguments(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        export_onnx(nn.Identity(), tmp_path / 'x.onnx', **kwargs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['condensenetv2_a', 'condensenetv2_b', 'condensenetv2_c'])
+def test_plain_file_of_published_variants_is_small(name, tmp_path):
+    model = finish_pruning(randomize_norms(timm.create_model(name))).eval()
+    condensed = condense(model)
+    report = export_onnx(condensed, tmp_path / 'x.onnx', optimize=False)
+    assert report.size <= 1.1 * 4 * sum(p.numel() for p in condensed.parameters())
+    assert report.verification.max_rel <= 1e-5 and report.verification.argmax_agreement == 1

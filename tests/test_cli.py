@@ -1,0 +1,132 @@
+"""``cnv2`` and tools/*.py as they are typed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import timm
+import torch
+
+from cnv2_plugin.checkpoints import find_state_dict, load_checkpoint, save_checkpoint
+from cnv2_plugin.cli import command_names, main
+from tests.helpers import finish_pruning, randomize_norms
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp('trained') / 'a.pth'
+    model = finish_pruning(randomize_norms(timm.create_model('condensenetv2_a', num_classes=10)))
+    save_checkpoint(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('name', 'figures'),
+    [
+        ('condensenetv2_a', ['3,350,244', '2.04', '45.87']),
+        ('condensenetv2_b', ['6,311,412', '3.59', '146.47']),
+        ('condensenetv2_c', ['15,097,752', '6.18', '309.74']),
+    ],
+)
+def test_cost_prints_the_published_figures(name, figures, capsys):
+    assert main(['cost', name]) == 0
+    printed = capsys.readouterr().out
+    assert all(figure in printed for figure in figures)
+
+
+def test_cost_options(capsys):
+    assert main(['cost', 'condensenetv2_a', '--deploy', '--input', '3', '96', '96', '--markdown']) == 0
+    assert capsys.readouterr().out.startswith('|  | condensed |')
+
+
+@pytest.mark.parametrize('out', ['x.pth', 'x.safetensors'])
+def test_deploy_writes_a_condensed_checkpoint_that_loads_strictly(trained, tmp_path, capsys, out):
+    path = tmp_path / out
+    assert (
+        main(['deploy', str(trained), '--arch', 'condensenetv2_a', '--out', str(path), '--input', '3', '64', '64']) == 0
+    )
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ('parameters', 'multiply-adds', 'file size', 'max relative difference'))
+    model = timm.create_model('condensenetv2_a', num_classes=10, deploy=True).eval()
+    model.load_state_dict(find_state_dict(load_checkpoint(path)))
+    original = timm.create_model('condensenetv2_a', num_classes=10).eval()
+    original.load_state_dict(find_state_dict(load_checkpoint(trained)))
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert (model(x) - original(x)).abs().max() <= 1e-5 * original(x).abs().max()
+    assert [p.name for p in tmp_path.iterdir()] == [out]
+
+
+@pytest.mark.slow
+def test_deploy_writes_onnx_too(trained, tmp_path):
+    command = [sys.executable, str(ROOT / 'tools/deploy.py'), str(trained), '--arch', 'condensenetv2_a']
+    command += ['--out', 'x.pth', '--onnx', 'x.onnx', '--batch', '1']
+    subprocess.run(command, check=True, cwd=tmp_path)
+    assert onnxruntime.InferenceSession(tmp_path / 'x.onnx').get_inputs()[0].shape == [1, 3, 224, 224]
+
+
+def test_deploy_refuses_to_write_when_verification_fails(trained, tmp_path, capsys):
+    arguments = ['deploy', str(trained), '--arch', 'condensenetv2_a', '--out', str(tmp_path / 'x.pth')]
+    assert main([*arguments, '--tolerance', '0', '--input', '3', '64', '64']) == 1
+    assert 'nothing was written' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['cost'], 'give one variant'),
+        (['cost', 'condensenetv2_z'], 'did you mean condensenetv2_'),
+        (['deploy', 'missing.pth', '--arch', 'condensenetv2_a', '--out', 'x.pth'], 'missing.pth is not a file'),
+        (['deploy', 'x', '--arch', 'condensenetv2_a', '--out', 'x.bin'], 'ends in .bin'),
+        (['deploy', 'x', '--arch', 'condensenetv2_a', '--out', 'no/such/x.pth'], 'does not exist'),
+        (['deploy', '{trained}', '--arch', 'condensenetv2_b', '--out', 'x.pth'], 'does not fit condensenetv2_b'),
+        (['deploy', '{trained}', '--arch', 'condensnetv2_a', '--out', 'x.pth'], 'did you mean condensenetv2_a'),
+    ],
+)
+def test_failures_are_one_sentence(trained, arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.format(trained=trained) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_pruned_and_condensed_checkpoints_are_refused(tmp_path, capsys):
+    model = timm.create_model('condensenetv2_a', num_classes=10)
+    save_checkpoint(model.state_dict(), tmp_path / 'half.pth')
+    save_checkpoint(finish_pruning(model).eval().state_dict(), tmp_path / 'done.pth')
+    model.switch_to_deploy()
+    save_checkpoint(model.state_dict(), tmp_path / 'condensed.pth')
+    for name, message in (('half', 'Pruning is not finished'), ('condensed', 'condensed already')):
+        out = tmp_path / 'out.pth'
+        assert main(['deploy', str(tmp_path / f'{name}.pth'), '--arch', 'condensenetv2_a', '--out', str(out)]) == 1
+        assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_usage_errors_exit_with_2(capsys):
+    for arguments in ([], ['nothing'], ['deploy'], ['cost', '--input', '3', 'x', '2', 'condensenetv2_a']):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match='did you mean'):
+        main(['cost', 'condensenetv2_z', '--debug'])
+
+
+def test_every_command_has_its_tool():
+    for name in command_names():
+        tool = ROOT / 'tools' / f'{name.replace("-", "_")}.py'
+        assert f"main(['{name}', *sys.argv[1:]])" in tool.read_text()
+
+
+def test_tools_run_outside_the_checkout(tmp_path):
+    command = [sys.executable, str(ROOT / 'tools/cost.py'), 'condensenetv2_a', '--deploy']
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert '45.87' in result.stdout
