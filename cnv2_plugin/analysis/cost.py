@@ -97,6 +97,8 @@ class _Tally:
             self._visit_masked(module, output)
 
     def _visit_masked(self, layer: GroupSparseConv2d, output: torch.Tensor) -> None:
+        if layer.packed:
+            return
         weights = layer.in_channels * layer.out_channels
         positions = output.shape[-2] * output.shape[-1]
         pruned = weights - weights * layer.kept_per_group() // layer.num_units()

@@ -38,7 +38,8 @@ class GroupSparseConv2d(nn.Module):
     (learned group convolution); with ``over='inputs'`` input ``i`` is in group ``i mod G`` and each group
     keeps ``ceil(O / factor)`` outputs (sparse feature reactivation). Pruning empties ``mask`` and never
     touches the weights. Once pruning is finished, ``switch_to_deploy`` turns the layer into a standard group
-    convolution between two channel permutations, in place and exactly.
+    convolution between two channel permutations, in place and exactly; ``switch_to_packed`` keeps it trainable with
+    the surviving weights only. A plain ``nn.Conv2d`` of the same shape has a state dict that this layer loads too.
 
     Args:
         in_channels: input channels ``I``.
@@ -48,18 +49,21 @@ class GroupSparseConv2d(nn.Module):
         over: which side is grouped, ``'outputs'`` or ``'inputs'``.
         bias: adds a bias (``over='outputs'`` only: a pruned output would lose its bias otherwise).
         stride: stride of the convolution.
+        dilation: kept for what reads it; a 1x1 kernel has nothing to dilate.
         deploy: build the group-convolution form directly, with the state-dict keys of ``switch_to_deploy``.
 
     Attributes:
         mask: bool buffer of the weight's shape (training form only).
         stage: int64 scalar buffer, pruning stages done (training form only).
         num_stages: stages until pruning is finished.
+        packed: the training form holds the surviving weights only, see ``switch_to_packed``.
 
     Raises:
         ValueError: ``groups`` does not divide the grouped side, or an argument is out of range.
     """
 
     deploy: Final[bool]
+    packed: Final[bool]
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class GroupSparseConv2d(nn.Module):
         bias: bool = False,
         stride: int = 1,
         deploy: bool = False,
+        dilation: int = 1,
         device=None,
         dtype=None,
     ) -> None:
@@ -83,16 +88,20 @@ class GroupSparseConv2d(nn.Module):
         self.over = over
         self.num_stages = factor - 1
         self.deploy = deploy
+        self.packed = False
         self.gather = nn.Identity()
         self.scatter = nn.Identity()
         if deploy:
             kept = torch.arange(groups * self.kept_per_group()).remainder(self.num_units()).to(device)
             self._set_permutations(kept)
-            self.conv = self._make_group_conv(stride, bias, device, dtype)
+            self.conv = self._make_group_conv(stride, dilation, bias, device, dtype)
         else:
-            self.conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=bias, device=device, dtype=dtype)
+            self.conv = nn.Conv2d(
+                in_channels, out_channels, 1, stride, dilation=dilation, bias=bias, device=device, dtype=dtype
+            )
             self.register_buffer('mask', torch.ones(self.conv.weight.shape, dtype=torch.bool, device=device))
             self.register_buffer('stage', torch.zeros((), dtype=torch.int64, device=device))
+            self.register_buffer('kept', torch.zeros(0, dtype=torch.int64, device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, I, H, W)`` to ``(N, O, H, W)``."""
@@ -101,7 +110,23 @@ class GroupSparseConv2d(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         if self.deploy:
             return self.conv(x)
+        if self.packed:
+            return self._convolve_packed(x)
         return F.conv2d(x, self.conv.weight * self.mask, self.conv.bias, self.conv.stride)
+
+    def _convolve_packed(self, x: Tensor) -> Tensor:
+        """One matrix product per group, from and to the original order of channels."""
+        if self.conv.stride[0] > 1 or self.conv.stride[1] > 1:
+            x = x[:, :, :: self.conv.stride[0], :: self.conv.stride[1]]
+        n, h, w = x.size(0), x.size(2), x.size(3)
+        weight = self.conv.weight.flatten(1).unflatten(0, (self.groups, -1))
+        if self.over == 'outputs':
+            x = x.index_select(1, self.kept).reshape(n, self.groups, -1, h * w)
+            y = torch.matmul(weight, x).transpose(1, 2).reshape(n, self.out_channels, h, w)
+            return y if self.conv.bias is None else y + self.conv.bias[:, None, None]
+        x = x.reshape(n, -1, self.groups, h * w).transpose(1, 2)
+        rows = torch.matmul(weight, x).reshape(n, -1, h, w)
+        return rows.new_zeros([n, self.out_channels, h, w]).index_add(1, self.kept, rows)
 
     def num_units(self) -> int:
         """Units in each group: the channels of the side that is not grouped."""
@@ -130,6 +155,8 @@ class GroupSparseConv2d(nn.Module):
 
     def masked_weight(self) -> Tensor:
         """The weight ``(O, I, 1, 1)`` with pruned entries zero; gradients reach surviving weights only."""
+        if self.packed:
+            return self.unpack_weight(self.conv.weight)
         return self.conv.weight * self.mask
 
     def check_finite(self, name: str = '') -> None:
@@ -175,9 +202,9 @@ class GroupSparseConv2d(nn.Module):
         self.mask.copy_(mask)
         self.stage.fill_(stage)
 
-    def kept_index(self) -> Tensor:
-        """Kept units, group by group in ascending order: int64 ``(groups * kept_per_group,)``."""
-        return self.by_unit(self.mask)[..., 0].nonzero()[:, 1]
+    def kept_index(self, mask: Optional[Tensor] = None) -> Tensor:
+        """Kept units of a mask, by default the own, group by group in ascending order: int64 ``(kept,)``."""
+        return self.by_unit(self.mask if mask is None else mask)[..., 0].nonzero()[:, 1]
 
     def group_lasso(self) -> Tensor:
         """Sum over units of the L2 norm of the masked weights (CondenseNet, section 3.2), 0 once finished."""
@@ -193,27 +220,99 @@ class GroupSparseConv2d(nn.Module):
         """
         if self.deploy:
             return
+        self._check_finished('condensing')
+        kept = self.kept_index()
+        weight = self.conv.weight if self.packed else self.pack_weight(self.conv.weight)
+        self._prepare_deploy(kept)
+        self._set_permutations(kept)
+        self._replace_conv(self._make_group_conv(**self._conv_options()), weight)
+        if self.over == 'outputs' and self.conv.bias is not None:
+            with torch.no_grad():
+                self.conv.bias.copy_(self.conv.bias.unflatten(0, (-1, self.groups)).t().flatten())
+        del self.mask, self.stage, self.kept
+        self.packed = False
+        self.deploy = True
+        self.train(self.training)
+
+    def switch_to_packed(self) -> None:
+        """Go on training with the surviving weights only, in place; does nothing the second time.
+
+        The function, the gradients of the surviving weights and the normalisation (one over all channels) stay those of
+        the masked form; a pruned weight costs nothing more. ``mask`` and ``stage`` stay, and either form loads the
+        state dict of the other. See :func:`cnv2_plugin.sparsify.condense_while_training` for the optimiser.
+
+        Raises:
+            UnfinishedPruningError: pruning stages are left.
+        """
+        if self.deploy or self.packed or self.kept_per_group() == self.num_units():
+            return
+        self._check_finished('packing')
+        weight = self.pack_weight(self.conv.weight)
+        self.kept = self.kept_index()
+        self._replace_conv(self._make_group_conv(**self._conv_options()), weight)
+        self.packed = True
+
+    def switch_to_masked(self) -> None:
+        """Turn the packed form back into the masked one, in place; pruned weights are 0 then."""
+        if self.deploy or not self.packed:
+            return
+        weight = self.unpack_weight(self.conv.weight)
+        self.kept = self.kept.new_zeros(0)
+        dense = nn.Conv2d(self.in_channels, self.out_channels, 1, **self._conv_options())
+        self._replace_conv(dense, weight)
+        self.packed = False
+
+    def pack_weight(self, weight: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+        """Surviving entries of a tensor of the weight's shape, as the weight of the group convolution.
+
+        Args:
+            weight: the weight, or an optimiser's average of it, ``(O, I, 1, 1)``.
+            mask: of a finished pruning; by default the layer's own.
+        """
+        kept = self.kept_index(mask)
+        units = self.by_unit(weight)
+        index = kept.view(self.groups, -1, 1).expand(-1, -1, units.size(2))
+        rows = units.gather(1, index)
+        if self.over == 'outputs':
+            rows = rows.transpose(1, 2)
+        return rows.flatten(0, 1)[..., None, None]
+
+    def unpack_weight(self, packed: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+        """The inverse of :meth:`pack_weight`; pruned entries are 0."""
+        kept = self.kept_index(mask)
+        rows = packed.flatten(1).unflatten(0, (self.groups, -1))
+        if self.over == 'outputs':
+            rows = rows.transpose(1, 2)
+        index = kept.view(self.groups, -1, 1).expand(-1, -1, rows.size(2))
+        units = rows.new_zeros(self.groups, self.num_units(), rows.size(2)).scatter(1, index, rows)
+        if self.over == 'outputs':
+            return units.permute(2, 0, 1).flatten(0, 1)[..., None, None]
+        return units.permute(1, 2, 0).flatten(1)[..., None, None]
+
+    def _replace_conv(self, conv: nn.Conv2d, weight: Tensor) -> None:
+        """Put in a convolution that has this weight, and the bias and flags of the one it replaces."""
+        old = self.conv
+        with torch.no_grad():
+            conv.weight.copy_(weight)
+        conv.weight.requires_grad_(old.weight.requires_grad)
+        conv.bias = old.bias
+        conv.train(old.training)
+        self.conv = conv
+
+    def _conv_options(self) -> dict:
+        conv = self.conv
+        return dict(
+            stride=conv.stride, dilation=conv.dilation, bias=conv.bias is not None,
+            device=conv.weight.device, dtype=conv.weight.dtype,
+        )  # fmt: skip
+
+    def _check_finished(self, what: str) -> None:
         if not self.is_finished():
             raise UnfinishedPruningError(
                 f'{type(self).__name__}({self.in_channels}, {self.out_channels}) is at pruning stage {int(self.stage)} '
                 f'of {self.num_stages}; finish the sparsification schedule, or call prune_to({self.num_stages}), '
-                f'before condensing it.'
+                f'before {what} it.'
             )
-        masked = self.conv
-        kept = self.kept_index()
-        self._set_permutations(kept)
-        self._prepare_deploy(kept)
-        self.conv = self._make_group_conv(
-            masked.stride, masked.bias is not None, masked.weight.device, masked.weight.dtype
-        )
-        with torch.no_grad():
-            self.conv.weight.copy_(self._group_weight(masked.weight, kept)[..., None, None])
-            if masked.bias is not None:
-                self.conv.bias.copy_(masked.bias.unflatten(0, (-1, self.groups)).t().flatten())
-        self.conv.weight.requires_grad_(masked.weight.requires_grad)
-        del self.mask, self.stage
-        self.deploy = True
-        self.train(self.training)
 
     def _prepare_deploy(self, kept: Tensor) -> None:
         """For views with a normalisation in front: called when the gathered channels are known."""
@@ -226,23 +325,49 @@ class GroupSparseConv2d(nn.Module):
             self.gather = nn.ChannelShuffle(self.in_channels // self.groups)
             self.scatter = ChannelScatterSum(kept, self.out_channels)
 
-    def _make_group_conv(self, stride, bias: bool, device, dtype) -> nn.Conv2d:
+    def _make_group_conv(self, stride, dilation, bias: bool, device, dtype) -> nn.Conv2d:
         kept = self.groups * self.kept_per_group()
         channels = (kept, self.out_channels) if self.over == 'outputs' else (self.in_channels, kept)
-        return nn.Conv2d(*channels, 1, stride, groups=self.groups, bias=bias, device=device, dtype=dtype)
-
-    def _group_weight(self, weight: Tensor, kept: Tensor) -> Tensor:
-        """The weight ``(rows, columns)`` of the group convolution, rows in group order."""
-        units = self.by_unit(weight)
-        index = kept.view(self.groups, -1, 1).expand(-1, -1, units.size(2))
-        rows = units.gather(1, index)
-        if self.over == 'outputs':
-            rows = rows.transpose(1, 2)
-        return rows.flatten(0, 1)
+        return nn.Conv2d(
+            *channels, 1, stride, dilation=dilation, groups=self.groups, bias=bias, device=device, dtype=dtype
+        )
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
-        errors.extend(self._state_dict_faults(state_dict, prefix))
+        self._adopt_plain_conv(state_dict, prefix)
+        faults = self._state_dict_faults(state_dict, prefix)
+        if not self.deploy and not faults:
+            faults = self._adopt_other_form(state_dict, prefix)
+        errors.extend(faults)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
+
+    def _adopt_plain_conv(self, state_dict, prefix: str) -> None:
+        """Read the keys of a plain convolution as those of this layer before any pruning."""
+        if self.deploy or f'{prefix}weight' not in state_dict or f'{prefix}conv.weight' in state_dict:
+            return
+        for key in ('weight', 'bias'):
+            if f'{prefix}{key}' in state_dict:
+                state_dict[f'{prefix}conv.{key}'] = state_dict.pop(f'{prefix}{key}')
+        state_dict[f'{prefix}mask'] = torch.ones_like(self.mask)
+        state_dict[f'{prefix}stage'] = torch.zeros_like(self.stage)
+
+    def _adopt_other_form(self, state_dict, prefix: str) -> list[str]:
+        """Read a packed state dict in the masked form and the other way round; returns what is wrong with it."""
+        key = f'{prefix}conv.weight'
+        weight, mask = state_dict.get(key), state_dict.get(f'{prefix}mask')
+        if weight is None or mask is None or mask.shape != self.mask.shape or mask.is_meta or self.mask.is_meta:
+            return []
+        kept = self.kept_index(mask)
+        finished = kept.numel() == self.groups * self.kept_per_group()
+        if self.packed and not finished:
+            name = prefix.rstrip('.') or type(self).__name__
+            return [f'{name}: pruning is not finished in the state dict; call switch_to_masked() before loading it.']
+        if self.packed:
+            self.kept = kept.to(self.kept.device)
+        if self.packed and weight.shape == mask.shape:
+            state_dict[key] = self.pack_weight(weight, mask)
+        elif finished and not self.packed and weight.shape != mask.shape:
+            state_dict[key] = self.unpack_weight(weight, mask)
+        return []
 
     def _state_dict_faults(self, state_dict, prefix: str) -> list[str]:
         name = prefix.rstrip('.') or type(self).__name__
@@ -309,7 +434,8 @@ def _check_arguments(name, in_channels, out_channels, groups, factor, over, bias
         nearest = sorted(sorted(divisors, key=lambda d: abs(d - groups))[:4])
         side = 'out_channels' if over == 'outputs' else 'in_channels'
         raise ValueError(
-            f'{name}: groups={groups} does not divide {side}={grouped}; groups that do: {", ".join(map(str, nearest))}, '
+            f'{name}: groups={groups} does not divide {side}={grouped}; groups that do: '
+            f'{", ".join(map(str, nearest))}, '
             f'or make {side} a multiple of {groups}, such as {grouped + groups - grouped % groups}.'
         )
     if bias and over == 'inputs':

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
+from .names import plain_name
 from .schedule import SparsificationSchedule
-
-_WRAPPER_PREFIXES = ('_orig_mod', 'module')
 
 
 class StagedSparsifier:
@@ -47,7 +46,7 @@ class StagedSparsifier:
             raise ValueError(f'group_lasso is {group_lasso}; it takes a weight of at least 0.')
         self.model = model
         self.layers = {
-            _plain_name(name): layer for name, layer in model.named_modules() if isinstance(layer, GroupSparseConv2d)
+            plain_name(name): layer for name, layer in model.named_modules() if isinstance(layer, GroupSparseConv2d)
         }
         if not self.layers:
             raise ValueError(f'{type(model).__name__} has no group-sparse layer, so there is nothing to sparsify.')
@@ -143,8 +142,3 @@ class StagedSparsifier:
                 f'total_steps={self.total_steps} with sparse_fraction={self.schedule.sparse_fraction} leaves {steps} steps '
                 f'for {stages} pruning stages; train for at least {needed} steps.'
             )
-
-
-def _plain_name(name: str) -> str:
-    """A module's name without what DDP and torch.compile put before it."""
-    return '.'.join(part for part in name.split('.') if part not in _WRAPPER_PREFIXES)

@@ -1,0 +1,215 @@
+"""The optimisation half of training on the surviving weights only (the phase after the last stage of CondenseNet,
+section 3.2), with the optimiser's state and the averaged weights carried over.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import GroupSparseConv2d, UnfinishedPruningError
+from .names import plain_name
+
+Optimizers = Union[torch.optim.Optimizer, Iterable[torch.optim.Optimizer], None]
+Models = Union[nn.Module, Iterable[nn.Module], None]
+
+_WRAPPERS = ('DistributedDataParallel', 'FullyShardedDataParallel', 'DeepSpeedEngine')
+
+
+@dataclass(frozen=True)
+class PackedTraining:
+    """What :func:`condense_while_training` did.
+
+    Attributes:
+        layers: names of the layers that are trained by their surviving weights now.
+        weights_before: weights of those layers before.
+        weights_after: weights of those layers now.
+    """
+
+    layers: tuple[str, ...]
+    weights_before: int
+    weights_after: int
+
+
+def condense_while_training(model: nn.Module, optimizer: Optimizers = None, ema: Models = None) -> PackedTraining:
+    """After the last pruning stage, go on training with group convolutions, in place.
+
+    Every masked layer keeps its surviving weights only. Outputs, gradients of the surviving weights and running
+    statistics stay those of the masked form, so training goes on as it would have, but no pruned weight is multiplied,
+    differentiated or updated any more. Normalisations stay in front of the gather: one channel that several groups read
+    has one normalisation, which only ``switch_to_deploy`` copies. Weights are replaced by new parameters; the optimiser
+    gets them with its state (momentum, Adam's moments), in the place of the old ones. Optimisers that scale a step by
+    the norm of a whole weight (LAMB, LARS) see the norm without the pruned entries from here on.
+
+    The state dict keeps its names, masks and stages, and loads into the masked form as it is (pruned weights are 0
+    then); :func:`restore_masked` turns the model itself back.
+
+    Args:
+        model: finished; not wrapped by DDP.
+        optimizer: the optimiser or optimisers of the model's parameters.
+        ema: averaged models (timm's ``ModelEma``, mmengine's ``ExponentialMovingAverage``); they get the model's masks.
+
+    Raises:
+        UnfinishedPruningError: pruning stages are left; names the layers. Nothing is changed then.
+        ValueError: the model is wrapped, an averaged model does not fit, or the optimiser has a state that is not of
+            the weight's shape. Nothing is changed then.
+    """
+    layers = {name: layer for name, layer in _training_layers(model).items() if _packs(layer)}
+    _check_finished(layers)
+    averages = [_matching(layers, average) for average in _as_list(ema)]
+    optimizers = [getattr(o, 'optimizer', o) for o in _as_list(optimizer)]
+    _check_states(layers, optimizers)
+    before = {name: layer.conv.weight for name, layer in layers.items()}
+    for name, layer in layers.items():
+        for average in averages:
+            average[name].mask.copy_(layer.mask)
+            average[name].stage.copy_(layer.stage)
+            average[name].switch_to_packed()
+        layer.switch_to_packed()
+        _carry_over(before[name], layer.conv.weight, layer.pack_weight, optimizers)
+    sizes = [sum(weight.numel() for weight in weights) for weights in (before.values(), _weights(layers))]
+    return PackedTraining(tuple(layers), *sizes)
+
+
+def restore_masked(model: nn.Module, optimizer: Optimizers = None, ema: Models = None) -> None:
+    """Undo :func:`condense_while_training`, in place; pruned weights and their optimiser state are 0 then.
+
+    Args:
+        model: not wrapped by DDP; what is not packed stays as it is.
+        optimizer: as given to :func:`condense_while_training`.
+        ema: likewise.
+
+    Raises:
+        ValueError: as for :func:`condense_while_training`.
+    """
+    layers = {name: layer for name, layer in _training_layers(model).items() if layer.packed}
+    averages = [_matching(layers, average) for average in _as_list(ema)]
+    optimizers = [getattr(o, 'optimizer', o) for o in _as_list(optimizer)]
+    _check_states(layers, optimizers)
+    for name, layer in layers.items():
+        for average in averages:
+            average[name].switch_to_masked()
+        packed = layer.conv.weight
+        layer.switch_to_masked()
+        _carry_over(packed, layer.conv.weight, layer.unpack_weight, optimizers)
+
+
+def masked_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The masked form of a state dict saved while the model was packed; one of the masked form stays as it is.
+
+    Args:
+        state_dict: of the model, or of a wrapper of it.
+        model: the same network, packed or not.
+    """
+    layers = _training_layers(model)
+    masked = dict(state_dict)
+    for key, value in state_dict.items():
+        name = plain_name(key.removesuffix('.conv.weight'))
+        layer = layers.get(name) if key.endswith('.conv.weight') else None
+        mask = state_dict.get(f'{key.removesuffix("conv.weight")}mask')
+        if layer is not None and mask is not None and value.shape != mask.shape:
+            masked[key] = layer.unpack_weight(value, mask)
+    return masked
+
+
+def masked_optimizer_state(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, Any]:
+    """The state dict of an optimiser of a packed model, as one of the masked model's optimiser.
+
+    Args:
+        state: ``optimizer.state_dict()``.
+        optimizer: optimiser of the packed model.
+        model: the packed model.
+    """
+    owners = {id(layer.conv.weight): layer for layer in _training_layers(model).values() if layer.packed}
+    parameters = [p for group in optimizer.param_groups for p in group['params']]
+    indices = [i for group in state['param_groups'] for i in group['params']]
+    masked = dict(state['state'])
+    for i, parameter in zip(indices, parameters):
+        layer = owners.get(id(parameter))
+        if layer is not None and i in masked:
+            masked[i] = _converted(masked[i], parameter.shape, layer.unpack_weight)
+    return {**state, 'state': masked}
+
+
+def _training_layers(model: nn.Module) -> dict[str, GroupSparseConv2d]:
+    wrapper = next((type(m).__name__ for m in model.modules() if type(m).__name__.endswith(_WRAPPERS)), None)
+    if wrapper:
+        raise ValueError(
+            f'The model is wrapped by {wrapper}, which keeps hold of the old weights; give the module inside, and wrap '
+            f'it again afterwards.'
+        )
+    return {
+        plain_name(name): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, GroupSparseConv2d) and not layer.deploy
+    }
+
+
+def _packs(layer: GroupSparseConv2d) -> bool:
+    return not layer.packed and layer.kept_per_group() < layer.num_units()
+
+
+def _weights(layers: Mapping[str, GroupSparseConv2d]) -> Iterable[Tensor]:
+    return (layer.conv.weight for layer in layers.values())
+
+
+def _check_finished(layers: Mapping[str, GroupSparseConv2d]) -> None:
+    unfinished = [f'{n} (stage {int(m.stage)} of {m.num_stages})' for n, m in layers.items() if not m.is_finished()]
+    if unfinished:
+        more = f' and {len(unfinished) - 4} more' if len(unfinished) > 4 else ''
+        raise UnfinishedPruningError(
+            f'Pruning is not finished in {", ".join(unfinished[:4])}{more}; condense_while_training belongs behind the '
+            f'last stage: wait until StagedSparsifier.finished.'
+        )
+
+
+def _matching(layers: Mapping[str, GroupSparseConv2d], average: nn.Module) -> dict[str, GroupSparseConv2d]:
+    theirs = _training_layers(average)
+    for name, layer in layers.items():
+        if name not in theirs or theirs[name].mask.shape != layer.mask.shape or theirs[name].packed != layer.packed:
+            raise ValueError(
+                f'{name} of the model has no counterpart of its form in the averaged {type(average).__name__}; give '
+                f'the average of this model.'
+            )
+    return theirs
+
+
+def _check_states(layers: Mapping[str, GroupSparseConv2d], optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    for optimizer in optimizers:
+        for name, layer in layers.items():
+            weight = layer.conv.weight
+            for key, value in optimizer.state.get(weight, {}).items():
+                if isinstance(value, Tensor) and value.numel() > 1 and value.shape != weight.shape:
+                    raise ValueError(
+                        f'{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)} for {name}.conv.weight '
+                        f'of shape {tuple(weight.shape)}; only states that are one number or of its shape are carried.'
+                    )
+
+
+def _carry_over(old: nn.Parameter, new: nn.Parameter, convert, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Put the new parameter in the old one's place in every optimiser, with its gradient and converted state."""
+    if old.grad is not None:
+        new.grad = convert(old.grad)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group['params'] = [new if p is old else p for p in group['params']]
+        if old in optimizer.state:
+            optimizer.state[new] = _converted(optimizer.state.pop(old), old.shape, convert)
+
+
+def _converted(state: Mapping[str, Any], shape: torch.Size, convert) -> dict[str, Any]:
+    return {
+        key: convert(value) if isinstance(value, Tensor) and value.shape == shape else value
+        for key, value in state.items()
+    }
+
+
+def _as_list(given: Optional[Any]) -> list:
+    if given is None:
+        return []
+    single = isinstance(given, nn.Module) or hasattr(given, 'param_groups') or hasattr(given, 'optimizer')
+    return [given] if single else list(given)
