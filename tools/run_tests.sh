@@ -13,7 +13,8 @@ fi
 install_package timm,openmmlab,deploy,analysis,dev
 say "Style"
 "$PYTHON" -m ruff check .
+export OMP_NUM_THREADS=1  # two test processes share the cores
 say "Fast tests"
-"$PYTHON" -m pytest -q --durations=15 "$@"
+"$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
 say "Slow tests"
-"$PYTHON" -m pytest -q --durations=15 -m slow "$@"
+"$PYTHON" -m pytest -q -n 2 --durations=15 -m slow "$@"
