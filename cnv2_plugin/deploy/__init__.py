@@ -2,6 +2,7 @@
 
 from .condense import ClassifierCost, classifier_cost, condense, condense_state_dict
 from .export import ExportReport, export_onnx
+from .lowering import lower, lowered_forms
 from .verify import VerificationError, VerifyReport, verify
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     'condense',
     'condense_state_dict',
     'export_onnx',
+    'lower',
+    'lowered_forms',
     'verify',
 ]

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..layers import GroupSparseConv2d
 from .condense import condense
+from .lowering import lower
 
 
 def training(model: nn.Module) -> nn.Module:
@@ -25,4 +26,13 @@ def condensed(model: nn.Module) -> nn.Module:
     return condense(model).eval()
 
 
-FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {'training': training, 'condensed': condensed}
+def optimised(model: nn.Module) -> nn.Module:
+    """Every layer in its fastest exact form, as ``cnv2_plugin.deploy.lower`` chooses it."""
+    return lower(model)
+
+
+FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    'training': training,
+    'condensed': condensed,
+    'optimised': optimised,
+}

@@ -3,17 +3,19 @@
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints import atomic_path
 from ..layers import ChannelScatterSum
+from .lowering import lower
 from .verify import VerifyReport, verify
 
 OPSET = 20
@@ -86,13 +88,14 @@ def export_onnx(
         path: file to write.
         input_size: ``(C, H, W)``.
         batch: ``'dynamic'``, or a fixed batch size.
-        optimize: choose the fastest exact form of every layer for the runtime.
+        optimize: condense, and choose the fastest exact form of every layer for the runtime.
         tolerance: largest relative difference to PyTorch that is accepted.
         metadata: plain values stored in the file (arch, classes, normalisation).
         output_names: names of the outputs; ``logits``, or ``output_0`` and so on, by default.
 
     Raises:
         ValueError: ``batch`` or ``input_size`` does not fit.
+        UnfinishedPruningError: ``optimize``, and pruning is not finished.
         VerificationError: the file does not agree with PyTorch; nothing is written.
     """
     if batch != 'dynamic' and (not isinstance(batch, int) or batch < 1):
@@ -120,6 +123,8 @@ def export_onnx(
 
 def for_runtime(model: nn.Module, optimize: bool, input_size: tuple[int, int, int]) -> nn.Module:
     """A copy of a model in the form that is exported."""
+    if optimize:
+        return lower(model, input_size)
     model = deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():

@@ -1,0 +1,164 @@
+"""The named forms that a layer can take, and how a graph is brought into chosen ones."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from .graph import Affine, Gather, Graph, Node, Pointwise, ScatterSum
+from .rewrites import (
+    absorb_into_conv,
+    apply,
+    clean_up,
+    depthwise_sum,
+    fill_groups,
+    merge_gathered,
+    merge_groups,
+    pad_groups,
+    scatter_dense,
+    scatter_levels,
+    scatter_split,
+    swap_gather,
+    use_plain_layout,
+)
+
+Form = Callable[[Graph, str], bool]
+
+
+def role(node: Node, graph: Graph) -> str:
+    """What a site does: ``'select'`` (LGC), ``'reactivate'`` (SFR) or ``'spatial'`` (any other group convolution)."""
+    if isinstance(node.op, ScatterSum):
+        return 'reactivate'
+    return 'select' if node.op.weight.shape[2:] == (1, 1) else 'spatial'
+
+
+def site(graph: Graph, name: str) -> Node:
+    """The node of a site.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    for node in graph.sites():
+        if node.site == name:
+            return node
+    known = ', '.join(node.site for node in graph.sites()) or 'none'
+    raise ValueError(f'{name!r} is no layer with a choice of forms here; those are: {known}.')
+
+
+def _keep(graph: Graph, name: str) -> bool:
+    return True
+
+
+def _single(graph: Graph, name: str, rewrite) -> bool:
+    return apply(graph, rewrite, site(graph, name))
+
+
+def _gather_last(graph: Graph, name: str) -> bool:
+    """Normalise and activate all channels, then gather: swap the gather down to the convolution."""
+    while True:
+        above = graph.source(site(graph, name))
+        chain = []
+        while isinstance(above.op, (Affine, Pointwise)):
+            chain.append(above)
+            above = graph.source(above)
+        if not isinstance(above.op, Gather):
+            return False
+        if not chain:
+            return True
+        if not apply(graph, swap_gather, chain[-1]):
+            return False
+
+
+def _dense(graph: Graph, name: str) -> bool:
+    return _gather_last(graph, name) and _single(graph, name, absorb_into_conv)
+
+
+def _merged(graph: Graph, name: str, count: int) -> bool:
+    return (
+        _gather_last(graph, name)
+        and _single(graph, name, partial(merge_gathered, count=count))
+        and _gather_first(graph, name)
+    )
+
+
+def _padded(graph: Graph, name: str) -> bool:
+    return _gather_last(graph, name) and _single(graph, name, pad_groups) and _gather_first(graph, name)
+
+
+def _gather_first(graph: Graph, name: str) -> bool:
+    """Gather, then normalise and activate: swap the gather above both."""
+    while True:
+        gather = graph.source(site(graph, name))
+        below = site(graph, name)
+        while not isinstance(gather.op, Gather):
+            if not isinstance(gather.op, (Affine, Pointwise)):
+                return False
+            below, gather = gather, graph.source(gather)
+        above = graph.source(gather)
+        if not isinstance(above.op, (Affine, Pointwise)):
+            return True
+        op = above.op
+        if isinstance(op, Affine):
+            op = Affine(op.scale[gather.op.index], op.shift[gather.op.index])
+        graph.replace(gather.id, graph.add(op, graph.add(gather.op, *above.inputs)))
+
+
+def _plain(form: Form) -> Form:
+    return lambda graph, name: form(graph, name) and _single(graph, name, use_plain_layout)
+
+
+FORMS: dict[str, dict[str, Form]] = {
+    'select': {
+        'group': _keep,
+        'group-plain': _plain(_keep),
+        'padded': _padded,
+        'merged2': partial(_merged, count=2),
+        'merged4': partial(_merged, count=4),
+        'dense': _dense,
+        'dense-plain': _plain(_dense),
+    },
+    'spatial': {
+        'group': _keep,
+        'merged2': partial(_single, rewrite=partial(merge_groups, count=2)),
+        'merged4': partial(_single, rewrite=partial(merge_groups, count=4)),
+        'depthwise-sum': partial(_single, rewrite=depthwise_sum),
+        'dense': partial(_single, rewrite=fill_groups),
+    },
+    'reactivate': {
+        'split': partial(_single, rewrite=scatter_split),
+        'levels': partial(_single, rewrite=scatter_levels),
+        'dense': partial(_single, rewrite=scatter_dense),
+    },
+}
+FALLBACK = {'select': 'group', 'spatial': 'group', 'reactivate': 'levels'}
+"""Forms that every layer can take."""
+
+
+def with_forms(graph: Graph, choices: Mapping[str, str]) -> tuple[Graph, dict[str, str]]:
+    """A copy of a graph with every site in its chosen form, cleaned up.
+
+    Args:
+        graph: description of a condensed part.
+        choices: form by site; a form that a layer cannot take, or none, means the fallback of its role.
+
+    Returns:
+        The new graph, and the form that each site really has.
+
+    Raises:
+        ValueError: an unknown site or form.
+    """
+    graph = graph.copy()
+    roles = {node.site: role(node, graph) for node in graph.sites()}
+    for name, form in choices.items():
+        kind = roles.get(name) or role(site(graph, name), graph)
+        if form not in FORMS[kind]:
+            raise ValueError(f'{name} cannot take the form {form!r}; a {kind} layer takes {", ".join(FORMS[kind])}.')
+    taken = {}
+    for name, kind in roles.items():
+        for form in (choices.get(name, FALLBACK[kind]), FALLBACK[kind], 'group'):
+            attempt = graph.copy()
+            if form in FORMS[kind] and FORMS[kind][form](attempt, name):
+                graph, taken[name] = attempt, form
+                break
+        else:
+            taken[name] = 'scatter'
+    clean_up(graph)
+    return graph, taken

@@ -1,0 +1,236 @@
+"""The plain description that rewrites work on: a list of operations on maps ``(N, C, H, W)``, without any layer class.
+
+Every operation works on channels alike in all pixels, except convolutions and opaque modules. Constants are held in
+float64, so that folding several of them rounds once, when a module is made.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution with zero padding.
+
+    Attributes:
+        weight: ``(O, I / groups, kh, kw)``.
+        bias: ``(O,)`` or None.
+        stride: of height and width.
+        padding: of height and width.
+        dilation: of height and width.
+        groups: number of groups.
+        plain: 1x1 only; compute on ``(N, C, HW)``, which keeps runtimes from blocking the channels.
+    """
+
+    weight: Tensor
+    bias: Optional[Tensor] = None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    plain: bool = False
+
+    @property
+    def out_channels(self) -> int:
+        """``O``."""
+        return self.weight.size(0)
+
+    @property
+    def in_channels(self) -> int:
+        """``I``."""
+        return self.weight.size(1) * self.groups
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output pixel reads the one input pixel at its place."""
+        return self.weight.shape[2:] == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0)
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every output channel reads the one input channel at its place."""
+        return self.weight.size(1) == 1 and self.groups == self.out_channels
+
+    def grouped(self) -> Tensor:
+        """The weight as ``(groups, O / groups, I / groups, kh, kw)``."""
+        return self.weight.unflatten(0, (self.groups, -1))
+
+    def dense_weight(self, columns: Optional[Tensor] = None, in_channels: Optional[int] = None) -> Tensor:
+        """The same convolution's weight with one group, zeros filled in: ``(O, in_channels, kh, kw)``.
+
+        Args:
+            columns: input channel that each of the ``I`` channels stands for; those of one channel are summed.
+            in_channels: channels of the input that ``columns`` counts in.
+        """
+        if columns is None:
+            columns, in_channels = torch.arange(self.in_channels), self.in_channels
+        per_group = self.weight.size(1)
+        dense = self.weight.new_zeros(self.out_channels, in_channels, *self.weight.shape[2:])
+        rows_per_group = self.out_channels // self.groups
+        for g in range(self.groups):
+            rows = slice(g * rows_per_group, (g + 1) * rows_per_group)
+            dense[rows] = dense[rows].index_add(1, columns[g * per_group : (g + 1) * per_group], self.weight[rows])
+        return dense
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """``scale * x + shift`` with one number a channel: a batch normalisation in eval mode."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pointwise:
+    """A function of each element alone, the same for all of them: an activation."""
+
+    module: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """Output channel ``j`` is input channel ``index[j]``."""
+
+    index: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ScatterSum:
+    """Input channel ``r`` is added to output channel ``index[r]``; outputs that nothing is added to are zero."""
+
+    index: Tensor
+    channels: int
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """The sum of two maps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+    """The inputs' channels one after the other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """Any module of one map; nothing is known about it but the channels it gives."""
+
+    module: nn.Module
+    channels: int
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """The map that the graph is given."""
+
+    channels: int
+
+
+Op = Union[Input, Conv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, Opaque]
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """An operation on the values of earlier nodes.
+
+    Attributes:
+        id: name of its value.
+        op: operation.
+        inputs: names of the values it reads.
+        site: where its form may be chosen: the name of a layer; '' for all other nodes.
+    """
+
+    id: int
+    op: Op
+    inputs: tuple[int, ...] = ()
+    site: str = ''
+
+
+@dataclass
+class Graph:
+    """Nodes by name, one input and one output."""
+
+    nodes: dict[int, Node] = field(default_factory=dict)
+    output: int = 0
+    _next: int = 0
+
+    @classmethod
+    def of(cls, channels: int) -> 'Graph':
+        """A graph that returns its input of so many channels."""
+        graph = cls()
+        graph.output = graph.add(Input(channels))
+        return graph
+
+    def add(self, op: Op, *inputs: int, site: str = '') -> int:
+        """Append an operation; returns the name of its value."""
+        name = self._next
+        self._next += 1
+        self.nodes[name] = Node(name, op, inputs, site)
+        return name
+
+    def __getitem__(self, name: int) -> Node:
+        return self.nodes[name]
+
+    def source(self, node: Node, position: int = 0) -> Node:
+        """The node that an input of a node comes from."""
+        return self.nodes[node.inputs[position]]
+
+    def consumers(self, name: int) -> list[Node]:
+        """The nodes that read a value."""
+        return [node for node in self.nodes.values() if name in node.inputs]
+
+    def is_only_read_by(self, name: int, reader: Node) -> bool:
+        """Whether a value serves nothing but one node."""
+        return name != self.output and all(node.id == reader.id for node in self.consumers(name))
+
+    def channels(self, name: int) -> int:
+        """Number of channels of a value."""
+        node = self.nodes[name]
+        op = node.op
+        if isinstance(op, Conv):
+            return op.out_channels
+        if isinstance(op, (Input, Opaque, ScatterSum)):
+            return op.channels
+        if isinstance(op, Gather):
+            return op.index.numel()
+        if isinstance(op, Concat):
+            return sum(self.channels(i) for i in node.inputs)
+        return self.channels(node.inputs[0])
+
+    def replace(self, old: int, new: int) -> None:
+        """Let everything that read ``old`` read ``new``, and drop what nothing reads any more."""
+        site = self.nodes[old].site
+        if site and not self.nodes[new].site:
+            self.nodes[new] = replace(self.nodes[new], site=site)
+        for node in list(self.nodes.values()):
+            if old in node.inputs:
+                self.nodes[node.id] = replace(node, inputs=tuple(new if i == old else i for i in node.inputs))
+        if self.output == old:
+            self.output = new
+        self.nodes = {node.id: node for node in self.ordered()}
+
+    def ordered(self) -> Sequence[Node]:
+        """The input and the nodes that the output needs, each after those it reads."""
+        done: dict[int, Node] = {i: n for i, n in self.nodes.items() if isinstance(n.op, Input)}
+        stack = [self.output]
+        while stack:
+            node = self.nodes[stack[-1]]
+            waiting = [i for i in node.inputs if i not in done]
+            if not waiting:
+                done[stack.pop()] = node
+            else:
+                stack.extend(reversed(waiting))
+        return list(done.values())
+
+    def sites(self) -> Iterator[Node]:
+        """The nodes whose form may be chosen."""
+        return (node for node in self.nodes.values() if node.site)
+
+    def copy(self) -> 'Graph':
+        """A graph that can be rewritten by itself; operations are shared, they never change."""
+        return Graph(dict(self.nodes), self.output, self._next)

@@ -1,0 +1,136 @@
+"""Putting the fastest exact form into a model: its parts described, rewritten, and put back as modules."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..condense import condense
+from .describe import DESCRIBERS, describe
+from .forms import with_forms
+from .graph import Graph
+from .module import LoweredGraph
+from .table import default_choices
+
+Chooser = Callable[[Graph, tuple[int, ...]], Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model that can be lowered.
+
+    Attributes:
+        name: of the module.
+        module: condensed module.
+        input_shape: ``(N, C, H, W)`` that it was given.
+        pixels: height times width of its result.
+    """
+
+    name: str
+    module: nn.Module
+    input_shape: tuple[int, ...]
+    pixels: int
+
+
+def lower(
+    model: nn.Module,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    runtime: str = 'onnxruntime',
+    choices: Optional[Mapping[str, str]] = None,
+    example: Optional[Tensor] = None,
+) -> nn.Module:
+    """The condensed model with every layer in the form that runs fastest, computing the same.
+
+    Stages of our trunks are lowered as a whole; in other models every group-sparse layer is lowered by itself. The
+    result takes any batch and image size, is for inference only, and suits eager use, ``torch.compile`` and
+    ``torch.export``; :func:`lowered_forms` lists what was chosen.
+
+    Args:
+        model: classifier, backbone or any module, finished; left as it is.
+        input_size: ``(C, H, W)`` that the choice is made for.
+        runtime: whose table of forms is used.
+        choices: form by layer name, overriding the table; see :func:`cnv2_plugin.deploy.tune`.
+        example: input to find the shapes with, for models that do not take ``(1, *input_size)``.
+
+    Raises:
+        UnfinishedPruningError: pruning is not finished somewhere.
+        ValueError: unknown runtime, layer or form.
+    """
+    lowered = condense(model).eval()
+    choices = dict(choices or {})
+    found = parts(lowered, input_size, example)
+    for part in found:
+        graph = describe(part.module, part.input_shape[1])
+        wanted = default_choices(graph, part.pixels, runtime)
+        for site in wanted:
+            wanted[site] = choices.pop(f'{part.name}.{site}'.strip('.'), wanted[site])
+        rewritten, taken = with_forms(graph, wanted)
+        module = LoweredGraph(rewritten, *_dtype_device(part.module))
+        module.choices = taken
+        lowered = _put(lowered, part.name, module)
+    if choices:
+        raise ValueError(f'choices name layers that the model does not have: {", ".join(sorted(choices)[:4])}.')
+    return lowered
+
+
+def parts(condensed: nn.Module, input_size: tuple[int, int, int], example: Optional[Tensor] = None) -> list[Part]:
+    """The parts of a condensed model that can be lowered, with the shapes they are given.
+
+    Parts that take no part in ``forward`` are left out; where one is used several times, the largest input counts.
+    """
+    modules = _outermost(condensed)
+    shapes: dict[str, tuple[tuple[int, ...], int]] = {}
+
+    def record(name: str):
+        def hook(module, inputs, output) -> None:
+            pixels = output.size(2) * output.size(3)
+            if name not in shapes or pixels > shapes[name][1]:
+                shapes[name] = (tuple(inputs[0].shape), pixels)
+
+        return hook
+
+    hooks = [module.register_forward_hook(record(name)) for name, module in modules.items()]
+    if example is None:
+        dtype, device = _dtype_device(condensed)
+        example = torch.zeros(1, *input_size, dtype=dtype, device=device)
+    try:
+        with torch.no_grad():
+            condensed(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Part(name, module, *shapes[name]) for name, module in modules.items() if name in shapes]
+
+
+def lowered_forms(model: nn.Module) -> dict[str, str]:
+    """The chosen form of every layer of a lowered model that offers several."""
+    return {
+        f'{name}.{site}'.strip('.'): form
+        for name, module in model.named_modules()
+        if isinstance(module, LoweredGraph)
+        for site, form in module.choices.items()
+    }
+
+
+def _outermost(model: nn.Module) -> dict[str, nn.Module]:
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f'{outer}.') or outer == '' for outer in found)
+        if not inside and isinstance(module, tuple(DESCRIBERS)):
+            found[name] = module
+    return found
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    if not name:
+        return module
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)
+    return model
+
+
+def _dtype_device(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    weight = next(module.parameters(), None)
+    return (torch.float32, torch.device('cpu')) if weight is None else (weight.dtype, weight.device)

@@ -1,0 +1,145 @@
+"""A graph as a PyTorch module: for eager use, ``torch.compile``, ``torch.export`` and every exporter behind them."""
+
+import torch
+from torch import Tensor, nn
+
+from ...layers import ChannelGather, ChannelScatterSum
+from .graph import Add, Affine, Concat, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum
+
+
+class ChannelSlice(nn.Module):
+    """Neighbouring channels ``start`` to ``stop``."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        super().__init__()
+        self.start, self.stop = start, stop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, stop - start, H, W)``."""
+        return x[:, self.start : self.stop]
+
+    def extra_repr(self) -> str:
+        return f'{self.start}, {self.stop}'
+
+
+class PlainConv(nn.Module):
+    """A 1x1 convolution computed on ``(N, C, HW)``."""
+
+    def __init__(self, conv: nn.Conv1d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, I, H, W)`` to ``(N, O, H, W)``."""
+        return self.conv(x.flatten(2)).unflatten(2, x.shape[2:])
+
+
+class Sum(nn.Module):
+    """The sum of two maps."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add two ``(N, C, H, W)``."""
+        return x + y
+
+
+class ConcatChannels(nn.Module):
+    """The channels of several maps one after the other."""
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Map several ``(N, C_i, H, W)`` to ``(N, sum C_i, H, W)``."""
+        return torch.cat(maps, 1)
+
+
+class LoweredGraph(nn.Module):
+    """Runs the operations of a graph one after the other.
+
+    Args:
+        graph: what to compute.
+        dtype: of the constants.
+        device: of the constants.
+
+    Attributes:
+        operations: one module for every operation.
+        steps: for every operation the values it reads; value 0 is the input, value ``i + 1`` the result of
+            operation ``i``.
+        choices: form of every layer that offers several, filled in by :func:`cnv2_plugin.deploy.lower`.
+    """
+
+    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32, device='cpu') -> None:
+        super().__init__()
+        self.operations = nn.ModuleList()
+        self.steps: list[tuple[int, ...]] = []
+        self.choices: dict[str, str] = {}
+        place: dict[int, int] = {}
+        for node in graph.ordered():
+            if isinstance(node.op, Input):
+                place[node.id] = 0
+                continue
+            self.operations.append(_module(graph, node, dtype, device))
+            self.steps.append(tuple(place[i] for i in node.inputs))
+            place[node.id] = len(self.operations)
+        self.output = place[graph.output]
+        last_use = {value: step for step, values in enumerate(self.steps) for value in values}
+        self.released = [
+            tuple(v for v in set(values) if last_use[v] == step and v != self.output)
+            for step, values in enumerate(self.steps)
+        ]
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> 'LoweredGraph':
+        """Stay in eval mode: normalisations are folded, so there is nothing left to train."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to the graph's output."""
+        values = {0: x}
+        for i, operation in enumerate(self.operations):
+            values[i + 1] = operation(*[values[v] for v in self.steps[i]])
+            for value in self.released[i]:
+                del values[value]
+        return values[self.output]
+
+
+def _module(graph: Graph, node, dtype: torch.dtype, device) -> nn.Module:
+    op = node.op
+    if isinstance(op, (Pointwise, Opaque)):
+        return op.module
+    if isinstance(op, Conv):
+        return _conv(op, dtype, device)
+    if isinstance(op, Affine):
+        return _norm(op, dtype, device)
+    if isinstance(op, Gather):
+        return _gather(op.index, device)
+    if isinstance(op, ScatterSum):
+        return ChannelScatterSum(op.index.to(device), op.channels)
+    return Sum() if isinstance(op, Add) else ConcatChannels()
+
+
+def _conv(op: Conv, dtype: torch.dtype, device) -> nn.Module:
+    made = dict(groups=op.groups, bias=op.bias is not None, device=device, dtype=dtype)
+    if op.plain:
+        conv = nn.Conv1d(op.in_channels, op.out_channels, 1, **made)
+    else:
+        kernel = tuple(op.weight.shape[2:])
+        conv = nn.Conv2d(op.in_channels, op.out_channels, kernel, op.stride, op.padding, op.dilation, **made)
+    with torch.no_grad():
+        conv.weight.copy_(op.weight.view(conv.weight.shape))
+        if op.bias is not None:
+            conv.bias.copy_(op.bias)
+    return PlainConv(conv) if op.plain else conv
+
+
+def _norm(op: Affine, dtype: torch.dtype, device) -> nn.Module:
+    norm = nn.BatchNorm2d(op.scale.numel(), eps=0.0, device=device, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.copy_(op.scale)
+        norm.bias.copy_(op.shift)
+    return norm
+
+
+def _gather(index: Tensor, device) -> nn.Module:
+    start = int(index[0]) if index.numel() else 0
+    if torch.equal(index, torch.arange(start, start + index.numel())):
+        return ChannelSlice(start, start + index.numel())
+    return ChannelGather(index.to(device))
