@@ -16,8 +16,11 @@ _FLOAT_DTYPES = ('float16', 'float32', 'float64')
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Allow-list mmengine's ``HistoryBuffer`` and NumPy's numeric arrays and scalars for weights-only loading."""
-    if hasattr(torch.serialization, 'add_safe_globals'):
+    """Allow-list mmengine's ``HistoryBuffer`` and NumPy's numeric arrays and scalars for weights-only loading.
+
+    Before torch 2.6 there is nothing to do: ``torch.load`` is not weights-only by default there.
+    """
+    if torch.__version__ >= (2, 6):
         torch.serialization.add_safe_globals(mmengine_globals())
 
 

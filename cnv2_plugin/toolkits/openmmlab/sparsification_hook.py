@@ -56,7 +56,6 @@ class StagedSparsificationHook(Hook):
         self.log_interval = log_interval
         self.sparsifier: Optional[StagedSparsifier] = None
         self._lasso: Optional[Tensor] = None
-        self._kept = 1.0
 
     def before_train(self, runner: Runner) -> None:
         """Check the model, and replay what a resumed run has behind it."""
@@ -65,22 +64,25 @@ class StagedSparsificationHook(Hook):
         self.sparsifier = StagedSparsifier(
             plain_model(runner), -(-runner.max_iters // accumulation), self.sparse_fraction, self.group_lasso
         )
-        self._remove_lasso = _nothing
-        if self.group_lasso and not self.sparsifier.finished:
-            handle = plain_model(runner).register_forward_hook(self._lasso_adder(), with_kwargs=True)
-            self._remove_lasso = handle.remove
-        self.sparsifier.set_progress(runner.iter / runner.max_iters)
+        progress = runner.iter / runner.max_iters
+        self.sparsifier.set_progress(progress)
+        self._due = self._stages_due(progress)
         self._masks_changed(runner, runner.iter)
+        self._lasso_hook = None
+        if self.group_lasso and not self._finished:
+            self._lasso_hook = plain_model(runner).register_forward_hook(self._lasso_adder(), with_kwargs=True)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Do the stages that are due after this iteration."""
-        if self.group_lasso and not self.sparsifier.finished and self._lasso is None:
+        if self._lasso_hook and self._lasso is None:
             raise RuntimeError(
                 f'{type(plain_model(runner)).__name__} trains without returning a dict of losses from '
                 f"forward(mode='loss'), so group_lasso={self.group_lasso} cannot enter its loss; use group_lasso=0."
             )
         done = runner.iter + 1
-        changed = self.sparsifier.set_progress(done / runner.max_iters)
+        due = self._stages_due(done / runner.max_iters)
+        changed = due != self._due and self.sparsifier.set_progress(done / runner.max_iters)
+        self._due = due
         if changed:
             self._masks_changed(runner, done)
         if changed or done % self.log_interval == 0:
@@ -89,22 +91,30 @@ class StagedSparsificationHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Leave the model without our forward hook."""
-        self._remove_lasso()
+        if self._lasso_hook:
+            self._lasso_hook.remove()
+
+    def _stages_due(self, progress: float) -> tuple[int, ...]:
+        """Stage of each factor; looking at layers only when one changes spares a GPU their synchronisation."""
+        factors = {layer.factor for layer in self.sparsifier.layers.values()}
+        return tuple(self.sparsifier.schedule.stage(progress, factor) for factor in sorted(factors))
 
     def _masks_changed(self, runner: Runner, done: int) -> None:
         sparsifier = self.sparsifier
         for ema_model in ema_models(runner):
             copy_pruning(sparsifier.model, ema_model.module)
         check_masks_agree(sparsifier.layers.values())
+        self._finished = sparsifier.finished
+        self._stage = sparsifier.stage
         self._kept = sparsifier.sparsity()['total']
         stages = max(layer.num_stages for layer in sparsifier.layers.values())
         runner.logger.info(
-            f'Sparsification after {done} of {runner.max_iters} iterations: stage {sparsifier.stage} of {stages}, '
+            f'Sparsification after {done} of {runner.max_iters} iterations: stage {self._stage} of {stages}, '
             f'{self._kept:.1%} of the prunable weights kept.'
         )
 
     def _record(self, runner: Runner, step: int) -> None:
-        scalars = dict(kept_fraction=self._kept, stage=self.sparsifier.stage)
+        scalars = dict(kept_fraction=self._kept, stage=self._stage)
         if self.group_lasso:
             scalars['group_lasso'] = 0.0 if self._lasso is None else self._lasso.item()
         runner.visualizer.add_scalars({f'sparsification/{k}': v for k, v in scalars.items()}, step=step)
@@ -113,7 +123,7 @@ class StagedSparsificationHook(Hook):
         def add_lasso(module: nn.Module, args, kwargs, losses):
             if kwargs.get('mode') != 'loss' or not isinstance(losses, dict):
                 return None
-            lasso = self.sparsifier.regularization()
+            lasso = next(module.parameters()).new_zeros(()) if self._finished else self.sparsifier.regularization()
             self._lasso = lasso.detach()
             return {**losses, 'loss_group_lasso': lasso}
 
@@ -158,7 +168,3 @@ def check_masks_agree(layers: Iterable[GroupSparseConv2d]) -> None:
             f'The masks of ranks {", ".join(map(str, different))} differ from those of rank 0, so their weights have '
             f'diverged; start all ranks from the same weights and let DDP average the gradients of all parameters.'
         )
-
-
-def _nothing() -> None:
-    """Stands where there is nothing to remove."""
