@@ -1,0 +1,90 @@
+"""``cnv2 import-official``: a file that the authors released, as a checkpoint of ours."""
+
+import argparse
+import ast
+from pathlib import Path
+
+from ._tables import print_table
+
+HELP = "turn a file that the papers' authors released into a checkpoint of ours, exactly"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 import-official``."""
+    parser.add_argument('file', help='released file, in training or converted form')
+    parser.add_argument('--out', required=True, help='training form to write; ends in .pth or .safetensors')
+    parser.add_argument('--deploy-out', help='deployed form to write too; ends in .pth or .safetensors')
+    parser.add_argument('--trust', action='store_true', help='unpickle the file; only for files you trust')
+    parser.add_argument(
+        '--no-ema', action='store_true', help='take the raw weights where the file has averaged ones too'
+    )
+    parser.add_argument(
+        '--arch', type=_field, nargs='*', default=[], metavar='NAME=VALUE',
+        help='what the file does not tell of the shape, such as hswish_from=3 stem_stride=2 (none: hswish_from=None)',
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> None:
+    """Import, prove that both forms agree, write, and print what the file is."""
+    from ..checkpoints import import_official, save_checkpoint
+
+    for out in filter(None, (args.out, args.deploy_out)):
+        _check_output(Path(out))
+    imported = import_official(args.file, args.trust, use_ema=not args.no_ema, **dict(args.arch))
+    deployed = imported.deployed_state_dict() if imported.finished or args.deploy_out else None
+    difference = _prove(imported, deployed)
+    meta = dict(model_name=imported.model_name, model_kwargs=imported.model_kwargs, source=Path(args.file).name)
+    save_checkpoint(imported.state_dict, args.out, meta)
+    if args.deploy_out:
+        save_checkpoint(deployed, args.deploy_out, dict(meta, model_kwargs=imported.deploy_kwargs))
+    rows = [
+        ['model', imported.model_name],
+        ['arguments', ', '.join(f'{key}={value}' for key, value in imported.model_kwargs.items())],
+        ['form of the file', imported.form],
+        ['pruning stages done', f'{imported.stage}{" (finished)" if imported.finished else ""}'],
+    ]
+    if imported.classifier_keep is not None:
+        rows.append(['inputs that the classifier reads', f'{imported.classifier_keep:.0%}'])
+    if difference is not None:
+        rows.append(['deployed form, max relative difference', f'{difference:.2e}'])
+    rows.append(['written', ', '.join(filter(None, (args.out, args.deploy_out)))])
+    print_table('Imported', ['', Path(args.file).name], rows)
+
+
+def _prove(imported, deployed):
+    """Load both forms strictly and compare their logits; None where timm is missing or pruning is not finished."""
+    from importlib.util import find_spec
+
+    if find_spec('timm') is None:
+        return None
+    import timm
+
+    from ..deploy import verify
+
+    model = timm.create_model(imported.model_name, **imported.model_kwargs)
+    model.load_state_dict(imported.state_dict)
+    if deployed is None:
+        return None
+    candidate = timm.create_model(imported.model_name, **imported.deploy_kwargs)
+    candidate.load_state_dict(deployed)
+    size = 64 * imported.arch.stem_stride
+    report = verify(model.eval(), candidate.eval(), (model.in_chans, size, size))
+    report.check(1e-5, 'the deployed form')
+    return report.max_rel
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix not in ('.pth', '.pt', '.safetensors'):
+        raise ValueError(f'{path} ends in {path.suffix or "nothing"}; give a name that ends in .pth or .safetensors.')
+    if not path.parent.is_dir():
+        raise ValueError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
+
+
+def _field(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition('=')
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f'{text!r} is not NAME=VALUE')
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError) as error:
+        raise argparse.ArgumentTypeError(f'{value!r} is no number, None or list of numbers') from error
