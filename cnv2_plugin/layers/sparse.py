@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .packed import is_channels_last, pays, read_selected, update_selected
 from .permute import ChannelGather, ChannelScatterSum
 
 
@@ -115,18 +116,17 @@ class GroupSparseConv2d(nn.Module):
         return F.conv2d(x, self.conv.weight * self.mask, self.conv.bias, self.conv.stride)
 
     def _convolve_packed(self, x: Tensor) -> Tensor:
-        """One matrix product per group, from and to the original order of channels."""
-        if self.conv.stride[0] > 1 or self.conv.stride[1] > 1:
-            x = x[:, :, :: self.conv.stride[0], :: self.conv.stride[1]]
-        n, h, w = x.size(0), x.size(2), x.size(3)
-        weight = self.conv.weight.flatten(1).unflatten(0, (self.groups, -1))
-        if self.over == 'outputs':
-            x = x.index_select(1, self.kept).reshape(n, self.groups, -1, h * w)
-            y = torch.matmul(weight, x).transpose(1, 2).reshape(n, self.out_channels, h, w)
-            return y if self.conv.bias is None else y + self.conv.bias[:, None, None]
-        x = x.reshape(n, -1, self.groups, h * w).transpose(1, 2)
-        rows = torch.matmul(weight, x).reshape(n, -1, h, w)
-        return rows.new_zeros([n, self.out_channels, h, w]).index_add(1, self.kept, rows)
+        """Convolve with the surviving weights, from and to the original order of channels."""
+        weight, bias, stride = self.conv.weight, self.conv.bias, self.conv.stride
+        if not pays(weight.size(1), self.over, is_channels_last(x)):
+            return F.conv2d(x, self.unpack_weight(weight), bias, stride)
+        if stride[0] > 1 or stride[1] > 1:
+            x = x[:, :, :: stride[0], :: stride[1]]
+        weight = weight.flatten(1).unflatten(0, (self.groups, -1))
+        if self.over == 'inputs':
+            return update_selected(x, weight, self.kept, self.out_channels)
+        y = read_selected(x, weight, self.kept)
+        return y if bias is None else y + bias[:, None, None]
 
     def num_units(self) -> int:
         """Units in each group: the channels of the side that is not grouped."""
@@ -279,7 +279,7 @@ class GroupSparseConv2d(nn.Module):
 
     def unpack_weight(self, packed: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         """The inverse of :meth:`pack_weight`; pruned entries are 0."""
-        kept = self.kept_index(mask)
+        kept = self.kept if self.packed and mask is None else self.kept_index(mask)
         rows = packed.flatten(1).unflatten(0, (self.groups, -1))
         if self.over == 'outputs':
             rows = rows.transpose(1, 2)

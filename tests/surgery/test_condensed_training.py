@@ -29,6 +29,9 @@ LAYERS = {
     'lgc': lambda: LearnedGroupConv(13, 24, 4, 3),
     'sfr': lambda: SparseFeatureReactivation(12, 31, 3, 5),
     'plain': lambda: GroupSparseConv2d(14, 18, 3, 4, bias=True, stride=2),
+    'wide lgc': lambda: LearnedGroupConv(100, 24, 2, 3),
+    'wide sfr': lambda: SparseFeatureReactivation(64, 31, 4, 5),
+    'wide plain': lambda: GroupSparseConv2d(140, 18, 3, 4, bias=True, stride=2),
     'plain over inputs': lambda: GroupSparseConv2d(12, 14, 3, 4, over='inputs', stride=2),
 }
 
