@@ -10,9 +10,12 @@ from .rewrites import (
     clean_up,
     depthwise_sum,
     fill_groups,
+    gather_once,
+    join_gathers,
     merge_gathered,
     merge_groups,
     pad_groups,
+    raise_gather,
     scatter_dense,
     scatter_levels,
     scatter_split,
@@ -71,61 +74,65 @@ def _dense(graph: Graph, name: str) -> bool:
     return _gather_last(graph, name) and _single(graph, name, absorb_into_conv)
 
 
-def _merged(graph: Graph, name: str, count: int) -> bool:
-    return (
-        _gather_last(graph, name)
-        and _single(graph, name, partial(merge_gathered, count=count))
-        and _gather_first(graph, name)
-    )
-
-
-def _padded(graph: Graph, name: str) -> bool:
-    return _gather_last(graph, name) and _single(graph, name, pad_groups) and _gather_first(graph, name)
+def _widened(graph: Graph, name: str, rewrite) -> bool:
+    return _gather_last(graph, name) and _single(graph, name, rewrite) and _gather_first(graph, name)
 
 
 def _gather_first(graph: Graph, name: str) -> bool:
     """Gather, then normalise and activate: swap the gather above both."""
     while True:
         gather = graph.source(site(graph, name))
-        below = site(graph, name)
         while not isinstance(gather.op, Gather):
             if not isinstance(gather.op, (Affine, Pointwise)):
                 return False
-            below, gather = gather, graph.source(gather)
-        above = graph.source(gather)
-        if not isinstance(above.op, (Affine, Pointwise)):
+            gather = graph.source(gather)
+        if not apply(graph, raise_gather, gather):
             return True
-        op = above.op
-        if isinstance(op, Affine):
-            op = Affine(op.scale[gather.op.index], op.shift[gather.op.index])
-        graph.replace(gather.id, graph.add(op, graph.add(gather.op, *above.inputs)))
 
 
 def _plain(form: Form) -> Form:
     return lambda graph, name: form(graph, name) and _single(graph, name, use_plain_layout)
 
 
+def _plain_rows(form: Form) -> Form:
+    """The form of an index layer with every convolution that it needs in plain layout."""
+
+    def plain(graph: Graph, name: str) -> bool:
+        before = set(graph.nodes)
+        if not form(graph, name):
+            return False
+        for node in [graph[i] for i in set(graph.nodes) - before]:
+            apply(graph, use_plain_layout, node)
+        return True
+
+    return plain
+
+
 FORMS: dict[str, dict[str, Form]] = {
     'select': {
         'group': _keep,
         'group-plain': _plain(_keep),
-        'padded': _padded,
-        'merged2': partial(_merged, count=2),
-        'merged4': partial(_merged, count=4),
+        'padded': partial(_widened, rewrite=pad_groups),
+        'merged2': partial(_widened, rewrite=partial(merge_gathered, count=2)),
+        'merged3': partial(_widened, rewrite=partial(merge_gathered, count=3)),
+        'merged4': partial(_widened, rewrite=partial(merge_gathered, count=4)),
         'dense': _dense,
         'dense-plain': _plain(_dense),
     },
     'spatial': {
         'group': _keep,
         'merged2': partial(_single, rewrite=partial(merge_groups, count=2)),
+        'merged3': partial(_single, rewrite=partial(merge_groups, count=3)),
         'merged4': partial(_single, rewrite=partial(merge_groups, count=4)),
         'depthwise-sum': partial(_single, rewrite=depthwise_sum),
         'dense': partial(_single, rewrite=fill_groups),
     },
     'reactivate': {
         'split': partial(_single, rewrite=scatter_split),
+        'split-plain': _plain_rows(partial(_single, rewrite=scatter_split)),
         'levels': partial(_single, rewrite=scatter_levels),
         'dense': partial(_single, rewrite=scatter_dense),
+        'dense-plain': _plain_rows(partial(_single, rewrite=scatter_dense)),
     },
 }
 FALLBACK = {'select': 'group', 'spatial': 'group', 'reactivate': 'levels'}
@@ -146,6 +153,7 @@ def with_forms(graph: Graph, choices: Mapping[str, str]) -> tuple[Graph, dict[st
         ValueError: an unknown site or form.
     """
     graph = graph.copy()
+    clean_up(graph)
     roles = {node.site: role(node, graph) for node in graph.sites()}
     for name, form in choices.items():
         kind = roles.get(name) or role(site(graph, name), graph)
@@ -161,4 +169,5 @@ def with_forms(graph: Graph, choices: Mapping[str, str]) -> tuple[Graph, dict[st
         else:
             taken[name] = 'scatter'
     clean_up(graph)
+    clean_up(graph, [gather_once, join_gathers])
     return graph, taken

@@ -7,11 +7,12 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ...layers import SqueezeExcite
 from ..condense import condense
 from .describe import DESCRIBERS, describe
 from .forms import with_forms
 from .graph import Graph
-from .module import LoweredGraph
+from .module import LoweredGraph, PooledSqueezeExcite
 from .table import default_choices
 
 Chooser = Callable[[Graph, tuple[int, ...]], Mapping[str, str]]
@@ -58,7 +59,7 @@ def lower(
         UnfinishedPruningError: pruning is not finished somewhere.
         ValueError: unknown runtime, layer or form.
     """
-    lowered = condense(model).eval()
+    lowered = _restate_squeeze_excite(condense(model).eval())
     choices = dict(choices or {})
     found = parts(lowered, input_size, example)
     for part in found:
@@ -112,6 +113,13 @@ def lowered_forms(model: nn.Module) -> dict[str, str]:
         if isinstance(module, LoweredGraph)
         for site, form in module.choices.items()
     }
+
+
+def _restate_squeeze_excite(model: nn.Module) -> nn.Module:
+    for name, module in list(model.named_modules()):
+        if type(module) is SqueezeExcite:
+            model = _put(model, name, PooledSqueezeExcite(module).eval())
+    return model
 
 
 def _outermost(model: nn.Module) -> dict[str, nn.Module]:

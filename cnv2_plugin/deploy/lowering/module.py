@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from ...layers import ChannelGather, ChannelScatterSum
-from .graph import Add, Affine, Concat, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum
+from ...layers import ChannelGather, ChannelScatterSum, SqueezeExcite
+from .graph import Add, Affine, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum
 
 
 class ChannelSlice(nn.Module):
@@ -48,6 +48,40 @@ class ConcatChannels(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         """Map several ``(N, C_i, H, W)`` to ``(N, sum C_i, H, W)``."""
         return torch.cat(maps, 1)
+
+
+class PooledSqueezeExcite(nn.Module):
+    """Squeeze-and-excitation that stays a map ``(N, C, 1, 1)`` all along: 1x1 convolutions between pool and gate.
+
+    Args:
+        block: what to restate.
+    """
+
+    def __init__(self, block: SqueezeExcite) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = _as_conv(block.fc1), _as_conv(block.fc2)
+        self.act, self.gate = nn.ReLU(), block.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, C, H, W)``."""
+        return x * self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))))
+
+
+def _as_conv(linear: nn.Linear) -> nn.Conv2d:
+    weight = linear.weight.detach()
+    conv = nn.Conv2d(
+        linear.in_features,
+        linear.out_features,
+        1,
+        bias=linear.bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    with torch.no_grad():
+        conv.weight.copy_(weight[..., None, None])
+        if linear.bias is not None:
+            conv.bias.copy_(linear.bias)
+    return conv
 
 
 class LoweredGraph(nn.Module):

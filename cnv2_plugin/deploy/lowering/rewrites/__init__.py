@@ -9,7 +9,16 @@ from typing import Optional
 from ..graph import Graph, Node
 from .depthwise_sum import depthwise_sum
 from .fold_affine import fold_affine
-from .gathers import absorb_into_conv, absorb_permutation, join_gathers, permute_rows, sink_permutation, swap_gather
+from .gathers import (
+    absorb_into_conv,
+    absorb_permutation,
+    gather_once,
+    join_gathers,
+    permute_rows,
+    raise_gather,
+    sink_permutation,
+    swap_gather,
+)
 from .groups import fill_groups, merge_gathered, merge_groups, pad_groups
 from .layout import use_plain_layout
 from .scatter import scatter_dense, scatter_levels, scatter_split
@@ -49,11 +58,13 @@ __all__ = [
     'depthwise_sum',
     'fill_groups',
     'fold_affine',
+    'gather_once',
     'join_gathers',
     'merge_gathered',
     'merge_groups',
     'pad_groups',
     'permute_rows',
+    'raise_gather',
     'scatter_dense',
     'scatter_levels',
     'scatter_split',

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..graph import Affine, Conv, Gather, Graph, Node, Pointwise
 
@@ -59,6 +59,41 @@ def swap_gather(graph: Graph, node: Node) -> Optional[int]:
     return graph.add(Gather(index), graph.add(op, *source.inputs))
 
 
+def gather_once(graph: Graph, node: Node) -> Optional[int]:
+    """Work on every gathered channel once and copy it afterwards, where that is less to do.
+
+    ``node`` ends a chain of normalisation and activation behind a gather with repetitions. Each module of the chain
+    is a pass over the channels (activations other than ReLU are two), and so is the second gather.
+    """
+    if not isinstance(node.op, Pointwise) or any(
+        isinstance(reader.op, (Affine, Pointwise)) for reader in graph.consumers(node.id)
+    ):
+        return None
+    chain, above = [node], graph.source(node)
+    while isinstance(above.op, (Affine, Pointwise)):
+        chain.append(above)
+        above = graph.source(above)
+    if not isinstance(above.op, Gather):
+        return None
+    index = above.op.index
+    once, copies = index.unique(return_inverse=True)
+    passes = sum(1 if isinstance(n.op, Affine) or isinstance(n.op.module, nn.ReLU) else 2 for n in chain)
+    if passes * (index.numel() - once.numel()) <= once.numel():
+        return None
+    first = torch.empty_like(once)
+    first[copies] = torch.arange(index.numel())
+    value = graph.add(Gather(once), *above.inputs)
+    for part in reversed(chain):
+        op = part.op
+        if isinstance(op, Affine):
+            scale, shift = op.scale[first], op.shift[first]
+            if not torch.equal(scale[copies], op.scale) or not torch.equal(shift[copies], op.shift):
+                return None
+            op = Affine(scale, shift)
+        value = graph.add(op, value)
+    return graph.add(Gather(copies), value)
+
+
 def absorb_into_conv(graph: Graph, node: Node) -> Optional[int]:
     """``Conv(Gather(x))`` is a convolution of all channels of ``x`` with zeros filled in."""
     if not isinstance(node.op, Conv):
@@ -83,13 +118,30 @@ def absorb_permutation(graph: Graph, node: Node) -> Optional[int]:
     return absorb_into_conv(graph, node)
 
 
-def permute_rows(graph: Graph, node: Node) -> Optional[int]:
-    """Gathering the outputs of a convolution of one group only selects its rows."""
+def raise_gather(graph: Graph, node: Node) -> Optional[int]:
+    """``Gather(f(x))`` is ``f(Gather(x))`` for a normalisation or an activation ``f``."""
     if not isinstance(node.op, Gather):
         return None
     source = graph.source(node)
-    if not isinstance(source.op, Conv) or source.op.groups > 1 or not graph.is_only_read_by(source.id, node):
+    if not isinstance(source.op, (Affine, Pointwise)):
+        return None
+    op = source.op
+    if isinstance(op, Affine):
+        op = Affine(op.scale[node.op.index], op.shift[node.op.index])
+    return graph.add(op, graph.add(node.op, *source.inputs))
+
+
+def permute_rows(graph: Graph, node: Node) -> Optional[int]:
+    """Gathering the outputs of a convolution of one group, activated or not, only selects its rows."""
+    if not isinstance(node.op, Gather):
+        return None
+    source, reader = graph.source(node), node
+    activation = source.op if isinstance(source.op, Pointwise) else None
+    if activation and graph.is_only_read_by(source.id, node):
+        source, reader = graph.source(source), source
+    if not isinstance(source.op, Conv) or source.op.groups > 1 or not graph.is_only_read_by(source.id, reader):
         return None
     conv, index = source.op, node.op.index
     bias = None if conv.bias is None else conv.bias[index]
-    return graph.add(replace(conv, weight=conv.weight[index], bias=bias), *source.inputs, site=source.site)
+    value = graph.add(replace(conv, weight=conv.weight[index], bias=bias), *source.inputs, site=source.site)
+    return value if activation is None else graph.add(activation, value)
