@@ -1,0 +1,62 @@
+"""``cnv2 test``: evaluate a checkpoint of an MMPretrain or MMDetection config, as trained or condensed."""
+
+import argparse
+from pathlib import Path
+
+from ._tables import print_table
+from .train import add_launch_arguments
+
+HELP = 'evaluate a checkpoint of an MMPretrain or MMDetection config'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 test``."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint that fits the config')
+    parser.add_argument('--deploy', action='store_true', help='condense the model first, and evaluate that')
+    parser.add_argument('--work-dir', help='folder for logs; work_dirs/<config> by default')
+    parser.add_argument('--out', help='JSON file to write the metrics to')
+    parser.add_argument('--show-dir', help="folder for images painted by the toolkit's visualizer")
+    add_launch_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Build the runner, test, and print the metrics."""
+    from mmengine.dist import is_main_process
+
+    from ..toolkits.openmmlab.runs import build_runner, load_config
+
+    if not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f'{args.checkpoint} is not a file; give the path of a checkpoint.')
+    cfg = load_config(args.config, args.work_dir, args.launcher, args.cfg_options)
+    if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
+        raise ValueError(f'{args.config} has no test_dataloader or no test_evaluator; there is nothing to test with.')
+    cfg.load_from = args.checkpoint
+    cfg.resume = False
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'SwitchToDeployHook']
+    cfg.custom_hooks = hooks + [dict(type='SwitchToDeployHook', after_train=False)] if args.deploy else hooks
+    if args.show_dir:
+        cfg.setdefault('default_hooks', {}).setdefault('visualization', {})
+        cfg.default_hooks.visualization.update(_painting(cfg, args.show_dir))
+    metrics = build_runner(cfg).test()
+    if is_main_process():
+        print_table('Metrics', ['metric', 'value'], [[name, f'{value:.4f}'] for name, value in metrics.items()])
+        if args.out:
+            write_json(args.out, {name: float(value) for name, value in metrics.items()})
+
+
+def write_json(path: str, values: dict) -> None:
+    """Write plain values so that the file appears whole or not at all."""
+    import json
+
+    from ..checkpoints import atomic_path
+
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + '\n')
+
+
+def _painting(cfg, folder: str) -> dict:
+    """Options of the toolkit's visualization hook; mmdet's and mmpretrain's differ in names."""
+    if cfg.get('default_scope') == 'mmdet':
+        return dict(type='DetVisualizationHook', draw=True, test_out_dir=folder)
+    return dict(type='VisualizationHook', enable=True, out_dir=folder)

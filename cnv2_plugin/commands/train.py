@@ -1,0 +1,46 @@
+"""``cnv2 train``: train a config of MMPretrain, MMDetection or another OpenMMLab library."""
+
+import argparse
+
+HELP = 'train an MMPretrain or MMDetection config'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 train``."""
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; work_dirs/<config> by default')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from a checkpoint, by default the last one of the work folder')  # fmt: skip
+    parser.add_argument('--amp', action='store_true', help='mixed precision (CUDA)')
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    add_launch_arguments(parser)
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that training and testing share."""
+    parser.add_argument('--launcher', default='none', choices=('none', 'pytorch', 'slurm', 'mpi'),
+                        help='who starts the processes; pytorch: torchrun, with gloo where there is no CUDA')  # fmt: skip
+    parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='change fields of the config')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Build the runner and train."""
+    from ..toolkits.openmmlab.runs import build_runner, load_config, use_amp
+
+    cfg = load_config(args.config, args.work_dir, args.launcher, args.cfg_options)
+    if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
+        raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper; give the config of a training.')
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    build_runner(cfg).train()

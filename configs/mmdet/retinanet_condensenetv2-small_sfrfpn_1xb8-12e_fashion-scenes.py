@@ -1,0 +1,3 @@
+_base_ = './retinanet_condensenetv2-small_fpn_1xb8-12e_fashion-scenes.py'
+
+model = dict(neck=dict(type='SFRFPN', groups=4, sparse_factor=4))
