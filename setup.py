@@ -22,7 +22,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['cnv2_plugin', 'cnv2_plugin.*']),
-    package_data={'cnv2_plugin': ['**/*.json']},
+    package_data={'cnv2_plugin': ['**/*.json', '**/*.html']},
     python_requires='>=3.10',
     install_requires=requirements('core'),
     extras_require={name: requirements(name) for name in ('timm', 'openmmlab', 'deploy', 'analysis', 'dev')},

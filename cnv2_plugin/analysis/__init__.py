@@ -1,5 +1,18 @@
 """Counting and showing what a network does."""
 
 from .cost import Cost, count_cost
+from .heatmap import ConnectionMap, connection_map
+from .heatmap_plot import plot_maps
+from .sparsity import SparsityReport, sparsity_report
+from .sparsity_plot import plot_sparsity
 
-__all__ = ['Cost', 'count_cost']
+__all__ = [
+    'ConnectionMap',
+    'Cost',
+    'SparsityReport',
+    'connection_map',
+    'count_cost',
+    'plot_maps',
+    'plot_sparsity',
+    'sparsity_report',
+]

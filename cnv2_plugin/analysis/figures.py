@@ -1,0 +1,69 @@
+"""What all pictures of the package share: size, fonts, and a write that leaves no half file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Union
+
+FORMATS = ('.png', '.svg', '.pdf')
+_STYLE = {'font.size': 10, 'axes.titlesize': 11, 'legend.fontsize': 9, 'svg.hashsalt': 'cnv2'}
+
+
+@contextmanager
+def picture(
+    path: Union[str, Path], rows: int, columns: int, width: float, height: float
+) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure to draw on, written under its final name when the block ends well.
+
+    Args:
+        path: file to write; the suffix decides the format.
+        rows: rows of axes.
+        columns: columns of axes.
+        width: of each, in inches.
+        height: of each, in inches.
+
+    Yields:
+        The figure and its axes, row by row.
+
+    Raises:
+        ValueError: the suffix names no known format.
+        ImportError: matplotlib is missing.
+    """
+    from ..checkpoints import atomic_path
+
+    check_format(path)
+    pyplot = _pyplot()
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout='constrained'
+        )
+        try:
+            yield figure, list(axes.flat)
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, dpi=110, metadata={'Date': None} if Path(path).suffix == '.svg' else None)
+        finally:
+            pyplot.close(figure)
+
+
+def check_format(path: Union[str, Path]) -> None:
+    """Raise unless the suffix names a picture format.
+
+    Raises:
+        ValueError: it does not.
+    """
+    suffix = Path(path).suffix
+    if suffix not in FORMATS:
+        raise ValueError(
+            f'{path} ends in {suffix or "nothing"}; a picture takes a name ending in {", ".join(FORMATS)}.'
+        )
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError('Pictures need matplotlib: pip install "cnv2_plugin[analysis]".') from error
+    matplotlib.use('Agg', force=False)
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,105 @@
+"""Layer-to-layer connection maps: which older features each layer still reads (LGC) or reactivates (SFR).
+
+The LGC map is the papers' picture (CondenseNet, figure 4): the mean absolute masked weight between a layer and the
+features of each older layer, over the largest of the row.
+"""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+import torch
+from torch import Tensor, nn
+
+from .heatmap_trace import Kind, Source, Use, trace
+
+
+@dataclass(frozen=True)
+class ConnectionMap:
+    """Connections from each source layer's features to each target layer.
+
+    A feature's own block does not end its life in a CondenseNet, so a row reaches back to the stem; in a ShuffleNet
+    features live for one stage. Where there is no connection by construction, values are NaN.
+
+    Attributes:
+        title: name of the model.
+        kind: ``'lgc'`` (targets read sources) or ``'sfr'`` (targets reactivate sources).
+        targets: label of each row, block and layer from 1.
+        target_blocks: block of each row.
+        sources: the columns.
+        strength: mean absolute masked weight between target and the source's features, ``(T, S)``.
+        share: share of the source's features that are connected to the target at all, ``(T, S)``.
+    """
+
+    title: str
+    kind: Kind
+    targets: tuple[str, ...]
+    target_blocks: tuple[int, ...]
+    sources: tuple[Source, ...]
+    strength: Tensor
+    share: Tensor
+
+    @property
+    def normalised(self) -> Tensor:
+        """``strength`` over the largest of its row, ``(T, S)``."""
+        largest = self.strength.nan_to_num(0).amax(1, keepdim=True).clamp(min=1e-300)
+        return self.strength / largest
+
+
+def connection_map(model: nn.Module, kind: Kind, title: str = '') -> ConnectionMap:
+    """The connection map of a model, in training, packed or condensed form.
+
+    Args:
+        model: CondenseNet, CondenseNetV2 or SFR-ShuffleNetV2, or a model around one.
+        kind: ``'lgc'`` or ``'sfr'``.
+        title: name of the model in pictures; its class name by default.
+
+    Raises:
+        ValueError: the model is of another family, or has no layer of this kind.
+
+    Example:
+        >>> sfr = connection_map(model, 'sfr')
+        >>> sfr.share[-1]                      # what the last layer reactivates of each older layer
+    """
+    if kind not in ('lgc', 'sfr'):
+        raise ValueError(f"kind is {kind!r}; it takes 'lgc' or 'sfr'.")
+    traced = trace(model)
+    uses = [use for use in traced.uses if use.kind == kind]
+    if not uses:
+        names = dict(lgc='learned group convolution', sfr='sparse feature reactivation')
+        raise ValueError(f'{type(model).__name__} has no {names[kind]}, so it has no {kind.upper()} map.')
+    rows = [_row(use, traced.source_of, len(traced.sources)) for use in uses]
+    strength, share = (torch.stack(values) for values in zip(*rows))
+    return ConnectionMap(
+        title or type(model).__name__, kind, tuple(use.label for use in uses), tuple(use.block for use in uses),
+        traced.sources, strength, share,
+    )  # fmt: skip
+
+
+def _row(use: Use, source_of: Tensor, sources: int) -> tuple[Tensor, Tensor]:
+    """Mean strength and connected share of each source's features; NaN for sources that are out of reach."""
+    source = source_of[use.feature]
+    reachable = torch.bincount(source, minlength=sources)
+    strength = use.strength.new_zeros(sources).index_add(0, source, use.strength)
+    connected = use.strength.new_zeros(sources).index_add(0, source, (use.groups > 0).to(use.strength.dtype))
+    count = torch.where(reachable > 0, reachable.double(), torch.nan)
+    return strength / count, connected / count
+
+
+def write_csv(maps: Iterable[ConnectionMap], path: Union[str, Path]) -> None:
+    """Write every connection of the maps as one line of a CSV file."""
+    from ..checkpoints import atomic_path
+
+    header = 'model kind target target_block source source_block source_features strength normalised share'.split()
+    with atomic_path(path) as temporary, open(temporary, 'w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for m in maps:
+            values = torch.stack((m.strength, m.normalised, m.share), -1).tolist()
+            for target, block, row in zip(m.targets, m.target_blocks, values):
+                for source, numbers in zip(m.sources, row):
+                    if numbers[0] == numbers[0]:
+                        place = [m.title, m.kind, target, block, source.label, source.block, source.features]
+                        writer.writerow([*place, *(f'{number:.6g}' for number in numbers)])

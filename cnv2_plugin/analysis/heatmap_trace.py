@@ -1,0 +1,163 @@
+"""Which layer made each channel that a group-sparse layer reads or updates, and how strongly it uses it."""
+
+from dataclasses import dataclass
+from typing import Literal, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import GroupSparseConv2d, SelectiveLinear
+from ..models import CondenseNetTrunk, ShuffleNetTrunk
+
+Kind = Literal['lgc', 'sfr']
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layer that makes features.
+
+    Attributes:
+        label: ``'stem'``, or block and layer from 1, such as ``'3.2'``.
+        block: its block from 1; the stem belongs to 0.
+        features: how many it makes.
+    """
+
+    label: str
+    block: int
+    features: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """How one layer uses the features in front of it.
+
+    Attributes:
+        name: module name.
+        label: block and layer from 1, or ``'head'``.
+        block: its block from 1.
+        kind: ``'lgc'`` reads features, ``'sfr'`` updates them.
+        feature: number of the feature in each of the layer's channels, ``(C,)``.
+        strength: mean absolute masked weight between the layer and each of them, ``(C,)``.
+        groups: how many of the layer's groups are connected to each of them, ``(C,)``.
+    """
+
+    name: str
+    label: str
+    block: int
+    kind: Kind
+    feature: Tensor
+    strength: Tensor
+    groups: Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Every feature of a network and every use of it.
+
+    Attributes:
+        sources: layers that make features, in forward order.
+        source_of: index of the source of each feature, ``(F,)``.
+        uses: in forward order.
+    """
+
+    sources: tuple[Source, ...]
+    source_of: Tensor
+    uses: tuple[Use, ...]
+
+
+def trace(model: nn.Module) -> Trace:
+    """Follow the features through a CondenseNet, CondenseNetV2 or SFR-ShuffleNetV2 in training or condensed form.
+
+    In a ShuffleNet a feature lives from the unit whose branch makes it until the stage ends; channel shuffles are
+    followed, and reactivation does not make a new feature.
+
+    Args:
+        model: the trunk, or any model around it (timm, MMPretrain, MMDetection).
+
+    Raises:
+        ValueError: there is no trunk of these families in it.
+    """
+    for prefix, module in model.named_modules():
+        if isinstance(module, CondenseNetTrunk):
+            return _trace_dense(module, f'{prefix}.' if prefix else '', _head(model, module))
+        if isinstance(module, ShuffleNetTrunk):
+            return _trace_shuffle(module, f'{prefix}.' if prefix else '')
+    raise ValueError(
+        f'{type(model).__name__} has no CondenseNet, CondenseNetV2 or SFR-ShuffleNetV2 trunk, so its features cannot '
+        f'be traced from layer to layer; give a model of one of these families.'
+    )
+
+
+def unit_use(layer: GroupSparseConv2d) -> tuple[Tensor, Tensor]:
+    """Mean absolute weight of each unit's channel, and the groups it is alive in; for every form of the layer.
+
+    Returns:
+        ``(C,)`` in float64 and ``(C,)`` in int64, where ``C`` is the side that is not grouped.
+    """
+    if not layer.deploy:
+        weight = layer.by_unit(layer.masked_weight().detach().double().abs())
+        return weight.mean((0, 2)), layer.by_unit(layer.mask)[..., 0].sum(0)
+    weight = layer.conv.weight.detach().double().abs().flatten(1)
+    if layer.over == 'outputs':
+        index = layer.gather.index
+        sums, members = weight.unflatten(0, (layer.groups, -1)).sum(1).flatten(), layer.out_channels
+    else:
+        index = layer.scatter.index
+        sums, members = weight.sum(1), layer.in_channels
+    strength = sums.new_zeros(layer.num_units()).index_add(0, index, sums) / members
+    return strength, torch.bincount(index, minlength=layer.num_units())
+
+
+def _trace_dense(trunk: CondenseNetTrunk, prefix: str, head: Union[Tensor, None]) -> Trace:
+    sources = [Source('stem', 0, trunk.stem.out_channels)]
+    uses = []
+    for i, stage in enumerate(trunk.stages):
+        for j, layer in enumerate(stage.layers):
+            label, name = f'{i + 1}.{j + 1}', f'{prefix}stages.{i}.layers.{j}'
+            features = torch.arange(layer.conv_1.in_channels)
+            uses.append(Use(f'{name}.conv_1', label, i + 1, 'lgc', features, *unit_use(layer.conv_1)))
+            if layer.sfr is not None:
+                uses.append(Use(f'{name}.sfr', label, i + 1, 'sfr', features, *unit_use(layer.sfr)))
+            sources.append(Source(label, i + 1, layer.conv_2.out_channels))
+    if head is not None:
+        groups = (head > 0).long()
+        uses.append(Use('head', 'head', len(trunk.stages) + 1, 'lgc', torch.arange(head.numel()), head, groups))
+    counts = torch.tensor([source.features for source in sources])
+    return Trace(tuple(sources), torch.arange(len(sources)).repeat_interleave(counts), tuple(uses))
+
+
+def _head(model: nn.Module, trunk: CondenseNetTrunk) -> Union[Tensor, None]:
+    """Mean absolute weight of the linear layer behind the trunk for each of its inputs, where there is one."""
+    modules = dict(model.named_modules())
+    names = ('conv_head', 'classifier', 'head.layers.0.fc', 'head.fc')
+    linear = next((modules[n] for n in names if isinstance(modules.get(n), (nn.Linear, nn.Conv2d))), None)
+    if linear is None:
+        return None
+    strength = linear.weight.detach().double().abs().flatten(1).mean(0)
+    if isinstance(linear, SelectiveLinear):
+        strength = strength.new_zeros(linear.source_features).index_add(0, linear.index, strength)
+    return strength if strength.numel() == trunk.num_features else None
+
+
+def _trace_shuffle(trunk: ShuffleNetTrunk, prefix: str) -> Trace:
+    sources, uses, source_of = [], [], []
+
+    def make(label: str, block: int, count: int) -> Tensor:
+        first = len(source_of)
+        source_of.extend([len(sources)] * count)
+        sources.append(Source(label, block, count))
+        return torch.arange(first, first + count)
+
+    for i, stage in enumerate(trunk.stages):
+        features = torch.empty(0, dtype=torch.int64)
+        for j, unit in enumerate(stage.layers):
+            label = f'{i + 1}.{j + 1}'
+            if unit.branch1 is not None:
+                left, new = make(label, i + 1, 2 * unit.width).split(unit.width)
+            else:
+                left, new = features[: unit.width], make(label, i + 1, unit.width)
+            if unit.sfr is not None:
+                name = f'{prefix}stages.{i}.layers.{j}.sfr'
+                uses.append(Use(name, label, i + 1, 'sfr', left, *unit_use(unit.sfr)))
+            features = torch.stack((left, new), 1).flatten()
+    return Trace(tuple(sources), torch.tensor(source_of), tuple(uses))

@@ -1,0 +1,230 @@
+"""One self-contained HTML page about a model: shapes, cost, sparsity, maps, training, deployment, latency."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Optional, Union
+
+import torch
+from torch import nn
+
+from ..models import CondenseNetTrunk, ShuffleNetTrunk
+from .cost import count_cost
+from .heatmap import connection_map
+from .heatmap_plot import plot_maps
+from .heatmap_trace import trace
+from .report_log import plot_curves, read_log
+from .sparsity import SparsityReport, sparsity_report, totals
+from .sparsity_plot import plot_sparsity
+
+
+@dataclass
+class Section:
+    """A heading with text, a table and pictures below it.
+
+    Attributes:
+        title: heading.
+        text: sentences.
+        header: names of the table's columns.
+        rows: of the table.
+        pictures: alternative text and SVG content of each picture.
+    """
+
+    title: str
+    text: str = ''
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def write_report(
+    model: nn.Module,
+    path: Union[str, Path],
+    title: str,
+    input_size: tuple[int, int, int],
+    log: Optional[Union[str, Path]] = None,
+    rounds: int = 20,
+    facts: Optional[Mapping[str, Any]] = None,
+) -> None:
+    """Write the page; it needs no other file and no network.
+
+    Args:
+        model: CondenseNet, CondenseNetV2 or (SFR-)ShuffleNetV2 in training or condensed form; left as it is.
+        path: HTML file to write.
+        title: heading of the page.
+        input_size: ``(C, H, W)`` of one image.
+        log: training log, see :func:`cnv2_plugin.analysis.report_log.read_log`.
+        rounds: rounds of the latency measurement; 0 leaves it out.
+        facts: more lines of the first table.
+
+    Raises:
+        ValueError: the model is of another family, or the log holds no curve.
+        ImportError: jinja2 or matplotlib is missing.
+    """
+    from .. import __version__
+    from ..checkpoints import atomic_path
+
+    template = _template()
+    sections = [
+        _architecture(model, input_size, {**(facts or {}), 'cnv2_plugin': __version__, 'torch': torch.__version__}),
+        _cost(model, input_size),
+        *_sparsity(model, title),
+        *_training(log),
+        _deployment(model, input_size),
+        *_latency(model, input_size, rounds),
+    ]
+    page = template.render(title=title, sections=sections)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding='utf-8')
+
+
+def _template():
+    if find_spec('jinja2') is None:
+        raise ImportError('The report needs jinja2: pip install "cnv2_plugin[analysis]".')
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template('report.html')
+
+
+def _trunk(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, (CondenseNetTrunk, ShuffleNetTrunk)):
+            return module
+    raise ValueError(
+        f'{type(model).__name__} has no CondenseNet, CondenseNetV2 or ShuffleNetV2 trunk to report on; give a model of '
+        f'one of these families.'
+    )
+
+
+def _architecture(model: nn.Module, input_size: tuple[int, int, int], facts: Mapping[str, Any]) -> Section:
+    trunk = _trunk(model)
+    shape = ', '.join(f'{name} {value}' for name, value in asdict(trunk.arch).items())
+    about = '; '.join(f'{name}: {value}' for name, value in facts.items())
+    shapes: list[tuple[int, ...]] = []
+    shadow = deepcopy(trunk).to('meta').eval()
+    parts = [shadow.stem, *shadow.stages]
+    for part in parts:
+        part.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    with torch.no_grad():
+        x = shadow.forward_stem(torch.empty(1, *input_size, device='meta'))
+        for stage in shadow.stages:
+            x = stage(x)
+    names = ['stem', *(f'stage {i + 1}' for i in range(len(trunk.stages)))]
+    layers = ['', *(len(stage.layers) for stage in trunk.stages)]
+    rows = [[name, count, ' x '.join(map(str, s))] for name, count, s in zip(names, layers, shapes)]
+    text = f'{about}. Input {" x ".join(map(str, input_size))}. Shape: {shape}.'
+    return Section('Architecture', text, ('part', 'layers', 'features (C x H x W)'), rows)
+
+
+def _cost(model: nn.Module, input_size: tuple[int, int, int]) -> Section:
+    cost = count_cost(model, input_size)
+    rows = [
+        ['parameters', f'{cost.params:,}', f'{cost.params_pruned:,}'],
+        ['multiply-adds (M)', f'{cost.mult_adds / 1e6:.2f}', f'{cost.mult_adds_pruned / 1e6:.2f}'],
+        ["multiply-adds in the authors' counting (M)", '', f'{cost.authors_count / 1e6:.2f}'],
+    ]
+    text = 'One image. One multiply-add is two FLOPs. "Pruned" is what the condensed form has.'
+    return Section('Cost', text, ('', 'as it is', 'pruned'), rows)
+
+
+def _sparsity(model: nn.Module, title: str) -> list[Section]:
+    try:
+        report = sparsity_report(model)
+    except ValueError:
+        return []
+    header = ('layer', 'kind', 'channels', 'groups', 'stage', 'kept', 'unused channels')
+    rows = [
+        [s.name, s.kind.upper(), f'{s.in_channels} to {s.out_channels}', s.groups, f'{s.stage} of {s.num_stages}',
+         f'{s.kept:.1%}', f'{s.unused} of {s.features}']
+        for s in report.layers
+    ]  # fmt: skip
+    pictures = [('sparsity of each layer', _draw(lambda path: plot_sparsity(report, path)))]
+    sections = [Section('Sparsity', _summary(report), header, rows, pictures)]
+    kinds = {use.kind for use in trace(model).uses}
+    maps = [connection_map(model, kind, title) for kind in ('lgc', 'sfr') if kind in kinds]
+    if maps:
+        text = (
+            'Rows are layers, columns older layers whose features they read (LGC) or reactivate (SFR); grey where '
+            'there can be no connection.'
+        )
+        drawn = [(f'{m.kind.upper()} map', _draw(lambda path, m=m: plot_maps([m], path))) for m in maps]
+        sections.append(Section('Connection maps', text, pictures=drawn))
+    return sections
+
+
+def _summary(report: SparsityReport) -> str:
+    found = totals(report.sources)
+    sentences = [f'{report.kept:.1%} of the weights of the group-sparse layers are kept.']
+    for key, verb in (('never_read', 'read'), ('never_reactivated', 'reactivated')):
+        count, of = found[key]
+        if of:
+            sentences.append(f'{count} of {of} features are never {verb} by a later layer.')
+    return ' '.join(sentences)
+
+
+def _training(log: Optional[Union[str, Path]]) -> list[Section]:
+    if log is None:
+        return []
+    curves = read_log(log)
+    picture = ('training curves', _draw(lambda path: plot_curves(curves, path)))
+    header = ('quantity', 'first', 'last', 'smallest', 'largest')
+    rows = [[c.name, *(f'{value:.4g}' for value in (c.y[0], c.y[-1], min(c.y), max(c.y)))] for c in curves]
+    return [Section('Training', f'From {Path(log).name}.', header, rows, [picture])]
+
+
+def _deployment(model: nn.Module, input_size: tuple[int, int, int]) -> Section:
+    from ..deploy import condense, verify
+    from ..layers import GroupSparseConv2d, UnfinishedPruningError
+
+    layers = [layer for layer in model.modules() if isinstance(layer, GroupSparseConv2d)]
+    if all(layer.deploy for layer in layers):
+        return Section('Deployment', 'The model is in its deployed form already; there is nothing to convert.')
+    try:
+        condensed = condense(model)
+    except UnfinishedPruningError as error:
+        return Section('Deployment', f'The model cannot be condensed yet. {error}')
+    result = verify(model, condensed, input_size)
+    rows = [
+        ['largest absolute difference', f'{result.max_abs:.2e}'],
+        ['largest relative difference', f'{result.max_rel:.2e}'],
+        ['same class', f'{result.argmax_agreement:.1%} of {result.num_inputs} random images'],
+    ]
+    text = 'Outputs of the condensed form (standard group convolutions) against the training form.'
+    return Section('Deployment', text, ('', 'condensed'), rows)
+
+
+def _latency(model: nn.Module, input_size: tuple[int, int, int], rounds: int) -> list[Section]:
+    from ..deploy.benchmark import benchmark, machine
+    from ..layers import GroupSparseConv2d
+
+    layers = [layer for layer in model.modules() if isinstance(layer, GroupSparseConv2d)]
+    if rounds < 1 or not all(layer.is_finished() for layer in layers):
+        return []
+    runtimes = ('eager', 'onnxruntime') if find_spec('onnxruntime') and find_spec('onnx') else ('eager',)
+    forms = ('condensed',) if all(layer.deploy for layer in layers) else ('training', 'condensed')
+    measured = benchmark({'model': model}, forms, runtimes, input_size, rounds=rounds)
+    rows = [
+        [m.form, m.runtime, *(f'{value:.2f}' for value in (m.timing.min, m.timing.median, m.timing.max))]
+        for m in measured
+    ]
+    host = machine()
+    text = (
+        f'One image, one thread, {rounds} interleaved rounds on {host["processor"]}; milliseconds. The training form '
+        f'has its masks folded in.'
+    )
+    return [Section('Latency', text, ('form', 'runtime', 'min', 'median', 'max'), rows)]
+
+
+def _draw(draw) -> str:
+    """A picture as a data address."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / 'picture.svg'
+        draw(path)
+        return f'data:image/svg+xml;base64,{b64encode(path.read_bytes()).decode()}'

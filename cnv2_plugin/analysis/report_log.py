@@ -1,0 +1,118 @@
+"""Training logs of timm, OpenMMLab and the quickstart as curves."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any, Union
+
+from .figures import picture
+
+_SKIPPED = ('time', 'data_time', 'memory', 'epoch', 'iter', 'step')
+_MOST_CURVES = 6
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity over training.
+
+    Attributes:
+        name: as the log calls it.
+        x: epochs or steps.
+        y: values.
+        unit: what ``x`` counts.
+    """
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    unit: str
+
+
+def read_log(path: Union[str, Path]) -> list[Curve]:
+    """Read the curves of a training log.
+
+    Args:
+        path: timm's ``summary.csv``, OpenMMLab's ``scalars.json`` (one JSON object a line), or a JSON file with a
+            ``history`` of lists as the quickstart writes it.
+
+    Raises:
+        ValueError: it is none of these, or holds no numbers.
+        OSError: the file cannot be read.
+    """
+    text = Path(path).read_text(encoding='utf-8', errors='replace')
+    curves = _from_csv(text) if Path(path).suffix == '.csv' else _from_json(text)
+    if not curves:
+        raise ValueError(
+            f'{path} holds no training curve; give the summary.csv of timm, the scalars.json of OpenMMLab '
+            f'(work_dirs/*/*/vis_data/), or a JSON file with a history of lists.'
+        )
+    return curves
+
+
+def plot_curves(curves: Sequence[Curve], path: Union[str, Path]) -> None:
+    """Draw up to six curves, one below the other in two columns."""
+    curves = curves[:_MOST_CURVES]
+    columns = 2 if len(curves) > 1 else 1
+    with picture(path, -(-len(curves) // columns), columns, width=4.7, height=2.4) as (_, axes):
+        for axis, curve in zip(axes, curves):
+            axis.plot(curve.x, curve.y, marker='.' if len(curve.x) < 60 else None)
+            axis.set_title(curve.name)
+            axis.set_xlabel(curve.unit)
+            axis.grid(alpha=0.3)
+        for axis in axes[len(curves) :]:
+            axis.set_visible(False)
+
+
+def _from_csv(text: str) -> list[Curve]:
+    return _from_rows(csv.DictReader(text.splitlines()))
+
+
+def _from_json(text: str) -> list[Curve]:
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        return _from_rows(_json_lines(text))
+    history = whole.get('history', whole) if isinstance(whole, dict) else {}
+    lists = {name: [_number(v) for v in values] for name, values in history.items() if isinstance(values, list)}
+    return [
+        Curve(name, tuple(range(1, len(values) + 1)), tuple(values), 'epoch')
+        for name, values in lists.items()
+        if values and None not in values
+    ]
+
+
+def _json_lines(text: str) -> Iterable[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
+    points: dict[str, list[tuple[float, float]]] = {}
+    unit = 'row'
+    for i, row in enumerate(rows):
+        found = next((name for name in ('step', 'epoch') if _number(row.get(name)) is not None), None)
+        unit = found or unit
+        x = _number(row[found]) if found else i + 1
+        for name, value in row.items():
+            number = _number(value)
+            if name not in _SKIPPED and number is not None:
+                points.setdefault(str(name), []).append((x, number))
+    return [Curve(name, *map(tuple, zip(*sorted(pairs))), unit) for name, pairs in points.items()]
+
+
+def _number(value: Any) -> Union[float, None]:
+    if isinstance(value, (dict, list)) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if isfinite(number) else None

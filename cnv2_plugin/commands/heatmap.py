@@ -1,0 +1,41 @@
+"""``cnv2 heatmap``: which older features each layer still reads (LGC) or reactivates (SFR), as pictures and CSV."""
+
+import argparse
+from pathlib import Path
+
+from ._models import add_model_options, open_model
+
+HELP = 'draw which older features each layer reads (LGC) and reactivates (SFR), for one model or two side by side'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 heatmap``."""
+    parser.add_argument('model', help='checkpoint, or timm name of an untrained network (condensenetv2_a)')
+    parser.add_argument('other', nargs='?', help='second checkpoint or name, drawn beside it')
+    parser.add_argument('--out', type=Path, default=Path('heatmap'), help='folder to write to (default heatmap)')
+    parser.add_argument('--format', choices=('png', 'svg', 'pdf'), default='png', help='of the pictures (default png)')
+    parser.add_argument('--titles', nargs='+', help='name of each model in the pictures')
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw every kind of map that a model has, and write the numbers beside it."""
+    from ..analysis import connection_map, plot_maps
+    from ..analysis.heatmap import write_csv
+    from ..analysis.heatmap_trace import trace
+
+    names = [name for name in (args.model, args.other) if name]
+    if args.titles and len(args.titles) != len(names):
+        raise ValueError(f'--titles gives {len(args.titles)} names for {len(names)} models; give one for each.')
+    models = [open_model(name, args) for name in names]
+    titles = args.titles or [title for title, _ in models]
+    kinds = [{use.kind for use in trace(model).uses} for _, model in models]
+    if not any(kinds):
+        raise ValueError(f'{" and ".join(names)} have neither learned group convolution nor reactivation to draw.')
+    args.out.mkdir(parents=True, exist_ok=True)
+    for kind in ('lgc', 'sfr'):
+        maps = [connection_map(m, kind, title) for title, (_, m), own in zip(titles, models, kinds) if kind in own]
+        if maps:
+            plot_maps(maps, args.out / f'{kind}.{args.format}')
+            write_csv(maps, args.out / f'{kind}.csv')
+            print(f'{args.out / kind}.{args.format} and .csv: {", ".join(m.title for m in maps)}')

@@ -1,0 +1,36 @@
+"""``cnv2 report``: one HTML page about a checkpoint."""
+
+import argparse
+from pathlib import Path
+
+from ._models import add_model_options, open_model
+
+HELP = 'write one self-contained HTML page: shapes, cost, sparsity, maps, training curve, deployment, latency'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 report``."""
+    parser.add_argument('model', help='checkpoint, or timm name of an untrained network (condensenetv2_a)')
+    parser.add_argument('--out', type=Path, default=Path('report.html'), help='file to write (default report.html)')
+    parser.add_argument('--log', type=Path, help='training log: summary.csv (timm), scalars.json (OpenMMLab)')
+    parser.add_argument(
+        '--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='input size; by default the published'
+    )
+    parser.add_argument('--rounds', type=int, default=20, help='rounds of the latency measurement, 0 for none')
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the page."""
+    from ..analysis.report import write_report
+
+    if args.out.suffix not in ('.html', '.htm'):
+        raise ValueError(f'{args.out} ends in {args.out.suffix or "nothing"}; give a name that ends in .html.')
+    if args.input and min(args.input) < 1:
+        raise ValueError(f'--input is {args.input}; it takes three positive numbers C H W.')
+    if args.rounds < 0:
+        raise ValueError(f'--rounds is {args.rounds}; it takes 0 or more.')
+    title, model = open_model(args.model, args)
+    input_size = tuple(args.input or (model.in_chans, *model.pretrained_cfg['input_size'][1:]))
+    write_report(model, args.out, title, input_size, args.log, args.rounds, dict(model=Path(args.model).name))
+    print(f'{args.out}: {args.out.stat().st_size / 1e3:.0f} kB')
