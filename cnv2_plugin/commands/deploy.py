@@ -24,13 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--no-ema', action='store_true', help='take the raw weights where the file has averaged ones too'
     )
+    parser.add_argument(
+        '--classifier-keep', type=float,
+        help="share of the classifier's inputs to keep, such as 0.5 (CondenseNet's lossy step; all by default)",
+    )  # fmt: skip
     parser.add_argument('--trust', action='store_true', help='unpickle the checkpoint; only for files you trust')
 
 
 def run(args: argparse.Namespace) -> None:
     """Condense, verify, write, and print what changed."""
     from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
-    from ..deploy import condense, export_onnx, verify
+    from ..deploy import classifier_cost, condense, export_onnx, verify
 
     _check_output(args.out, ('.pth', '.pt', '.safetensors'))
     if args.onnx:
@@ -43,6 +47,18 @@ def run(args: argparse.Namespace) -> None:
     report = verify(model, condensed, input_size)
     report.check(args.tolerance, 'the condensed model')
     meta = dict(arch=args.arch, model_kwargs=dict(args.model_kwargs), num_classes=model.num_classes, deploy=True)
+    lossy = []
+    if args.classifier_keep is not None:
+        dropped = classifier_cost(condensed, args.classifier_keep)
+        whole, condensed = condensed, condense(condensed, classifier_keep=args.classifier_keep)
+        loss = verify(whole, condensed, input_size, num_inputs=8, batch_size=4)
+        meta['model_kwargs']['classifier_keep'] = args.classifier_keep
+        lossy = [
+            ['classifier inputs kept', f'{dropped.inputs:,}', f'{dropped.kept:,}'],
+            ['L1 norm of the classifier dropped', '', f'{dropped.dropped_l1:.1%}'],
+            ['max relative difference by that', '', f'{loss.max_rel:.2e}'],
+            [f'same top-1 class ({loss.num_inputs} random images)', '', f'{loss.argmax_agreement:.1%}'],
+        ]
     save_checkpoint(condensed.state_dict(), args.out, meta)
     differences = [report.max_rel]
     sizes = [Path(args.checkpoint).stat().st_size, Path(args.out).stat().st_size]
@@ -51,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         exported = export_onnx(condensed, args.onnx, input_size, batch, tolerance=args.tolerance)
         differences.append(exported.verification.max_rel)
         sizes.append(exported.size)
-    _print_report(model, condensed, input_size, sizes, differences)
+    _print_report(model, condensed, input_size, sizes, differences, lossy)
 
 
 def build_for(state_dict: dict, arch: str, model_kwargs: dict):
@@ -84,7 +100,9 @@ def build_for(state_dict: dict, arch: str, model_kwargs: dict):
     return model
 
 
-def _print_report(model, condensed, input_size, sizes: list[int], differences: list[float]) -> None:
+def _print_report(
+    model, condensed, input_size, sizes: list[int], differences: list[float], lossy: list[list[str]]
+) -> None:
     from ..analysis import count_cost
 
     before, after = count_cost(model, input_size), count_cost(condensed, input_size)
@@ -94,6 +112,7 @@ def _print_report(model, condensed, input_size, sizes: list[int], differences: l
         ['multiply-adds (M)', f'{before.mult_adds / 1e6:.2f}', f'{after.mult_adds / 1e6:.2f}', ''],
         ['file size (MB)', *(f'{size / 1e6:.3f}' for size in sizes)],
         ['max relative difference', '', *(f'{difference:.2e}' for difference in differences)],
+        *lossy,
     ]
     print_table('Deployed', header, [row[: len(header)] for row in rows])
 

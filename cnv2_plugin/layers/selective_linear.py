@@ -39,8 +39,8 @@ class SelectiveLinear(nn.Linear):
         kept = max(1, int(linear.in_features * keep + 1e-6))
         weight = linear.weight.detach()
         layer = cls(linear.in_features, kept, linear.out_features, linear.bias is not None, weight.device, weight.dtype)
-        importance = weight.to('cpu', torch.float64).abs().sum(0)
-        index = importance.argsort(stable=True)[linear.in_features - kept :].sort().values.to(weight.device)
+        importance = weight.double().abs().sum(0)
+        index = importance.argsort(stable=True)[linear.in_features - kept :].sort().values
         with torch.no_grad():
             layer.index.copy_(index)
             layer.weight.copy_(weight[:, index])

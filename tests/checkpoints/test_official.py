@@ -254,7 +254,7 @@ def test_published_networks_are_recognised(name, variant, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', official.NETS)
+@pytest.mark.parametrize('name', ['a', 'c', '146-cifar', '74-g8', '86-cifar'])
 def test_published_networks_at_full_size(name, tmp_path):
     net = official.NETS[name]
     state = state_of(net)

@@ -74,12 +74,30 @@ def test_timm_reparameterize_model_condenses(name):
     assert all(m.deploy for m in condensed.modules() if isinstance(m, GroupSparseConv2d))
 
 
+SMALL = {
+    'condensenetv2': dict(
+        layers=[2, 2, 1], growth=[8, 16, 24], groups_1x1=4, groups_3x3=2, groups_sfr=8, condense_factor=3,
+        sparse_factor=5, se_from=2, hswish_from=3, head_width=20,
+    ),
+    'condensenet': dict(layers=[2, 2], growth=[8, 16], groups_1x1=4, groups_3x3=4, condense_factor=3, stem_stride=1),
+    'sfr_shufflenetv2': dict(channels=[20, 48], repeats=[3, 2], stem_width=8, final_width=40),
+    'shufflenetv2': dict(channels=[20, 48], repeats=[3, 2], stem_width=8, final_width=40),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize('form', ['training', 'condensed'])
-@pytest.mark.parametrize('name', QUICK_OR_SLOW)
-def test_onnx_runtime_agrees(name, form, tmp_path):
-    if form == 'training' and name == 'condensenetv2_110_cifar':
-        pytest.skip('the condensed form is the one that is exported; the others show the training form')
-    model = trained(name)
+@pytest.mark.parametrize('name', SMALL)
+def test_onnx_runtime_agrees_for_each_family(name, form, tmp_path):
+    _check_onnx(trained(name, arch=SMALL[name], num_classes=7), form, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', VARIANTS)
+def test_onnx_runtime_agrees_for_each_variant(name, tmp_path):
+    _check_onnx(trained(name), 'condensed', tmp_path)
+
+
+def _check_onnx(model, form, tmp_path):
     if form == 'condensed':
         model = condense(model)
     size = min(64, model.default_cfg['input_size'][-1])
