@@ -6,7 +6,7 @@ old features a new layer updates.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Optional
+from typing import Literal, Optional
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +18,28 @@ ActLayer = Callable[[], nn.Module]
 
 
 class _PreActivation(GroupSparseConv2d):
-    """BN -> activation -> dropout in front of the masked convolution."""
+    """BN -> activation -> dropout in front of the masked convolution; the views say which side is grouped."""
+
+    grouped_side: Literal['outputs', 'inputs']
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        groups: int,
-        factor: int,
-        over: str,
-        act_layer: Optional[ActLayer],
-        norm_layer: Optional[NormLayer],
-        drop_rate: float,
-        eps: float,
-        momentum: float,
-        deploy: bool,
-        device,
-        dtype,
+        groups: int = 8,
+        factor: int = 8,
+        act_layer: Optional[ActLayer] = None,
+        norm_layer: Optional[NormLayer] = None,
+        drop_rate: float = 0.0,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        deploy: bool = False,
+        device=None,
+        dtype=None,
     ) -> None:
-        super().__init__(in_channels, out_channels, groups, factor, over, deploy=deploy, device=device, dtype=dtype)
+        super().__init__(
+            in_channels, out_channels, groups, factor, self.grouped_side, deploy=deploy, device=device, dtype=dtype
+        )
         if norm_layer is None:
             norm_layer = partial(nn.BatchNorm2d, eps=eps, momentum=momentum, device=device, dtype=dtype)
         self.norm = norm_layer(self.conv.in_channels)
@@ -74,25 +77,7 @@ class LearnedGroupConv(_PreActivation):
         Conv2d(16, 32, kernel_size=(1, 1), stride=(1, 1), groups=4, bias=False)
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        groups: int = 8,
-        factor: int = 8,
-        act_layer: Optional[ActLayer] = None,
-        norm_layer: Optional[NormLayer] = None,
-        drop_rate: float = 0.0,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        deploy: bool = False,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, groups, factor, 'outputs',
-            act_layer, norm_layer, drop_rate, eps, momentum, deploy, device, dtype,
-        )  # fmt: skip
+    grouped_side = 'outputs'
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, I, H, W)`` to ``(N, O, H, W)``."""
@@ -130,25 +115,7 @@ class SparseFeatureReactivation(_PreActivation):
         torch.Size([1, 100, 7, 7])
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        groups: int = 8,
-        factor: int = 8,
-        act_layer: Optional[ActLayer] = None,
-        norm_layer: Optional[NormLayer] = None,
-        drop_rate: float = 0.0,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        deploy: bool = False,
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, groups, factor, 'inputs',
-            act_layer, norm_layer, drop_rate, eps, momentum, deploy, device, dtype,
-        )  # fmt: skip
+    grouped_side = 'inputs'
 
     def forward(self, x: Tensor) -> Tensor:
         """Map new features ``(N, I, H, W)`` to the update ``(N, O, H, W)`` of the old ones."""
