@@ -6,7 +6,7 @@ old features a new layer updates.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ ActLayer = Callable[[], nn.Module]
 class _PreActivation(GroupSparseConv2d):
     """BN -> activation -> dropout in front of the masked convolution; the views say which side is grouped."""
 
-    grouped_side: Literal['outputs', 'inputs']
+    grouped_side: str
 
     def __init__(
         self,
