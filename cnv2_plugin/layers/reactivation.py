@@ -20,7 +20,7 @@ ActLayer = Callable[[], nn.Module]
 class _PreActivation(GroupSparseConv2d):
     """BN -> activation -> dropout in front of the masked convolution; the views say which side is grouped."""
 
-    grouped_side: str
+    grouped_side = ''  # an annotation here would hide the base's Final flags from TorchScript
 
     def __init__(
         self,
