@@ -2,9 +2,8 @@
 
 import argparse
 import ast
+import json
 from pathlib import Path
-
-from ._tables import print_table
 
 HELP = "turn a file that the papers' authors released into a checkpoint of ours, exactly"
 
@@ -26,29 +25,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Import, prove that both forms agree, write, and print what the file is."""
-    from ..checkpoints import import_official, save_checkpoint
+    from ..checkpoints import import_official
 
     for out in filter(None, (args.out, args.deploy_out)):
         _check_output(Path(out))
     imported = import_official(args.file, args.trust, use_ema=not args.no_ema, **dict(args.arch))
     deployed = imported.deployed_state_dict() if imported.finished or args.deploy_out else None
     difference = _prove(imported, deployed)
-    meta = dict(model_name=imported.model_name, model_kwargs=imported.model_kwargs, source=Path(args.file).name)
-    save_checkpoint(imported.state_dict, args.out, meta)
+    _save(imported.state_dict, args.out, imported.model_name, imported.model_kwargs, args.file)
     if args.deploy_out:
-        save_checkpoint(deployed, args.deploy_out, dict(meta, model_kwargs=imported.deploy_kwargs))
-    rows = [
-        ['model', imported.model_name],
-        ['arguments', ', '.join(f'{key}={value}' for key, value in imported.model_kwargs.items())],
-        ['form of the file', imported.form],
-        ['pruning stages done', f'{imported.stage}{" (finished)" if imported.finished else ""}'],
-    ]
+        _save(deployed, args.deploy_out, imported.model_name, imported.deploy_kwargs, args.file)
+    print(f'model: {imported.model_name}')
+    print(f'arguments: {", ".join(f"{key}={value}" for key, value in imported.model_kwargs.items())}')
+    print(f'form of the file: {imported.form}')
+    print(f'pruning stages done: {imported.stage}{" (finished)" if imported.finished else ""}')
     if imported.classifier_keep is not None:
-        rows.append(['inputs that the classifier reads', f'{imported.classifier_keep:.0%}'])
+        print(f'inputs that the classifier reads: {imported.classifier_keep:.0%}')
     if difference is not None:
-        rows.append(['deployed form, max relative difference', f'{difference:.2e}'])
-    rows.append(['written', ', '.join(filter(None, (args.out, args.deploy_out)))])
-    print_table('Imported', ['', Path(args.file).name], rows)
+        print(f'max relative difference of the deployed form: {difference:.2e}')
+    print(f'written: {", ".join(filter(None, (args.out, args.deploy_out)))}')
+
+
+def _save(state_dict, path: str, model_name: str, model_kwargs: dict, source: str) -> None:
+    from ..checkpoints import save_checkpoint
+
+    meta = dict(model_name=model_name, model_kwargs=json.dumps(model_kwargs), source=Path(source).name)
+    save_checkpoint(state_dict, path, meta)
 
 
 def _prove(imported, deployed):
