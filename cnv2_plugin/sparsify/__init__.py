@@ -9,13 +9,19 @@ from .condensed_training import (
 )
 from .schedule import SparsificationSchedule
 from .sparsifier import StagedSparsifier
+from .surgery import LayerPlan, SkippedLayer, SurgeryReport, plan_learned_groups, to_learned_groups
 
 __all__ = [
+    'LayerPlan',
     'PackedTraining',
+    'SkippedLayer',
     'SparsificationSchedule',
     'StagedSparsifier',
+    'SurgeryReport',
     'condense_while_training',
     'masked_optimizer_state',
     'masked_state_dict',
+    'plan_learned_groups',
     'restore_masked',
+    'to_learned_groups',
 ]

@@ -1,0 +1,98 @@
+"""Dense 1x1 convolutions of any network become learned group convolutions (CondenseNet, section 3, without the
+normalisation in front: these layers keep theirs behind them).
+"""
+
+from torch import nn
+
+from ...layers import GroupSparseConv2d
+from .plan import MIN_CHANNELS, LayerPlan, Patterns, SurgeryReport, make_plan
+
+
+def plan_learned_groups(
+    model: nn.Module,
+    groups: int = 4,
+    factor: int = 4,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    min_channels: int = MIN_CHANNELS,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+) -> SurgeryReport:
+    """Predict what :func:`to_learned_groups` would do, and change nothing.
+
+    Args:
+        model: any network of images; it runs once, on one image of zeros, in eval mode.
+        groups: number of groups; a layer whose output channels it does not divide gets the largest number that does.
+        factor: condense factor; every group keeps ``ceil(in_channels / factor)`` inputs.
+        include: shell-style patterns of module names (``'layer3*'``, ``'backbone'``: everything inside counts); all by
+            default.
+        exclude: patterns of what stays as it is.
+        min_channels: fewest channels in and out that a layer must have.
+        input_size: ``(C, H, W)`` of the image.
+
+    Returns:
+        Layers, reasons and multiply-adds; print it for a summary.
+
+    Raises:
+        ValueError: nothing can learn groups (says why), an argument is out of range, a pattern fits no module, or the
+            model does not run on such an image.
+    """
+    return make_plan(model, groups, factor, include, exclude, min_channels, input_size)
+
+
+def to_learned_groups(
+    model: nn.Module,
+    groups: int = 4,
+    factor: int = 4,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    min_channels: int = MIN_CHANNELS,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+) -> SurgeryReport:
+    """Let the dense 1x1 convolutions of a network learn groups, in place.
+
+    The network computes exactly what it did. Its layers are pruned by :class:`StagedSparsifier` (or the OpenMMLab hook)
+    and condensed by :func:`cnv2_plugin.deploy.condense` like every other of this package. Weights stay the same
+    parameter objects, so an optimiser made before goes on working, and state dicts of the original network load.
+
+    Args:
+        model: see :func:`plan_learned_groups`.
+        groups: see :func:`plan_learned_groups`.
+        factor: see :func:`plan_learned_groups`.
+        include: see :func:`plan_learned_groups`.
+        exclude: see :func:`plan_learned_groups`.
+        min_channels: see :func:`plan_learned_groups`.
+        input_size: see :func:`plan_learned_groups`.
+
+    Returns:
+        What was done and what it will save, as :func:`plan_learned_groups` predicts it.
+
+    Raises:
+        ValueError: as :func:`plan_learned_groups`; nothing is changed then.
+
+    Example:
+        >>> model = timm.create_model('resnet50', pretrained=True)
+        >>> print(to_learned_groups(model, groups=4, factor=4))
+        >>> sparsifier = StagedSparsifier(model, total_steps=len(loader) * epochs)
+    """
+    report = make_plan(model, groups, factor, include, exclude, min_channels, input_size)
+    modules = dict(model.named_modules())
+    learned = {modules[plan.name]: _learned(modules[plan.name], plan) for plan in report.layers}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in learned:
+                setattr(parent, name, learned[child])
+    return report
+
+
+def _learned(conv: nn.Conv2d, plan: LayerPlan) -> GroupSparseConv2d:
+    """A masked layer around the weight and bias of a convolution."""
+    layer = GroupSparseConv2d(
+        plan.in_channels, plan.out_channels, plan.groups, plan.factor,
+        bias=conv.bias is not None, stride=conv.stride, dilation=conv.dilation, device='meta', dtype=conv.weight.dtype,
+    )  # fmt: skip
+    layer.to_empty(device=conv.weight.device)
+    layer.mask.fill_(True)
+    layer.stage.zero_()
+    layer.conv.weight = conv.weight
+    layer.conv.bias = conv.bias
+    return layer.train(conv.training)

@@ -1,0 +1,95 @@
+"""One forward pass that tells what every layer of an unknown network is used for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class Probe:
+    """What a forward pass saw.
+
+    Attributes:
+        positions: output positions of each convolution and linear layer, summed over its calls, by name.
+        order: names of convolutions and linear layers in the order of their first call.
+        outputs: names of those whose result is an output of the network as it is.
+        mult_adds: multiply-adds of the whole pass.
+    """
+
+    positions: dict[str, int] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    outputs: set[str] = field(default_factory=set)
+    mult_adds: int = 0
+
+
+def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
+    """Run a model on one image of zeros, in eval mode, on its own device.
+
+    Args:
+        model: left as it is.
+        input_size: ``(C, H, W)``.
+
+    Raises:
+        ValueError: the model does not take such an image.
+    """
+    found = Probe()
+    produced: list[tuple[str, Tensor]] = []
+
+    def visitor(name: str):
+        def visit(module: nn.Module, inputs, output) -> None:
+            if not isinstance(output, Tensor):
+                return
+            if name not in found.positions:
+                found.order.append(name)
+            channels = module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
+            found.positions[name] = found.positions.get(name, 0) + output.numel() // channels
+            produced.append((name, output))
+
+        return visit
+
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    handles = [layer.register_forward_hook(visitor(name)) for name, layer in layers.items()]
+    try:
+        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            outputs = run(model, input_size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found.mult_adds = counter.get_total_flops() // 2
+    results = {id(t) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) for t in (leaf, leaf._base)}
+    found.outputs = {name for name, output in produced if id(output) in results}
+    return found
+
+
+def run(model: nn.Module, input_size: tuple[int, int, int]):
+    """The model's outputs for one image of zeros.
+
+    Raises:
+        ValueError: the model does not take such an image.
+    """
+    reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    image = torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype)
+    try:
+        return model(image)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f'{type(model).__name__} does not run on one image of size {tuple(input_size)} ({error}); give the '
+            f'input_size (C, H, W) that it takes.'
+        ) from error
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
