@@ -20,7 +20,14 @@ from ..helpers import randomize_norms
 
 CUSTOM = ['condensenetv2', 'condensenet', 'shufflenetv2', 'sfr_shufflenetv2']
 FORMS = ['training', 'deployed']
-QUICK = {'condensenetv2_a', 'condensenet_50_cifar', 'sfr_shufflenetv2_x1_0', 'shufflenetv2_x0_5'}
+QUICK = [
+    ('condensenetv2_a', 'training'),
+    ('condensenetv2_a', 'deployed'),
+    ('condensenet_50_cifar', 'deployed'),
+    ('sfr_shufflenetv2_x1_0', 'training'),
+    ('sfr_shufflenetv2_x1_0', 'deployed'),
+    ('shufflenetv2_x0_5', 'training'),
+]
 
 
 def create(name: str, form: str = 'training', **kwargs) -> nn.Module:
@@ -36,7 +43,7 @@ def images(model: nn.Module, batch: int = 2, channels: int = 3) -> torch.Tensor:
 @pytest.fixture(
     scope='module',
     params=[
-        pytest.param((name, form), id=f'{name}-{form}', marks=() if name in QUICK else pytest.mark.slow)
+        pytest.param((name, form), id=f'{name}-{form}', marks=() if (name, form) in QUICK else pytest.mark.slow)
         for name in VARIANTS
         for form in FORMS
     ],

@@ -23,6 +23,12 @@ NAME = 'condensenetv2_c'
 NET = official.small('c')
 ARCH = dict(layers=list(NET.layers), growth=list(NET.growth), se_from=4, hswish_from=3, head_width=1024)
 
+OWN = {
+    'condensenetv2': dict(layers=[1, 2], growth=[8, 16], se_from=2, hswish_from=2, head_width=24),
+    'condensenet': dict(layers=[2, 2], growth=[8, 16], stem_stride=1),
+    'sfr_shufflenetv2': dict(channels=[20, 48], repeats=[3, 2], final_width=40),
+}
+
 
 @pytest.fixture(scope='module')
 def state():
@@ -182,18 +188,19 @@ def test_halved_classifier(images, tmp_path):
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('name', ['condensenetv2_a', 'condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
+@pytest.mark.parametrize('name', OWN)
 def test_our_own_files(name, suffix, tmp_path):
-    model = finish_pruning(randomize_norms(timm.create_model(name))).eval()
+    model = finish_pruning(randomize_norms(timm.create_model(name, arch=OWN[name]))).eval()
     x = torch.randn(1, 3, 32, 32)
     path = tmp_path / f'own{suffix}'
     save_checkpoint(model.state_dict(), path)
-    source = dict(pretrained_cfg_overlay=dict(file=str(path)), pretrained=True)
+    source = dict(pretrained_cfg_overlay=dict(file=str(path)), pretrained=True, arch=OWN[name])
     with torch.no_grad():
         assert torch.equal(timm.create_model(name, **source).eval()(x), model(x))
         assert relative_difference(timm.create_model(name, deploy=True, **source).eval()(x), model(x)) < 1e-5
-        save_checkpoint(condense(model).state_dict(), path)
-        assert torch.equal(timm.create_model(name, deploy=True, **source).eval()(x), condense(model)(x))
+        condensed = condense(model)
+        save_checkpoint(condensed.state_dict(), path)
+        assert torch.equal(timm.create_model(name, deploy=True, **source).eval()(x), condensed(x))
     with pytest.raises(RuntimeError, match='build the model with deploy=True'):
         timm.create_model(name, **source)
 
@@ -246,9 +253,9 @@ def test_torchvision_file(tmp_path):
 
 @pytest.mark.parametrize('source', ['local-dir', 'hf-hub'])
 @pytest.mark.parametrize('form', ['training', 'deployed', 'deployed, classifier halved'])
-@pytest.mark.parametrize('name', ['condensenetv2', 'condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
+@pytest.mark.parametrize('name', [*OWN, 'sfr_shufflenetv2_x0_5'])
 def test_hub_folders_load_back(name, form, source, tmp_path, monkeypatch):
-    kwargs = dict(arch=ARCH) if name == 'condensenetv2' else {}
+    kwargs = dict(arch=OWN[name]) if name in OWN else {}
     model = finish_pruning(randomize_norms(timm.create_model(name, num_classes=6, **kwargs))).eval()
     if form == 'deployed':
         model.switch_to_deploy()

@@ -23,6 +23,7 @@ CONDENSENET = {
     'condensenet_110_cifar': (2_326_378, 0.790, 98.24),
     'condensenet_122_cifar': (2_840_474, 0.945, 116.74),
 }
+QUICK = ['condensenet_74_g4', 'condensenet_74_g8', 'condensenet_50_cifar', 'condensenet_86_cifar']
 SHUFFLENET = {'x0_5': (1_366_792, 41), 'x1_0': (2_278_604, 146), 'x1_5': (3_503_624, 299), 'x2_0': (7_393_996, 591)}
 CIFAR_V2 = {'condensenetv2_110_cifar': (0.32, 41.75), 'condensenetv2_146_cifar': (0.50, 63.40)}
 
@@ -32,7 +33,7 @@ def cost_of(name: str, **kwargs):
     return count_cost(model, VARIANTS[name].input_size, linear_bias=VARIANTS[name].family == 'CondenseNet')
 
 
-@pytest.mark.parametrize('name', CONDENSENET)
+@pytest.mark.parametrize('name', [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CONDENSENET])
 def test_condensenet(name):
     training, pruned, counted = CONDENSENET[name]
     cost = cost_of(name)
