@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that training and testing share."""
     parser.add_argument('--launcher', default='none', choices=('none', 'pytorch', 'slurm', 'mpi'),
-                        help='who starts the processes; pytorch: torchrun, with gloo where there is no CUDA')  # fmt: skip
+                        help='pytorch: processes of torchrun, with gloo where there is no CUDA')  # fmt: skip
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='change fields of the config')
 

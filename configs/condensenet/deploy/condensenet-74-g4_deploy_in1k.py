@@ -1,0 +1,4 @@
+_base_ = '../condensenet-74-g4_8xb32-120e_in1k.py'
+
+model = dict(backbone=dict(deploy=True))
+custom_hooks = []

@@ -1,0 +1,4 @@
+_base_ = '../condensenetv2-110_1xb64-300e_cifar100.py'
+
+model = dict(backbone=dict(deploy=True))
+custom_hooks = []

@@ -1,0 +1,4 @@
+_base_ = '../condensenetv2-a_8xb128-350e_in1k.py'
+
+model = dict(backbone=dict(deploy=True))
+custom_hooks = []

@@ -1,0 +1,4 @@
+_base_ = '../sfr-shufflenet-v2-0.5x_16xb64-300e_in1k.py'
+
+model = dict(backbone=dict(deploy=True))
+custom_hooks = []

@@ -1,0 +1,82 @@
+"""Every config loads, builds, trains one step and predicts; the deployed ones take the weights of their training form."""
+
+import math
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+
+from cnv2_plugin.deploy import condense
+from cnv2_plugin.layers import GroupSparseConv2d
+from tests.helpers import finish_pruning, randomize_norms, relative_difference
+
+from .stand_ins import COUNT, CONFIGS, config_paths, load
+
+FAST = (
+    'condensenetv2-a_', 'condensenet-50_', 'condensenetv2-110_1xb64-300e_cifar100', 'sfr-shufflenet-v2-0.5x_',
+    'fashion', 'faster-rcnn_condensenetv2-a_sfrfpn',
+)  # fmt: skip
+
+
+def parameters(paths):
+    return [
+        pytest.param(path, id=path.stem, marks=() if any(part in path.stem for part in FAST) else pytest.mark.slow)
+        for path in paths
+    ]
+
+
+DEPLOYED = [path for path in config_paths() if path.parent.name == 'deploy']
+
+
+def sparse_layers(model):
+    return [module for module in model.modules() if isinstance(module, GroupSparseConv2d)]
+
+
+@pytest.mark.parametrize('path', parameters(config_paths()))
+def test_config_builds_trains_a_step_and_predicts(path, tmp_path):
+    cfg = load(path, tmp_path)
+    runner = Runner.from_cfg(cfg)
+    hooks = [type(hook).__name__ for hook in runner.hooks]
+    layers = sparse_layers(runner.model)
+    assert ('StagedSparsificationHook' in hooks) == any(not layer.deploy for layer in layers)
+    assert path.parent.name != 'deploy' or (layers and all(layer.deploy for layer in layers))
+    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
+    runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    runner.build_param_scheduler(cfg.param_scheduler)
+    before = {name: value.clone() for name, value in runner.model.named_parameters()}
+    losses = runner.model.train_step(next(iter(runner.train_dataloader)), runner.optim_wrapper)
+    assert math.isfinite(losses['loss'].item())
+    still = [n for n, v in runner.model.named_parameters() if v.requires_grad and torch.equal(v, before[n])]
+    assert len(still) < len(before) / 2
+    evaluator = runner.build_evaluator(cfg.val_evaluator)
+    loader = runner.build_dataloader(cfg.val_dataloader)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    runner.model.eval()
+    for batch in loader:
+        with torch.no_grad():
+            samples = runner.model.val_step(batch)
+        evaluator.process(data_samples=samples, data_batch=batch)
+    assert len(samples) == 2
+    metrics = evaluator.evaluate(COUNT)
+    assert 'accuracy/top1' in metrics or cfg.default_scope == 'mmdet'
+
+
+@pytest.mark.parametrize('path', parameters(DEPLOYED))
+def test_deploy_config_takes_condensed_weights_of_its_training_config(path):
+    cfg = Config.fromfile(path)
+    (parent,) = [p for p in (CONFIGS / path.parents[1].name).glob('*.py') if _is_base(p, path)]
+    training = Config.fromfile(parent)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = finish_pruning(randomize_norms(MODELS.build(training.model))).eval()
+        deployed = MODELS.build(cfg.model).eval()
+    deployed.load_state_dict(condense(model).state_dict())
+    x = torch.randn(1, 3, *([32, 32] if 'cifar' in path.stem else [64, 64]))
+    with torch.no_grad():
+        assert relative_difference(deployed(x), model(x)) < 1e-5
+
+
+def _is_base(candidate, path):
+    return f"'../{candidate.name}'" in path.read_text()
