@@ -47,12 +47,13 @@ def to_learned_groups(
     exclude: Patterns = None,
     min_channels: int = MIN_CHANNELS,
     input_size: tuple[int, int, int] = (3, 224, 224),
+    deploy: bool = False,
 ) -> SurgeryReport:
     """Let the dense 1x1 convolutions of a network learn groups, in place.
 
     The network computes exactly what it did. Its layers are pruned by :class:`StagedSparsifier` (or the OpenMMLab hook)
-    and condensed by :func:`cnv2_plugin.deploy.condense` like every other of this package. Weights stay the same
-    parameter objects, so an optimiser made before goes on working, and state dicts of the original network load.
+    and condensed by :func:`cnv2_plugin.deploy.condense` like every other of this package. Without ``deploy`` weights stay the
+    same parameter objects, so an optimiser made before goes on working, and state dicts of the original network load.
 
     Args:
         model: see :func:`plan_learned_groups`.
@@ -62,6 +63,7 @@ def to_learned_groups(
         exclude: see :func:`plan_learned_groups`.
         min_channels: see :func:`plan_learned_groups`.
         input_size: see :func:`plan_learned_groups`.
+        deploy: build the group-convolution form directly, for the state dict of the condensed network.
 
     Returns:
         What was done and what it will save, as :func:`plan_learned_groups` predicts it.
@@ -76,7 +78,7 @@ def to_learned_groups(
     """
     report = make_plan(model, groups, factor, include, exclude, min_channels, input_size)
     modules = dict(model.named_modules())
-    learned = {modules[plan.name]: _learned(modules[plan.name], plan) for plan in report.layers}
+    learned = {modules[plan.name]: _learned(modules[plan.name], plan, deploy) for plan in report.layers}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in learned:
@@ -84,7 +86,7 @@ def to_learned_groups(
     return report
 
 
-def _learned(conv: nn.Conv2d, plan: LayerPlan) -> GroupSparseConv2d:
+def _learned(conv: nn.Conv2d, plan: LayerPlan, deploy: bool) -> GroupSparseConv2d:
     """A masked layer around the weight and bias of a convolution."""
     layer = GroupSparseConv2d(
         plan.in_channels, plan.out_channels, plan.groups, plan.factor,
@@ -95,4 +97,7 @@ def _learned(conv: nn.Conv2d, plan: LayerPlan) -> GroupSparseConv2d:
     layer.stage.zero_()
     layer.conv.weight = conv.weight
     layer.conv.bias = conv.bias
+    if deploy:
+        layer.prune_to(layer.num_stages)
+        layer.switch_to_deploy()
     return layer.train(conv.training)

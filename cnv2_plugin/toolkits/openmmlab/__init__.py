@@ -5,19 +5,24 @@ Only mmengine is imported here; mmcv, mmdet and mmpretrain are imported when som
 """
 
 from .checkpoint_globals import allow_mmengine_checkpoints
+from .condensed_training_hook import CondensedTrainingHook
 from .condensenet import CondenseNet, CondenseNetV2
 from .deploy_hook import SwitchToDeployHook
 from .necks import SEGlobalPooling, build_sfr_fpn
 from .shufflenet import SFRShuffleNetV2
 from .sparsification_hook import StagedSparsificationHook
+from .surgery_hook import LearnedGroupSurgeryHook, build_learned_group_model
 
 __all__ = [
     'CondenseNet',
     'CondenseNetV2',
+    'CondensedTrainingHook',
+    'LearnedGroupSurgeryHook',
     'SEGlobalPooling',
     'SFRShuffleNetV2',
     'StagedSparsificationHook',
     'SwitchToDeployHook',
+    'build_learned_group_model',
     'build_sfr_fpn',
 ]
 

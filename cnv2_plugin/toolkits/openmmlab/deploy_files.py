@@ -12,20 +12,32 @@ from torch import nn
 from ...checkpoints import atomic_path, save_checkpoint
 from ...deploy import condense
 
-_DEPLOYABLE = ('CondenseNet', 'CondenseNetV2', 'SFRShuffleNetV2', 'SFRFPN')
-_TRAINING_HOOKS = ('StagedSparsificationHook', 'SwitchToDeployHook', 'EMAHook')
+_DEPLOYABLE = ('CondenseNet', 'CondenseNetV2', 'SFRShuffleNetV2', 'SFRFPN', 'LearnedGroupModel')
+_SURGERY_HOOK = 'LearnedGroupSurgeryHook'
+_TRAINING_HOOKS = (
+    'StagedSparsificationHook',
+    'CondensedTrainingHook',
+    'SwitchToDeployHook',
+    'EMAHook',
+    _SURGERY_HOOK,
+)
 
 
 def deployed_config(cfg: Config) -> Config:
     """A copy of a config whose model is built condensed.
 
     Sets ``deploy=True`` on every backbone and neck of this package, and drops what belongs to training: pretrained
-    weights, ``load_from``, ``resume``, and the hooks for sparsification, deployment and EMA.
+    weights, ``load_from``, ``resume``, and the hooks for sparsification, deployment and EMA. A surgery hook becomes a
+    ``LearnedGroupModel`` around the model, which needs no hooks.
 
     Args:
         cfg: config of the training form.
     """
     cfg = deepcopy(cfg)
+    for hook in cfg.get('custom_hooks') or []:
+        if _type_name(hook) == _SURGERY_HOOK:
+            options = {key: value for key, value in hook.items() if key not in ('type', 'priority')}
+            cfg.model = dict(type='LearnedGroupModel', model=cfg.model, **options)
     _mark_deployed(cfg.model)
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if _type_name(hook) not in _TRAINING_HOOKS]
     cfg.custom_hooks = hooks

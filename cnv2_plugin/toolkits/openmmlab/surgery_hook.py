@@ -1,0 +1,97 @@
+"""Learned groups in models of other libraries, by config: as a hook, or around the model's own config."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Optional, Union
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import Runner
+from torch import nn
+
+from ...sparsify import SurgeryReport, to_learned_groups
+from .runner_models import plain_model
+
+Patterns = Union[str, Sequence[str], None]
+
+
+@HOOKS.register_module()
+class LearnedGroupSurgeryHook(Hook):
+    """Lets the dense 1x1 convolutions of any model learn groups before it is trained or tested.
+
+    Put it beside ``StagedSparsificationHook``, which then prunes them. Checkpoints of the original model load (
+    ``load_from``, ``init_cfg``), checkpoints of training resume, and the optimiser keeps its parameters. What is done
+    and what it will save is logged.
+
+    Args:
+        groups: see :func:`cnv2_plugin.sparsify.to_learned_groups`, like all that follow.
+        factor: condense factor.
+        include: shell-style patterns of module names, such as ``'backbone'``.
+        exclude: patterns of what stays.
+        min_channels: fewest channels in and out of a layer.
+        input_size: ``(C, H, W)`` of the image by which layers are judged.
+
+    Raises:
+        ValueError: nothing in the model can learn groups, or an argument is out of range.
+
+    Example:
+        >>> custom_hooks = [dict(type='LearnedGroupSurgeryHook', groups=4, factor=4, include='backbone'),
+        ...                 dict(type='StagedSparsificationHook')]
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(
+        self,
+        groups: int = 4,
+        factor: int = 4,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        min_channels: int = 32,
+        input_size: Sequence[int] = (3, 224, 224),
+    ) -> None:
+        self.options = dict(
+            groups=groups, factor=factor, include=include, exclude=exclude,
+            min_channels=min_channels, input_size=tuple(input_size),
+        )  # fmt: skip
+        self.report: Optional[SurgeryReport] = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Change the model, once."""
+        if self.report is None:
+            self.report = to_learned_groups(plain_model(runner), **self.options)
+            runner.logger.info(str(self.report))
+
+
+@MODELS.register_module(name='LearnedGroupModel')
+def build_learned_group_model(
+    model: Mapping[str, Any],
+    groups: int = 4,
+    factor: int = 4,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    min_channels: int = 32,
+    input_size: Sequence[int] = (3, 224, 224),
+    deploy: bool = False,
+    **defaults,
+) -> nn.Module:
+    """Build a model whose dense 1x1 convolutions learn groups: what the hook does, where no runner is.
+
+    Args:
+        model: config of the model.
+        groups: see :func:`cnv2_plugin.sparsify.to_learned_groups`, like all that follow.
+        factor: condense factor.
+        include: patterns of module names.
+        exclude: patterns of what stays.
+        min_channels: fewest channels in and out of a layer.
+        input_size: ``(C, H, W)`` of the image by which layers are judged.
+        deploy: build the condensed form.
+        **defaults: further options that a runner adds, such as ``data_preprocessor``; passed on to the model.
+
+    Returns:
+        The model itself, with the parameter names of the original.
+    """
+    options = {**defaults, **deepcopy(dict(model))}
+    built = MODELS.build(options)
+    to_learned_groups(built, groups, factor, include, exclude, min_channels, tuple(input_size), deploy)
+    return built
