@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Union
 
 from ._tables import print_table
 
@@ -10,8 +11,9 @@ HELP = 'condense a trained checkpoint to group convolutions, verify it, and writ
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 deploy``."""
-    parser.add_argument('checkpoint', help='trained checkpoint (.pth or .safetensors)')
-    parser.add_argument('--arch', required=True, help='timm name, such as condensenetv2_a')
+    parser.add_argument('files', nargs='+', metavar='FILE',
+                        help='trained checkpoint of a timm model, or OpenMMLab config and checkpoint')  # fmt: skip
+    parser.add_argument('--arch', help='timm name, such as condensenetv2_a; needed without a config')
     parser.add_argument('--model-kwargs', type=_keyword, nargs='*', default=[], metavar='KEY=VALUE',
                         help='further timm.create_model arguments, such as in_chans=1')  # fmt: skip
     parser.add_argument('--out', required=True, help='file to write; ends in .pth or .safetensors')
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='input size; by default the published'
     )
-    parser.add_argument('--batch', default='dynamic', help="batch size of the ONNX file, or 'dynamic'")
+    parser.add_argument('--batch', type=_batch, default='dynamic', help="batch size of the ONNX file, or 'dynamic'")
     parser.add_argument('--tolerance', type=float, default=1e-5, help='largest relative difference that is accepted')
     parser.add_argument(
         '--no-ema', action='store_true', help='take the raw weights where the file has averaged ones too'
@@ -33,12 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Condense, verify, write, and print what changed."""
+    *config, args.checkpoint = args.files
+    if len(config) > 1 or bool(config) == bool(args.arch):
+        raise ValueError('give a checkpoint and --arch NAME, or a config and a checkpoint without --arch.')
+    if args.onnx:
+        _check_output(args.onnx, ('.onnx',))
+    if config:
+        _check_output(args.out, ('.pth',))
+        if args.classifier_keep is not None or args.model_kwargs:
+            raise ValueError('--classifier-keep and --model-kwargs are for timm models; a config says it all itself.')
+        from . import _deploy_config
+
+        _deploy_config.run(args, config[0], args.checkpoint)
+    else:
+        _check_output(args.out, ('.pth', '.pt', '.safetensors'))
+        _deploy_timm(args)
+
+
+def _deploy_timm(args: argparse.Namespace) -> None:
     from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
     from ..deploy import classifier_cost, condense, export_onnx, verify
 
-    _check_output(args.out, ('.pth', '.pt', '.safetensors'))
-    if args.onnx:
-        _check_output(args.onnx, ('.onnx',))
     state_dict = find_state_dict(load_checkpoint(args.checkpoint, args.trust), use_ema=not args.no_ema)
     model = build_for(state_dict, args.arch, dict(args.model_kwargs)).eval()
     input_size = tuple(args.input or model.pretrained_cfg['input_size'])
@@ -63,11 +80,10 @@ def run(args: argparse.Namespace) -> None:
     differences = [report.max_rel]
     sizes = [Path(args.checkpoint).stat().st_size, Path(args.out).stat().st_size]
     if args.onnx:
-        batch = args.batch if args.batch == 'dynamic' else int(args.batch)
-        exported = export_onnx(condensed, args.onnx, input_size, batch, tolerance=args.tolerance)
+        exported = export_onnx(condensed, args.onnx, input_size, args.batch, tolerance=args.tolerance)
         differences.append(exported.verification.max_rel)
         sizes.append(exported.size)
-    _print_report(model, condensed, input_size, sizes, differences, lossy)
+    print_report(model, condensed, input_size, sizes, differences, lossy)
 
 
 def build_for(state_dict: dict, arch: str, model_kwargs: dict):
@@ -82,27 +98,40 @@ def build_for(state_dict: dict, arch: str, model_kwargs: dict):
 
     if arch not in timm.list_models():
         find_variant(arch)
-    if any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict):
-        raise ValueError('the checkpoint is condensed already; deploy takes the trained checkpoint in training form.')
     if 'classifier.weight' in state_dict:
         model_kwargs = dict(num_classes=len(state_dict['classifier.weight']), **model_kwargs)
-    model = timm.create_model(arch, **model_kwargs)
+    try:
+        model = timm.create_model(arch, **model_kwargs)
+    except TypeError as error:
+        raise ValueError(f'{arch} cannot be built: {error}; check --model-kwargs.') from error
+    load_exactly(model, state_dict, arch, '--arch and --model-kwargs')
+    return model
+
+
+def load_exactly(model, state_dict: dict, name: str, hint: str) -> None:
+    """Load a state dict of the training form strictly.
+
+    Raises:
+        ValueError: it does not fit, or is condensed already; says where.
+    """
+    if any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict):
+        raise ValueError('the checkpoint is condensed already; deploy takes the trained checkpoint in training form.')
     own = model.state_dict()
     missing, unexpected = sorted(set(own) - set(state_dict)), sorted(set(state_dict) - set(own))
     wrong = sorted(key for key in set(own) & set(state_dict) if own[key].shape != state_dict[key].shape)
     for what, keys in (('lacks', missing), ('has unknown', unexpected), ('has other shapes for', wrong)):
         if keys:
             raise ValueError(
-                f'the checkpoint does not fit {arch}: it {what} {", ".join(keys[:3])}'
-                f'{f" and {len(keys) - 3} more" if len(keys) > 3 else ""}; check --arch and --model-kwargs.'
+                f'the checkpoint does not fit {name}: it {what} {", ".join(keys[:3])}'
+                f'{f" and {len(keys) - 3} more" if len(keys) > 3 else ""}; check {hint}.'
             )
     model.load_state_dict(state_dict)
-    return model
 
 
-def _print_report(
-    model, condensed, input_size, sizes: list[int], differences: list[float], lossy: list[list[str]]
+def print_report(
+    model, condensed, input_size, sizes: list[int], differences: list[float], lossy=(), title: str = 'Deployed'
 ) -> None:
+    """Print what condensing changed, in figures of both forms."""
     from ..analysis import count_cost
 
     before, after = count_cost(model, input_size), count_cost(condensed, input_size)
@@ -114,7 +143,7 @@ def _print_report(
         ['max relative difference', '', *(f'{difference:.2e}' for difference in differences)],
         *lossy,
     ]
-    print_table('Deployed', header, [row[: len(header)] for row in rows])
+    print_table(title, header, [row[: len(header)] for row in rows])
 
 
 def _check_output(path: str, suffixes: tuple[str, ...]) -> None:
@@ -125,6 +154,12 @@ def _check_output(path: str, suffixes: tuple[str, ...]) -> None:
         )
     if not path.parent.is_dir():
         raise ValueError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
+
+
+def _batch(text: str) -> Union[int, str]:
+    if text != 'dynamic' and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'dynamic' nor a whole number of at least 1")
+    return text if text == 'dynamic' else int(text)
 
 
 def _keyword(text: str) -> tuple[str, object]:

@@ -1,4 +1,4 @@
-"""Every config loads, builds, trains one step and predicts; the deployed ones take the weights of their training form."""
+"""Every config loads, builds, trains a step and predicts; deployed ones take the weights of their training form."""
 
 import math
 
@@ -12,7 +12,7 @@ from cnv2_plugin.deploy import condense
 from cnv2_plugin.layers import GroupSparseConv2d
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
-from .stand_ins import COUNT, CONFIGS, config_paths, load
+from .stand_ins import CONFIGS, COUNT, config_paths, load
 
 FAST = (
     'condensenetv2-a_', 'condensenet-50_', 'condensenetv2-110_1xb64-300e_cifar100', 'sfr-shufflenet-v2-0.5x_',

@@ -1,15 +1,16 @@
 """From a config file and command-line options to a runner of mmpretrain or mmdet."""
 
-import ast
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ...checkpoints import CheckpointError, NeedsTrustError, load_checkpoint
 from .distributed import prepare_cpu_launch
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -32,7 +33,10 @@ def load_config(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path} is not a file; give the path of a config.')
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise ValueError(f'{path} is no config: {error.msg} in line {error.lineno}; correct it there.') from error
     if cfg.get('model') is None:
         raise ValueError(f'{path} defines no model; give the config of a whole run.')
     if options:
@@ -46,28 +50,17 @@ def load_config(
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Turn ``a.b=value`` into a dict; values are Python literals, comma lists, true, false and none, or text.
+    """Turn ``a.b=value`` into a dict, as mmengine's own ``--cfg-options`` does.
 
     Raises:
         ValueError: an option has no ``=``.
     """
-    parsed = {}
     for option in options:
-        key, equals, text = option.partition('=')
-        if not equals or not key:
+        if '=' not in option.lstrip('='):
             raise ValueError(f'--cfg-options got {option!r}; it takes key=value, such as train_cfg.max_epochs=3.')
-        parsed[key] = _value(text)
-    return parsed
-
-
-def _value(text: str) -> Any:
-    words = {'true': True, 'false': False, 'none': None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return [_value(part) for part in text.split(',')] if ',' in text and text[0] not in '[({' else text
+    parser = argparse.ArgumentParser()
+    parser.add_argument('options', nargs='+', action=DictAction)
+    return parser.parse_args(['--', *options]).options
 
 
 def use_amp(cfg: Config) -> None:
@@ -86,6 +79,23 @@ def use_amp(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner, whatever its type, ready for distributed training without CUDA too."""
+    """Build the runner, whatever its type, ready for distributed training without CUDA too.
+
+    Raises:
+        CheckpointError: ``load_from`` is a local file that is damaged, or whose reading could run code.
+    """
+    if cfg.get('load_from') and '://' not in cfg.load_from:
+        _check_checkpoint(cfg.load_from)
     prepare_cpu_launch(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _check_checkpoint(path: str) -> None:
+    """Read a checkpoint the safe way once, before mmengine reads it the way of its PyTorch."""
+    try:
+        load_checkpoint(path)
+    except NeedsTrustError as error:
+        raise CheckpointError(
+            f'{path} holds Python objects besides tensors, and reading those can run code; if you know where it comes '
+            f'from, take its weights out with "cnv2 convert-keys {path} weights.pth --to mmpretrain --trust".'
+        ) from error

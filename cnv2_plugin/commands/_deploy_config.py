@@ -1,0 +1,159 @@
+"""``cnv2 deploy CONFIG CHECKPOINT``: models of MMPretrain and MMDetection."""
+
+import argparse
+from pathlib import Path
+
+from torch import Tensor, nn
+
+
+class Logits(nn.Module):
+    """A classifier from normalised images to logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, classes)``."""
+        return self.model(x, mode='tensor')
+
+
+class Features(nn.Module):
+    """Backbone and neck of a detector, from normalised images to feature maps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.neck = model.neck if model.with_neck else nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map ``(N, C, H, W)`` to one map a level."""
+        return tuple(self.neck(self.backbone(x)))
+
+
+class HeadOutputs(nn.Module):
+    """A single-stage detector from normalised images to the raw outputs of its head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Map ``(N, C, H, W)`` to the class scores, boxes and so on of every level."""
+        return tuple(output for kind in self.model(x, mode='tensor') for output in kind)
+
+
+def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
+    """Condense, verify, export and write, and print what changed."""
+    from ..checkpoints import load_checkpoint
+    from ..deploy import condense, export_onnx, verify
+    from ..toolkits.openmmlab.deploy_files import save_deployed
+    from ..toolkits.openmmlab.runs import load_config
+    from .deploy import load_exactly, print_report
+
+    cfg = load_config(config)
+    loaded = load_checkpoint(checkpoint, args.trust)
+    model = build(cfg).eval()
+    load_exactly(model, weights(loaded, use_ema=not args.no_ema), config, 'that the checkpoint is of this config')
+    input_size = tuple(args.input) if args.input else input_size_of(cfg)
+    condensed = condense(model).eval()
+    differences = []
+    for form in compared_forms(model):
+        report = verify(form(model), form(condensed), input_size, num_inputs=2)
+        report.check(args.tolerance, f'{form.__name__} of the condensed model')
+        differences.append(report.max_rel)
+    differences = [max(differences)]
+    part = compared_forms(model)[0]
+    onnx_sizes = []
+    if args.onnx:
+        metadata = onnx_metadata(cfg, loaded)
+        exported = export_onnx(
+            part(condensed), args.onnx, input_size, args.batch, tolerance=args.tolerance, metadata=metadata
+        )
+        differences.append(exported.verification.max_rel)
+        onnx_sizes = [exported.size]
+    save_deployed(model, cfg, Path(args.out), Path(args.out).with_suffix('.py'), plain_meta(loaded))
+    sizes = [Path(checkpoint).stat().st_size, Path(args.out).stat().st_size, *onnx_sizes]
+    title = 'Deployed' if part is Logits else 'Deployed; figures and ONNX of backbone and neck'
+    print_report(part(model), part(condensed), input_size, sizes, differences, title=title)
+
+
+def build(cfg) -> nn.Module:
+    """The model of a config, with the config's own preprocessing."""
+    from mmengine.registry import MODELS, DefaultScope
+
+    options = cfg.model.copy()
+    if cfg.get('data_preprocessor') is not None:
+        options.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        return MODELS.build(options)
+
+
+def weights(checkpoint: dict, use_ema: bool) -> dict[str, Tensor]:
+    """The weights to deploy: what mmengine evaluates (averaged where an EMA hook ran), or the plain ones beside them.
+
+    Raises:
+        CheckpointError: there are no tensors in the checkpoint.
+    """
+    from ..checkpoints import find_state_dict
+
+    beside = checkpoint.get('ema_state_dict')
+    if not use_ema and isinstance(beside, dict):
+        prefix = 'module.'
+        return {key[len(prefix) :]: value for key, value in beside.items() if key.startswith(prefix)}
+    return find_state_dict(checkpoint)
+
+
+def compared_forms(model: nn.Module) -> list[type[nn.Module]]:
+    """What is compared before and after condensing; the first one is exported and counted.
+
+    A two-stage detector's second stage has no raw output without proposals, so its features are compared.
+
+    Raises:
+        ValueError: neither a classifier nor a detector.
+    """
+    kinds = {base.__name__ for base in type(model).__mro__}
+    if 'ImageClassifier' in kinds:
+        return [Logits]
+    if 'SingleStageDetector' in kinds:
+        return [Features, HeadOutputs]
+    if 'BaseDetector' in kinds and hasattr(model, 'backbone'):
+        return [Features]
+    raise ValueError(
+        f'{type(model).__name__} is neither an ImageClassifier of mmpretrain nor a detector of mmdet with a backbone; '
+        f'condense other models by cnv2_plugin.deploy.condense.'
+    )
+
+
+def input_size_of(cfg) -> tuple[int, int, int]:
+    """``(C, H, W)`` that the config's test pipeline ends with.
+
+    Raises:
+        ValueError: the pipeline does not say.
+    """
+    channels = cfg.model.backbone.get('in_channels', 3)
+    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
+    for step in reversed(loader.get('dataset', {}).get('pipeline', [])):
+        size = step.get('crop_size') or step.get('scale')
+        if isinstance(size, int):
+            return channels, size, size
+        if size:
+            width, height = (-(-side // 32) * 32 for side in size)
+            return channels, height, width
+    raise ValueError('the test pipeline does not say how large the images are; give --input C H W.')
+
+
+def plain_meta(checkpoint: dict) -> dict:
+    """The names of the classes, for visualizers and inferencers."""
+    meta = checkpoint.get('meta')
+    classes = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    return dict(dataset_meta=classes) if classes else {}
+
+
+def onnx_metadata(cfg, checkpoint: dict) -> dict:
+    """What a user of the ONNX file must know about its input and classes."""
+    preprocessing = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    names = ('mean', 'std', 'to_rgb', 'bgr_to_rgb', 'pad_size_divisor')
+    found = {name: preprocessing[name] for name in names if name in preprocessing}
+    classes = plain_meta(checkpoint).get('dataset_meta', {}).get('classes')
+    return {**found, 'classes': list(classes)} if classes else found
