@@ -67,6 +67,12 @@ class CondenseNetArch:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'arch has {name}={value!r}; it takes a whole number of at least 1.')
+        if not isinstance(self.groups_sfr, int) or self.groups_sfr < 0:
+            raise ValueError(f'arch has groups_sfr={self.groups_sfr!r}; it takes a whole number, 0 for none.')
+        for name in ('se_from', 'hswish_from', 'head_width'):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f'arch has {name}={value!r}; it takes a whole number of at least 1, or None.')
         for k in self.growth:
             for name, channels in (('groups_3x3', k), ('groups_sfr', k), ('groups_1x1', self.bottleneck * k)):
                 groups = getattr(self, name)

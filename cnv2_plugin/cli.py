@@ -12,6 +12,15 @@ EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)
 """Errors whose message says what was wrong; anything else is a defect and shows its traceback."""
 
 
+EXTRAS = {
+    'timm': ('timm',),
+    'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'),
+    'deploy': ('onnx', 'onnxscript', 'onnxruntime', 'safetensors'),
+    'analysis': ('matplotlib', 'rich', 'jinja2', 'tqdm', 'fvcore', 'sklearn'),
+}
+"""Packages by the extra that installs them."""
+
+
 def command_names() -> list[str]:
     """Names that ``cnv2`` takes, as typed."""
     return sorted(module.name.replace('_', '-') for module in iter_modules(commands.__path__) if module.name[0] != '_')
@@ -46,9 +55,25 @@ def main(argv: Optional[list[str]] = None) -> int:
     except EXPECTED as error:
         if args.debug:
             raise
-        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        message = _message(error)
         print(f'cnv2 {args.command}: {" ".join(message.split())}', file=sys.stderr)
         return 1
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.split('.')[0]
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        wanted = f'"cnv2_plugin[{extra}]"' if extra else package
+        return (
+            f'{package} is not installed, and this command needs it: pip install {wanted} (from a checkout: ".[...]").'
+        )
+    if isinstance(error, KeyError) and error.args:
+        return str(error.args[0])
+    if isinstance(error, OSError) and error.strerror:
+        where = f'{error.filename}: ' if error.filename else ''
+        return f'{where}{error.strerror}; check the path, its permissions and the free space, then try again.'
+    return str(error)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import cnv2_plugin  # noqa: F401  (registers the models with timm)
-from cnv2_plugin.analysis import count_cost
+from cnv2_plugin.analysis import connection_map, count_cost, plot_maps, plot_sparsity, sparsity_report
 from cnv2_plugin.checkpoints import atomic_path, save_checkpoint
 from cnv2_plugin.deploy import condense, export_onnx, verify
 from cnv2_plugin.deploy.benchmark import benchmark, machine
@@ -50,6 +50,7 @@ def main() -> None:
     history = fit(model, train, test, args.epochs, args.batch_size)
     figures = dict(training_seconds=round(time.perf_counter() - started, 1), arch=ARCH)
     plot(history, args.out / 'training.png')
+    draw(model, args.out)
 
     meta = dict(arch='condensenetv2', model_kwargs=dict(arch=ARCH, in_chans=1, num_classes=10))
     save_checkpoint(model.state_dict(), args.out / 'trained.pth', meta)
@@ -158,6 +159,14 @@ def plot(history: dict[str, list], path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     plt.close(figure)
+
+
+def draw(model, out: Path) -> None:
+    """What the trained model reads and reactivates, and how sparse it is."""
+    title = 'CondenseNetV2 on digits'
+    for kind in ('lgc', 'sfr'):
+        plot_maps([connection_map(model, kind, title)], out / f'{kind}.png')
+    plot_sparsity(sparsity_report(model), out / 'sparsity.png', title)
 
 
 def report(figures: dict, out: Path) -> None:

@@ -6,9 +6,15 @@ cd "$(dirname "$0")/.."
 echo "The first run installs for 5 to 20 minutes; the tests take up to an hour on 2 cores."
 . tools/_environment.sh
 choose_python
-if [ ! -d /usr/share/datasets/fashion-mnist ] && command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
-    say "Installing Debian's dataset-fashion-mnist"
-    { apt-get update -qq && apt-get install -y -qq dataset-fashion-mnist; } > /dev/null || echo "not available; tests use the digits"
+DEBIAN=()
+[ -d /usr/share/datasets/fashion-mnist ] || DEBIAN+=(dataset-fashion-mnist)
+command -v chromium > /dev/null || DEBIAN+=(chromium)
+if [ ${#DEBIAN[@]} -gt 0 ] && command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
+    say "Installing from Debian: ${DEBIAN[*]}"
+    apt-get update -qq > /dev/null || true
+    for package in "${DEBIAN[@]}"; do
+        apt-get install -y -qq "$package" > /dev/null || echo "$package is not available; the tests do without"
+    done
 fi
 install_package timm,openmmlab,deploy,analysis,dev
 say "Style"

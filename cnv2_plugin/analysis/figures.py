@@ -27,7 +27,7 @@ def picture(
 
     Raises:
         ValueError: the suffix names no known format.
-        ImportError: matplotlib is missing.
+        ModuleNotFoundError: matplotlib is missing.
     """
     from ..checkpoints import atomic_path
 
@@ -59,10 +59,8 @@ def check_format(path: Union[str, Path]) -> None:
 
 
 def _pyplot():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('Pictures need matplotlib: pip install "cnv2_plugin[analysis]".') from error
+    import matplotlib
+
     matplotlib.use('Agg', force=False)
     from matplotlib import pyplot
 

@@ -63,17 +63,18 @@ def write_report(
 
     Raises:
         ValueError: the model is of another family, or the log holds no curve.
-        ImportError: jinja2 or matplotlib is missing.
+        ModuleNotFoundError: jinja2 or matplotlib is missing.
     """
     from .. import __version__
     from ..checkpoints import atomic_path
 
     template = _template()
+    training = _training(log)
     sections = [
         _architecture(model, input_size, {**(facts or {}), 'cnv2_plugin': __version__, 'torch': torch.__version__}),
         _cost(model, input_size),
         *_sparsity(model, title),
-        *_training(log),
+        *training,
         _deployment(model, input_size),
         *_latency(model, input_size, rounds),
     ]
@@ -83,8 +84,6 @@ def write_report(
 
 
 def _template():
-    if find_spec('jinja2') is None:
-        raise ImportError('The report needs jinja2: pip install "cnv2_plugin[analysis]".')
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -42,6 +42,8 @@ def read_log(path: Union[str, Path]) -> list[Curve]:
         ValueError: it is none of these, or holds no numbers.
         OSError: the file cannot be read.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path} is not a file; give the path of a training log.')
     text = Path(path).read_text(encoding='utf-8', errors='replace')
     curves = _from_csv(text) if Path(path).suffix == '.csv' else _from_json(text)
     if not curves:

@@ -1,12 +1,13 @@
 """Reading and writing checkpoints safely, and the files that others released."""
 
-from .io import CheckpointError, atomic_path, find_state_dict, load_checkpoint, save_checkpoint
+from .io import CheckpointError, NeedsTrustError, atomic_path, find_state_dict, load_checkpoint, save_checkpoint
 from .official import ImportedCheckpoint, import_official
 from .shufflenet import init_from_shufflenet, remap_shufflenet
 
 __all__ = [
     'CheckpointError',
     'ImportedCheckpoint',
+    'NeedsTrustError',
     'atomic_path',
     'find_state_dict',
     'import_official',

@@ -7,6 +7,7 @@ import argparse
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,13 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
+from .sizes import OversizedError, check_archive, check_old_format, check_tensors
+
 _PREFIXES = ('module.', '_orig_mod.')
+_DAMAGED = (
+    RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError, AttributeError, ImportError, TypeError,
+    AssertionError, zipfile.BadZipFile,
+)  # fmt: skip
 _CONTAINERS = ('state_dict_ema', 'state_dict', 'model_ema', 'model')
 
 
@@ -23,10 +30,19 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or does not fit; the message says what to do."""
 
 
+class NeedsTrustError(CheckpointError):
+    """A checkpoint holds objects that only unpickling, which can run code, would read."""
+
+
 @contextmanager
 def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
+    """Give a temporary file beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written, or ``path`` is a folder.
+    """
     path = Path(path)
+    check_target(path)
     handle, name = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent or '.')
     os.close(handle)
     temporary = Path(name)
@@ -38,6 +54,19 @@ def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_target(path: Union[str, Path]) -> None:
+    """Raise where no file of that name can be written, before the work for it begins.
+
+    Raises:
+        OSError: the folder does not exist, or ``path`` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f'{path} is a folder; give the name of a file.')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
 
 
 def _umask() -> int:
@@ -60,7 +89,8 @@ def load_checkpoint(path: Union[str, Path], trust: bool = False) -> dict[str, An
         The dict in the file, tensors on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, empty, damaged, no checkpoint, or needs ``trust``.
+        CheckpointError: the file is missing, empty, damaged, no checkpoint, claims more memory than it holds, or needs
+            ``trust``.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,6 +100,10 @@ def load_checkpoint(path: Union[str, Path], trust: bool = False) -> dict[str, An
     checkpoint = _load_safetensors(path) if path.suffix == '.safetensors' else _load_pickle(path, trust)
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}; a checkpoint is a dict of tensors.')
+    try:
+        check_tensors(checkpoint, path.stat().st_size)
+    except OversizedError as error:
+        raise CheckpointError(f'{path} is refused: {error}; download it again from where you trust.') from error
     return checkpoint
 
 
@@ -86,16 +120,23 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 
 def _load_pickle(path: Path, trust: bool) -> Any:
     try:
+        check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
+            if not trust:
+                check_old_format(path)
             return torch.load(path, map_location='cpu', weights_only=not trust)
+    except OversizedError as error:
+        raise CheckpointError(f'{path} is refused: {error}; download it again from where you trust.') from error
+    except MemoryError as error:
+        raise CheckpointError(f'{path} asks for more memory than there is; download it again.') from error
     except pickle.UnpicklingError as error:
         if trust or 'weights_only' not in str(error).lower():
             raise CheckpointError(f'{path} is no checkpoint or is damaged; write or download it again.') from error
-        raise CheckpointError(
+        raise NeedsTrustError(
             f'{path} holds Python objects besides tensors, and reading those can run code; if you know where the file '
             f'comes from, repeat with --trust (trust=True).'
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, ImportError, TypeError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(f'{path} is no checkpoint or is damaged; write or download it again.') from error
 
 
@@ -135,7 +176,14 @@ def save_checkpoint(
         state_dict: tensors by name.
         path: written as safetensors when it ends in ``.safetensors``, else by ``torch.save``.
         meta: plain values stored beside the weights (as strings in safetensors).
+
+    Raises:
+        TypeError: an entry is no tensor.
+        OSError: the file cannot be written.
     """
+    for key, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f'state_dict[{key!r}] is a {type(value).__name__}; a checkpoint takes tensors by name.')
     state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
     with atomic_path(path) as temporary:
         if Path(path).suffix == '.safetensors':

@@ -2,10 +2,13 @@
 
 import argparse
 import ast
+import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
 
+_LAYER = re.compile(r'stages\.(\d+)\.layers\.(\d+)\.')
 META_KWARGS = ('arch', 'in_chans', 'num_classes', 'deploy', 'classifier_keep', 'global_pool', 'drop_rate')
 """Arguments of a model that a checkpoint may name itself; a file must not choose addresses or paths."""
 
@@ -47,8 +50,8 @@ def open_model(name: str, args: argparse.Namespace):
     else:
         state_dict, _ = convert_keys(state_dict, 'timm')
         arch, kwargs = _told(checkpoint.get('meta'))
-        if args.arch:
-            arch = args.arch
+        if args.arch and args.arch != arch:
+            arch, kwargs = args.arch, {}
         arch = arch or _fitting(state_dict, name)
     title = Path(name).stem if arch in ('condensenetv2', 'condensenet') else f'{arch} ({Path(name).name})'
     return title, build_model(state_dict, arch, kwargs, name)
@@ -121,10 +124,12 @@ def _plain(value: Any) -> Any:
     """Values that safetensors holds as text."""
     if not isinstance(value, str):
         return value
-    try:
-        return ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return {}
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value)
+        except (ValueError, SyntaxError):
+            continue
+    return {}
 
 
 def _told_by_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,11 +155,27 @@ def _fitting(state_dict: Mapping[str, Any], source: str) -> str:
 
     told = _told_by_tensors(state_dict)
     given = {key: tuple(value.shape) for key, value in state_dict.items()}
-    for name in VARIANTS:
+    for name, variant in VARIANTS.items():
+        if _layers(variant.arch) != _layers_of(state_dict):
+            continue
         model = timm.create_model(name, **told, device='meta')
         if {key: tuple(value.shape) for key, value in model.state_dict().items()} == given:
             return name
-    raise ValueError(f'{source} fits none of {", ".join(VARIANTS)}; give the name of its network with --arch.')
+    raise ValueError(
+        f'{source} fits none of the {len(VARIANTS)} variants that "cnv2 cost --all" lists; give the name of its '
+        f'network with --arch, or save it with its shape (save_checkpoint(..., meta=dict(arch=..., model_kwargs=...))).'
+    )
+
+
+def _layers(arch: Any) -> dict[int, int]:
+    """Layers of each stage."""
+    return dict(enumerate(getattr(arch, 'layers', None) or arch.repeats))
+
+
+def _layers_of(state_dict: Mapping[str, Any]) -> dict[int, int]:
+    found = {tuple(map(int, match.groups())) for match in map(_LAYER.match, state_dict) if match}
+    stages = [stage for stage, _ in found]
+    return {stage: stages.count(stage) for stage in stages}
 
 
 def _check_size(shape: Mapping[str, Any], state_dict: Mapping[str, Any], source: str) -> None:

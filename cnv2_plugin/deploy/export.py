@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import atomic_path
+from ..checkpoints.io import check_target
 from ..layers import ChannelScatterSum
 from .lowering import lower
 from .verify import VerifyReport, verify
@@ -102,6 +103,7 @@ def export_onnx(
         raise ValueError(f"batch is {batch!r}; it takes 'dynamic' or a whole number of at least 1.")
     if len(input_size) != 3 or any(size < 1 for size in input_size):
         raise ValueError(f'input_size is {tuple(input_size)}; it takes three positive numbers (C, H, W).')
+    check_target(path)
     import onnx
 
     runtime_model = for_runtime(model, optimize, input_size).eval()

@@ -68,7 +68,15 @@ def verify(
         batch_size: images in a batch.
         seed: of the images.
         dtype: of the images.
+
+    Raises:
+        ValueError: ``input_size``, ``num_inputs`` or ``batch_size`` does not fit.
+        VerificationError: the forms give outputs of different numbers or shapes.
     """
+    if len(input_size) != 3 or any(size < 1 for size in input_size):
+        raise ValueError(f'input_size is {tuple(input_size)}; it takes three positive numbers (C, H, W).')
+    if num_inputs < 1 or batch_size < 1:
+        raise ValueError(f'num_inputs is {num_inputs} and batch_size {batch_size}; both take at least 1.')
     run_reference, run_candidate = as_runner(reference), as_runner(candidate)
     generator = torch.Generator().manual_seed(seed)
     max_abs, max_rel, same, positions = 0.0, 0.0, 0, 0

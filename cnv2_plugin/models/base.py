@@ -2,15 +2,27 @@
 
 from collections.abc import Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
 
 
 class DeployMixin:
-    """Adds ``switch_to_deploy`` to a model made of group-sparse layers."""
+    """Adds ``switch_to_deploy`` to a model made of group-sparse layers, and a check of its images."""
 
     deploy: bool
+
+    def __call__(self, *args, **kwargs):
+        """Check the images where Python runs (not in compiled, exported or traced graphs), then run the model.
+
+        Raises:
+            ValueError: the images have another rank, number of channels, device or type than the model takes.
+        """
+        if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
+            weight = next(module.weight for module in self.stem.modules() if isinstance(module, nn.Conv2d))
+            check_images(args[0], weight)
+        return super().__call__(*args, **kwargs)
 
     def switch_to_deploy(self) -> None:
         """Turn every masked layer into its group-convolution form, in place; does nothing the second time.
@@ -25,6 +37,29 @@ class DeployMixin:
     def sparse_layers(self) -> Iterator[GroupSparseConv2d]:
         """The group-sparse layers in forward order."""
         return (m for m in self.modules() if isinstance(m, GroupSparseConv2d))
+
+
+def check_images(x: Tensor, weight: Tensor) -> None:
+    """Raise unless images fit the first convolution.
+
+    Args:
+        x: images, ``(N, C, H, W)``.
+        weight: of the first convolution.
+
+    Raises:
+        ValueError: they do not; says what they are and what is accepted.
+    """
+    if x.ndim != 4 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f'the images have the shape {tuple(x.shape)}; this model takes (N, {weight.shape[1]}, H, W), so stack them '
+            f'into a batch or build the model for their channels.'
+        )
+    if x.device != weight.device:
+        raise ValueError(f'the images are on {x.device} but the model on {weight.device}; move one of them with .to().')
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(
+            f'the images are {x.dtype} but the model {weight.dtype}; convert one of them with .to(), or use autocast.'
+        )
 
 
 def init_weights(module: nn.Module) -> None:

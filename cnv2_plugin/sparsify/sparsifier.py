@@ -38,9 +38,9 @@ class StagedSparsifier:
     def __init__(
         self, model: nn.Module, total_steps: int, sparse_fraction: float = 0.5, group_lasso: float = 0.0
     ) -> None:
-        if total_steps < 1:
+        if not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(
-                f'total_steps is {total_steps}; it takes the number of optimiser steps of the whole training.'
+                f'total_steps is {total_steps!r}; it takes the number of optimiser steps of the whole training.'
             )
         if group_lasso < 0:
             raise ValueError(f'group_lasso is {group_lasso}; it takes a weight of at least 0.')
@@ -63,7 +63,7 @@ class StagedSparsifier:
             Whether any mask changed.
         """
         self.steps_done += 1
-        return self.set_progress(self.steps_done / self.total_steps)
+        return self.set_progress(min(self.steps_done / self.total_steps, 1.0))
 
     def set_progress(self, progress: float) -> bool:
         """Do the stages that are due at a progress between 0 and 1; going back changes nothing.
@@ -72,8 +72,11 @@ class StagedSparsifier:
             Whether any mask changed.
 
         Raises:
-            ValueError: a layer that is to be pruned has NaN or infinite weights; no mask of any layer is changed then.
+            ValueError: a layer that is to be pruned has NaN or infinite weights, or ``progress`` is out of range; no
+                mask of any layer is changed then.
         """
+        if not 0 <= progress <= 1:
+            raise ValueError(f'progress is {progress}; it takes the share of training done, between 0 and 1.')
         due = {name: self.schedule.stage(progress, layer.factor) for name, layer in self._unfinished()}
         due = {name: stage for name, stage in due.items() if stage > int(self.layers[name].stage)}
         for name in due:
@@ -121,8 +124,13 @@ class StagedSparsifier:
         """Continue from a saved state; load the model's state dict too, it holds the masks.
 
         Raises:
-            ValueError: the state is of a training with another length or pruning part.
+            ValueError: the state is of a training with another length or pruning part, or of something else.
         """
+        missing = [name for name in self.state_dict() if name not in state]
+        if missing:
+            raise ValueError(
+                f'the saved state lacks {", ".join(missing)}; give what StagedSparsifier.state_dict() returned.'
+            )
         for name, own in (('total_steps', self.total_steps), ('sparse_fraction', self.schedule.sparse_fraction)):
             if state[name] != own:
                 raise ValueError(

@@ -1,0 +1,78 @@
+"""Checks that a checkpoint cannot claim more memory than its file holds, before that memory is asked for."""
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class OversizedError(ValueError):
+    """A file claims more than it can hold; the message says what."""
+
+
+def check_archive(path: Path) -> None:
+    """Refuse an archive of ``torch.save`` whose members unpack to more than the file; other files pass.
+
+    Raises:
+        OversizedError: the archive is compressed, or its members claim more bytes than the file has.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    compressed = next((m.filename for m in members if m.compress_type != zipfile.ZIP_STORED), None)
+    claimed = sum(member.file_size for member in members)
+    if compressed or claimed > path.stat().st_size:
+        what = f'{compressed} in it is compressed' if compressed else f'its members claim {claimed:,} bytes'
+        raise OversizedError(f'{what}, but a checkpoint is stored as it is')
+
+
+def check_old_format(path: Path) -> None:
+    """Refuse a file of ``torch.save`` before PyTorch 1.6 that announces larger tensors than it holds.
+
+    That format names the size of each tensor in front of its bytes, and reading allocates what is named; here it is
+    read with tensors that have no memory. Whatever else is wrong with the file, reading it says.
+
+    Raises:
+        OversizedError: a tensor is announced with more bytes than the file has.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    if zipfile.is_zipfile(path):
+        return
+    with FakeTensorMode():
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    for name, tensor in _tensors(content):
+        announced = tensor.untyped_storage().nbytes()
+        if announced > path.stat().st_size:
+            raise OversizedError(f'{name} is announced with {announced:,} bytes, more than the whole file')
+
+
+def check_tensors(content: Any, limit: int) -> None:
+    """Refuse tensors that would fill more than ``limit`` bytes, or that hold no plain numbers.
+
+    Strides of 0 and sparse layouts let a small file claim any number of elements.
+
+    Raises:
+        OversizedError: there is one; names it.
+    """
+    for name, tensor in _tensors(content):
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+            kind = 'meta' if tensor.is_meta else 'quantized' if tensor.is_quantized else str(tensor.layout)
+            raise OversizedError(f'{name} is a {kind} tensor, but weights are plain dense ones')
+        if tensor.numel() * tensor.element_size() > limit:
+            raise OversizedError(f'{name} claims {tensor.numel():,} elements, more than the whole file can hold')
+
+
+def _tensors(content: Any, name: str = 'the tensor') -> Iterable[tuple[str, Tensor]]:
+    if isinstance(content, Tensor):
+        yield name, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _tensors(value, str(key))
+    elif isinstance(content, (list, tuple)):
+        for i, value in enumerate(content):
+            yield from _tensors(value, f'{name}[{i}]')

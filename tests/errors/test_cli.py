@@ -1,0 +1,158 @@
+"""Wrong uses of the command line: exit code, one sentence on stderr, no traceback, no file left."""
+
+import pytest
+import torch
+
+from cnv2_plugin.cli import main
+from tests.errors.cases import check_sentence
+from tests.errors.conftest import ARCH, DAMAGED
+
+DEPLOY = ['--arch', 'condensenetv2', '--out', 'x.pth']
+A = ['--arch', 'condensenetv2_a', '--out', 'x.pth']
+
+FAILURES = {
+    'cost of nothing': (['cost'], ('give one variant', '--all')),
+    'cost of an unknown variant': (['cost', 'resnet50'], ('resnet50', 'did you mean')),
+    'cost of no pixels': (['cost', 'condensenetv2_a', '--input', '3', '0', '5'], ('[3, 0, 5]', 'positive')),
+    'deploy of no file': (['deploy', 'none.pth', *A], ('none.pth', 'give the path')),
+    'deploy of a folder': (['deploy', '.', *A], ('is not a file', 'give the path')),
+    'deploy under no name': (['deploy', '{good}', '--arch', 'condensenet_z', '--out', 'x.pth'], ('did you mean',)),
+    'deploy of another network': (['deploy', '{good}', *A], ('does not fit condensenetv2_a', '--arch')),
+    'deploy of another family': (['deploy', '{resnet}', *A], ('does not fit condensenetv2_a', 'lacks')),
+    'deploy when half pruned': (
+        ['deploy', '{half}', '--arch', 'condensenetv2', '--out', 'x.pth', '--model-kwargs', '{arch}'],
+        ('stage 0 of', 'finish')),
+    'deploy twice': (['deploy', '{condensed}', *DEPLOY], ('condensed already', 'training form')),
+    'deploy to another format': (['deploy', '{good}', '--arch', 'x', '--out', 'x.onnx'], ('.onnx', '.pth')),
+    'deploy into no folder': (['deploy', '{good}', '--arch', 'x', '--out', 'no/x.pth'], ('no', 'make it first')),
+    'deploy with strange text': (['deploy', '{good}', *DEPLOY, '--model-kwargs', 'depth=3'], ('depth', 'check')),
+    'deploy to strange ONNX': (['deploy', '{good}', *DEPLOY, '--onnx', 'x.pb'], ('.pb', '.onnx')),
+    'deploy with tolerance 0': (
+        ['deploy', '{good}', *DEPLOY, '--model-kwargs', '{arch}', '--tolerance', '-1', '--input', '3', '32', '32'],
+        ('above the tolerance -1', 'nothing was written')),
+    'deploy of no pixels': (
+        ['deploy', '{good}', *DEPLOY, '--model-kwargs', '{arch}', '--input', '3', '0', '9'],
+        ('(3, 0, 9)', '(C, H, W)')),
+    'convert an unknown layout': (['convert-keys', '{resnet}', 'x.pth', '--to', 'timm'], ('conv1.weight', 'neither')),
+    'convert into no folder': (['convert-keys', '{good}', 'no/x.pth', '--to', 'timm'], ('no', 'make it first')),
+    'convert no file': (['convert-keys', 'none.pth', 'x.pth', '--to', 'timm'], ('none.pth', 'give the path')),
+    'import our own file': (['import-official', '{good}', '--out', 'x.pth'], ('our own form', 'load it')),
+    'import another network': (['import-official', '{resnet}', '--out', 'x.pth'], ('no CondenseNet', 'give a file')),
+    'import half a file': (['import-official', '{half_official}', '--out', 'x.pth'], ('half_official', 'give')),
+    'import to another format': (['import-official', '{good}', '--out', 'x.txt'], ('.txt', '.pth')),
+    'benchmark of an unknown form': (['benchmark', 'condensenetv2_a', '--forms', 'fast'], ('fast', 'choose from')),
+    'benchmark in no runtime': (['benchmark', 'condensenetv2_a', '--runtimes', 'tpu'], ('tpu', 'choose from')),
+    'benchmark with no rounds': (
+        ['benchmark', 'condensenet_50_cifar', '--rounds', '0', '--forms', 'condensed', '--runtimes', 'eager',
+         '--input-size', '3', '32', '32'], ('rounds is 0', 'at least 1')),
+    'heatmap of nobody': (['heatmap', 'vgg16'], ('vgg16', 'did you mean')),
+    'heatmap of a plain shufflenet': (['heatmap', 'shufflenetv2_x0_5'], ('neither learned group', 'draw')),
+    'heatmap with three titles': (['heatmap', 'condensenetv2_a', '--titles', 'a', 'b'], ('2 names for 1', 'for each')),
+    'heatmap of what fits nothing': (['heatmap', '{good}'], ('fits none of', '--arch')),
+    'heatmap of another name': (['heatmap', '{named}', '--arch', 'condensenetv2_b'], ('does not fit', '--arch')),
+    'heatmap of a giant': (['heatmap', '{giant}'], ('layers=[1000000000000, 1]', 'cannot fill')),
+    'heatmap of a wide one': (['heatmap', '{wide}'], ('growth=[1000000000000, 8]', 'cannot fill')),
+    'sparsity of nothing sparse': (['sparsity', 'shufflenetv2_x0_5'], ('no group-sparse layer',)),
+    'sparsity picture format': (['sparsity', 'condensenetv2_a', '--plot', 'x.gif'], ('.gif', '.png')),
+    'sparsity into no folder': (['sparsity', '{named}', '--csv', 'no/x.csv'], ('no', 'make it first')),
+    'report to a picture': (['report', '{named}', '--out', 'x.png'], ('.png', '.html')),
+    'report of no pixels': (['report', '{named}', '--input', '3', '0', '5'], ('[3, 0, 5]', 'positive')),
+    'report with negative rounds': (['report', '{named}', '--rounds', '-2'], ('-2', '0 or more')),
+    'report of no log': (['report', '{named}', '--log', 'none.csv', '--rounds', '0'], ('none.csv', 'give the path')),
+    'report of a strange log': (
+        ['report', '{named}', '--log', '{text_csv}', '--rounds', '0', '--input', '3', '32', '32'],
+        ('no training curve', 'summary.csv')),
+    'train no file': (['train', 'none.py'], ('none.py', 'give the path')),
+    'train a broken config': (['train', '{broken_py}'], ('broken.py', 'line 1')),
+    'train a config without a model': (['train', '{no_model_py}'], ('no_model.py', 'whole run')),
+    'test no checkpoint': (['test', '{no_model_py}', 'none.pth'], ('none.pth', 'give the path')),
+}  # fmt: skip
+
+USAGE = [
+    [], ['nothing'], ['deploy'], ['deploy', 'x.pth'], ['convert-keys', 'a'], ['convert-keys', 'a', 'b', '--to', 'k'],
+    ['cost', 'a', '--input', '3', 'x', '2'], ['cost', '--sum'], ['heatmap'], ['heatmap', 'a', '--format', 'gif'],
+    ['sparsity'], ['report'], ['report', 'a', '--rounds', 'many'], ['import-official', 'x'], ['train'], ['test'],
+    ['import-official', 'x', '--out', 'y', '--arch', 'hswish'], ['benchmark', 'a', '--threads', 'one'],
+    ['deploy', 'x', '--arch', 'a', '--out', 'y', '--model-kwargs', 'three'],
+    ['deploy', 'x', '--arch', 'a', '--out', 'y', '--batch', 'many'],
+]  # fmt: skip
+
+
+def fill(argument, files):
+    names = {p.name.replace('.', '_'): str(p) for p in files.iterdir()}
+    names.update({p.stem: str(p) for p in files.glob('*.pth')})
+    return argument.format(arch=f'arch={ARCH}', **names) if argument.startswith('{') else argument
+
+
+def run_failing(arguments, capsys):
+    """Exit code and stderr without the progress bars of others."""
+    code = main(arguments)
+    error = capsys.readouterr().err
+    return code, [line for line in error.splitlines() if line.startswith('cnv2 ') or 'Traceback' in line]
+
+
+@pytest.mark.parametrize('name', FAILURES)
+def test_failures_exit_with_1_and_one_sentence(name, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = FAILURES[name]
+    code, lines = run_failing([fill(argument, files) for argument in arguments], capsys)
+    assert code == 1 and len(lines) == 1
+    check_sentence(lines[0], f'cnv2 {arguments[0]}: ', *expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+READERS = {
+    'deploy': ['deploy', '{}', '--arch', 'condensenetv2', '--out', 'x.pth', '--onnx', 'x.onnx'],
+    'convert-keys': ['convert-keys', '{}', 'x.pth', '--to', 'mmpretrain'],
+    'import-official': ['import-official', '{}', '--out', 'x.pth', '--deploy-out', 'y.pth'],
+    'benchmark': ['benchmark', 'condensenetv2_a', '--checkpoint', '{}', '--rounds', '1'],
+    'heatmap': ['heatmap', '{}', '--out', 'maps'],
+    'sparsity': ['sparsity', '{}', '--csv', 'x.csv', '--plot', 'x.png'],
+    'report': ['report', '{}', '--out', 'x.html'],
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGED)
+def test_no_command_reads_a_damaged_or_hostile_file(damage, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for reader, arguments in READERS.items():
+        code, lines = run_failing([a.replace('{}', str(files / damage)) for a in arguments], capsys)
+        assert code == 1 and len(lines) == 1, reader
+        check_sentence(lines[0].replace(str(files), ''), f'cnv2 {reader}: ')
+        assert list(tmp_path.iterdir()) == [], reader
+    assert not (files / 'executed').exists()
+
+
+def test_a_payload_behind_trust_runs_only_then(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert not (files / 'executed').exists()
+    main(['sparsity', str(files / 'payload.pth'), '--trust'])
+    assert (files / 'executed').exists()
+    (files / 'executed').rmdir()
+
+
+@pytest.mark.parametrize('arguments', USAGE, ids=' '.join)
+def test_usage_errors_exit_with_2(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert 'usage: cnv2' in error and 'error: ' in error and 'Traceback' not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(files):
+    with pytest.raises(Exception, match='is empty'):
+        main(['sparsity', str(files / 'empty.pth'), '--debug'])
+
+
+def test_a_full_disk_leaves_nothing(files, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, 'save', full)
+    code, lines = run_failing(['convert-keys', str(files / 'good.pth'), 'x.pth', '--to', 'mmpretrain'], capsys)
+    assert code == 1 and 'No space left on device' in lines[0]
+    assert list(tmp_path.iterdir()) == []
