@@ -26,6 +26,9 @@ POINTWISE = (
 )
 """Activations known to treat every element alike; any other module is kept as it is, where it is."""
 
+ITSELF = '.'
+"""Site of a layer that is described by itself, not as part of a stage."""
+
 
 def describe(module: nn.Module, channels: int) -> Optional[Graph]:
     """A condensed module as a graph, or None where its kind is unknown.
@@ -37,7 +40,7 @@ def describe(module: nn.Module, channels: int) -> Optional[Graph]:
     for kind, add in DESCRIBERS.items():
         if isinstance(module, kind):
             graph = Graph.of(channels)
-            graph.output = add(graph, module, graph.output, '')
+            graph.output = add(graph, module, graph.output, ITSELF)
             return graph
     return None
 

@@ -20,6 +20,7 @@ from .rewrites import (
     scatter_levels,
     scatter_split,
     swap_gather,
+    tile_rows,
     use_plain_layout,
 )
 
@@ -124,6 +125,8 @@ FORMS: dict[str, dict[str, Form]] = {
         'merged2': partial(_single, rewrite=partial(merge_groups, count=2)),
         'merged3': partial(_single, rewrite=partial(merge_groups, count=3)),
         'merged4': partial(_single, rewrite=partial(merge_groups, count=4)),
+        'tiled2': partial(_single, rewrite=partial(tile_rows, rows=2)),
+        'tiled4': partial(_single, rewrite=partial(tile_rows, rows=4)),
         'depthwise-sum': partial(_single, rewrite=depthwise_sum),
         'dense': partial(_single, rewrite=fill_groups),
     },

@@ -77,6 +77,28 @@ class Conv:
 
 
 @dataclass(frozen=True, eq=False)
+class TiledConv:
+    """A convolution that computes ``rows`` neighbouring output rows as so many times the output channels.
+
+    Attributes:
+        conv: what it equals; of dilation 1.
+        rows: output rows in a tile.
+    """
+
+    conv: Conv
+    rows: int
+
+    def tile_weight(self) -> Tensor:
+        """``(O * rows, I / groups, kh + stride * (rows - 1), kw)``: each filter once for every row, shifted."""
+        weight, step = self.conv.weight, self.conv.stride[0]
+        outputs, inputs, height, width = weight.shape
+        tiles = weight.new_zeros(outputs, self.rows, inputs, height + step * (self.rows - 1), width)
+        for r in range(self.rows):
+            tiles[:, r, :, r * step : r * step + height] = weight
+        return tiles.flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
 class Affine:
     """``scale * x + shift`` with one number a channel: a batch normalisation in eval mode."""
 
@@ -131,7 +153,7 @@ class Input:
     channels: int
 
 
-Op = Union[Input, Conv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, Opaque]
+Op = Union[Input, Conv, TiledConv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, Opaque]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +216,8 @@ class Graph:
         op = node.op
         if isinstance(op, Conv):
             return op.out_channels
+        if isinstance(op, TiledConv):
+            return op.conv.out_channels
         if isinstance(op, (Input, Opaque, ScatterSum)):
             return op.channels
         if isinstance(op, Gather):

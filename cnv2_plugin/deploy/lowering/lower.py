@@ -1,7 +1,8 @@
 """Putting the fastest exact form into a model: its parts described, rewritten, and put back as modules."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Optional
 
 import torch
@@ -11,11 +12,8 @@ from ...layers import SqueezeExcite
 from ..condense import condense
 from .describe import DESCRIBERS, describe
 from .forms import with_forms
-from .graph import Graph
 from .module import LoweredGraph, PooledSqueezeExcite
 from .table import default_choices
-
-Chooser = Callable[[Graph, tuple[int, ...]], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -26,13 +24,13 @@ class Part:
         name: of the module.
         module: condensed module.
         input_shape: ``(N, C, H, W)`` that it was given.
-        pixels: height times width of its result.
+        size: height and width of its result.
     """
 
     name: str
     module: nn.Module
     input_shape: tuple[int, ...]
-    pixels: int
+    size: tuple[int, int]
 
 
 def lower(
@@ -64,9 +62,9 @@ def lower(
     found = parts(lowered, input_size, example)
     for part in found:
         graph = describe(part.module, part.input_shape[1])
-        wanted = default_choices(graph, part.pixels, runtime)
+        wanted = default_choices(graph, part.size, runtime)
         for site in wanted:
-            wanted[site] = choices.pop(f'{part.name}.{site}'.strip('.'), wanted[site])
+            wanted[site] = choices.pop(layer_name(part.name, site), wanted[site])
         rewritten, taken = with_forms(graph, wanted)
         module = LoweredGraph(rewritten, *_dtype_device(part.module))
         module.choices = taken
@@ -82,13 +80,13 @@ def parts(condensed: nn.Module, input_size: tuple[int, int, int], example: Optio
     Parts that take no part in ``forward`` are left out; where one is used several times, the largest input counts.
     """
     modules = _outermost(condensed)
-    shapes: dict[str, tuple[tuple[int, ...], int]] = {}
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {}
 
     def record(name: str):
         def hook(module, inputs, output) -> None:
-            pixels = output.size(2) * output.size(3)
-            if name not in shapes or pixels > shapes[name][1]:
-                shapes[name] = (tuple(inputs[0].shape), pixels)
+            size = (output.size(2), output.size(3))
+            if name not in shapes or prod(size) > prod(shapes[name][1]):
+                shapes[name] = (tuple(inputs[0].shape), size)
 
         return hook
 
@@ -108,11 +106,16 @@ def parts(condensed: nn.Module, input_size: tuple[int, int, int], example: Optio
 def lowered_forms(model: nn.Module) -> dict[str, str]:
     """The chosen form of every layer of a lowered model that offers several."""
     return {
-        f'{name}.{site}'.strip('.'): form
+        layer_name(name, site): form
         for name, module in model.named_modules()
         if isinstance(module, LoweredGraph)
         for site, form in module.choices.items()
     }
+
+
+def layer_name(part: str, site: str) -> str:
+    """Name in the model of a site in one of its parts."""
+    return f'{part}.{site}'.strip('.')
 
 
 def _restate_squeeze_excite(model: nn.Module) -> nn.Module:

@@ -6,75 +6,115 @@ with AVX2, one thread, batch 1: each row is what the tuner chose for most layers
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Optional
 
 from .forms import role
-from .graph import Graph, Node, ScatterSum
+from .graph import Affine, Gather, Graph, Node, Pointwise, ScatterSum
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a rule looks at.
+
+    Attributes:
+        role: see :func:`cnv2_plugin.deploy.lowering.forms.role`.
+        inputs: channels that a dense convolution in its place would read.
+        outputs: channels that it would give.
+        group_outputs: outputs of each group.
+        height: rows of the result.
+        width: columns of the result.
+    """
+
+    role: str
+    inputs: int
+    outputs: int
+    group_outputs: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One row.
+    """One row: a form, and the layers that it is for.
 
     Attributes:
-        role: see :func:`cnv2_plugin.deploy.lowering.forms.role`.
+        role: of the layer.
         form: what to choose.
-        min_pixels: fits layers with at least so many output pixels.
-        max_pixels: fits layers with at most so many.
-        max_group_outputs: fits layers with at most so many outputs a group.
+        max_weights: at most so many weights, were the layer dense.
+        max_inputs: at most so many inputs.
+        max_group_outputs: at most so many outputs a group.
+        max_pixels: at most so many output pixels.
+        rows: the height is a multiple of this.
+        aligned: outputs are a multiple of 8, or are not; None for either.
     """
 
     role: str
     form: str
-    min_pixels: int = 0
-    max_pixels: Optional[int] = None
-    max_group_outputs: Optional[int] = None
+    max_weights: float = inf
+    max_inputs: float = inf
+    max_group_outputs: float = inf
+    max_pixels: float = inf
+    rows: int = 1
+    aligned: Optional[bool] = None
 
-    def fits(self, kind: str, pixels: int, group_outputs: int) -> bool:
-        """Whether a layer of these figures is covered."""
+    def fits(self, layer: Layer) -> bool:
+        """Whether a layer is covered."""
         return (
-            kind == self.role
-            and pixels >= self.min_pixels
-            and (self.max_pixels is None or pixels <= self.max_pixels)
-            and (self.max_group_outputs is None or group_outputs <= self.max_group_outputs)
+            layer.role == self.role
+            and layer.inputs * layer.outputs <= self.max_weights
+            and layer.inputs <= self.max_inputs
+            and layer.group_outputs <= self.max_group_outputs
+            and layer.height * layer.width <= self.max_pixels
+            and layer.height % self.rows == 0
+            and self.aligned in (None, layer.outputs % 8 == 0)
         )
 
 
-RULES: Mapping[str, tuple[Rule, ...]] = {
-    'onnxruntime': (
-        Rule('select', 'dense', min_pixels=9000),
-        Rule('select', 'padded', max_pixels=100),
-        Rule('select', 'group'),
-        Rule('spatial', 'depthwise-sum', max_group_outputs=2),
-        Rule('spatial', 'merged2', max_group_outputs=4),
-        Rule('spatial', 'group'),
-        Rule('reactivate', 'dense', min_pixels=700),
-        Rule('reactivate', 'split'),
-    ),
-    'openvino': (
-        Rule('select', 'dense', min_pixels=9000),
-        Rule('select', 'group'),
-        Rule('spatial', 'depthwise-sum', max_group_outputs=2),
-        Rule('spatial', 'merged2', max_group_outputs=4),
-        Rule('spatial', 'group'),
-        Rule('reactivate', 'dense', min_pixels=700),
-        Rule('reactivate', 'split'),
-    ),
-}
+_ONNXRUNTIME = (
+    Rule('select', 'dense', max_weights=1300),
+    Rule('select', 'padded', max_pixels=100),
+    Rule('select', 'group'),
+    Rule('spatial', 'depthwise-sum', max_group_outputs=2),
+    Rule('spatial', 'tiled4', max_group_outputs=4, rows=4),
+    Rule('spatial', 'tiled2', max_group_outputs=8, rows=2),
+    Rule('spatial', 'group'),
+    Rule('reactivate', 'dense-plain', max_inputs=32, aligned=False),
+    Rule('reactivate', 'dense', max_inputs=32),
+    Rule('reactivate', 'split'),
+)
+
+RULES: Mapping[str, tuple[Rule, ...]] = {'onnxruntime': _ONNXRUNTIME, 'openvino': _ONNXRUNTIME}
 
 
-def default_choices(graph: Graph, pixels: int, runtime: str = 'onnxruntime') -> dict[str, str]:
-    """The table's form for every site of a graph whose layers work on so many pixels.
+def default_choices(graph: Graph, size: tuple[int, int], runtime: str = 'onnxruntime') -> dict[str, str]:
+    """The table's form for every site of a graph whose layers give maps of ``size``.
 
     Raises:
         ValueError: there is no table for the runtime.
     """
     if runtime not in RULES:
         raise ValueError(f'there is no table of forms for the runtime {runtime!r}; there are {", ".join(RULES)}.')
-    return {node.site: _choose(node, graph, pixels, RULES[runtime]) for node in graph.sites()}
+    choices = {}
+    for node in graph.sites():
+        layer = layer_of(graph, node, size)
+        choices[node.site] = next(rule.form for rule in RULES[runtime] if rule.fits(layer))
+    return choices
 
 
-def _choose(node: Node, graph: Graph, pixels: int, rules: tuple[Rule, ...]) -> str:
-    conv = graph.source(node).op if isinstance(node.op, ScatterSum) else node.op
-    kind, outputs = role(node, graph), conv.out_channels // conv.groups
-    return next(rule.form for rule in rules if rule.fits(kind, pixels, outputs))
+def layer_of(graph: Graph, node: Node, size: tuple[int, int]) -> Layer:
+    """The figures of a site."""
+    conv, outputs = node.op, graph.channels(node.id)
+    inputs = graph.channels(_gathered_from(graph, node))
+    if isinstance(node.op, ScatterSum):
+        conv = graph.source(node).op
+        inputs = conv.in_channels
+    return Layer(role(node, graph), inputs, outputs, conv.out_channels // conv.groups, *size)
+
+
+def _gathered_from(graph: Graph, node: Node) -> int:
+    """The value that a site's channels are gathered from, or its input."""
+    above = graph.source(node)
+    while isinstance(above.op, (Affine, Pointwise)):
+        above = graph.source(above)
+    return above.inputs[0] if isinstance(above.op, Gather) else node.inputs[0]

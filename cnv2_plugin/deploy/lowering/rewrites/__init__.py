@@ -22,6 +22,7 @@ from .gathers import (
 from .groups import fill_groups, merge_gathered, merge_groups, pad_groups
 from .layout import use_plain_layout
 from .scatter import scatter_dense, scatter_levels, scatter_split
+from .tile import tile_rows
 
 Rewrite = Callable[[Graph, Node], Optional[int]]
 
@@ -70,5 +71,6 @@ __all__ = [
     'scatter_split',
     'sink_permutation',
     'swap_gather',
+    'tile_rows',
     'use_plain_layout',
 ]

@@ -1,0 +1,261 @@
+"""Every rewrite by itself: it fits where it should, and computes the same in float64."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from cnv2_plugin.deploy.lowering import rewrites
+from cnv2_plugin.deploy.lowering.graph import (
+    Add,
+    Affine,
+    Concat,
+    Conv,
+    Gather,
+    Graph,
+    Pointwise,
+    ScatterSum,
+    TiledConv,
+)
+from cnv2_plugin.deploy.lowering.module import LoweredGraph
+
+
+def random(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def affine(channels):
+    scale = random(channels)
+    scale[0], scale[-1] = 0, 1e-30
+    return Affine(scale, random(channels))
+
+
+def conv(outputs, inputs, kernel=1, groups=1, bias=False, stride=1):
+    return Conv(
+        random(outputs, inputs // groups, kernel, kernel),
+        random(outputs) if bias else None,
+        (stride, stride),
+        (kernel // 2, kernel // 2),
+        groups=groups,
+    )
+
+
+def chain(channels, *ops):
+    """A graph of one operation after the other."""
+    graph = Graph.of(channels)
+    for op in ops:
+        graph.output = graph.add(op, graph.output, site='it' if isinstance(op, (Conv, ScatterSum)) else '')
+    return graph
+
+
+def run(graph, size=(6, 5)):
+    x = torch.randn(2, graph.channels(0), *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return LoweredGraph(graph, torch.float64)(x)
+
+
+def check(graph, rewrite, expect=None, size=(6, 5)):
+    """Rewrite the output node; the result must be equal and contain an operation of the expected kind."""
+    before = run(graph, size)
+    assert rewrites.apply(graph, rewrite, graph[graph.output])
+    after = run(graph, size)
+    assert after.shape == before.shape
+    assert (after - before).abs().max() <= 1e-12 * before.abs().max()
+    if expect is not None:
+        assert expect(graph)
+    return graph
+
+
+def count(graph, kind):
+    return sum(isinstance(node.op, kind) for node in graph.nodes.values())
+
+
+def output_conv(graph):
+    node = graph[graph.output]
+    assert isinstance(node.op, Conv)
+    return node.op
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('groups', [1, 3])
+def test_fold_affine(bias, groups):
+    graph = chain(6, conv(9, 6, 3, groups, bias), affine(9))
+    check(graph, rewrites.fold_affine, lambda g: count(g, Affine) == 0 and output_conv(g).groups == groups)
+
+
+def test_fold_affine_keeps_a_convolution_that_others_read():
+    graph = Graph.of(4)
+    shared = graph.add(conv(4, 4), 0)
+    graph.output = graph.add(Add(), graph.add(affine(4), shared), shared)
+    assert rewrites.fold_affine(graph, graph[graph[graph.output].inputs[0]]) is None
+
+
+def test_join_gathers():
+    graph = chain(5, Gather(torch.tensor([4, 0, 0, 2])), Gather(torch.tensor([3, 1, 1])))
+    graph = check(graph, rewrites.join_gathers, lambda g: count(g, Gather) == 1)
+    assert graph[graph.output].op.index.tolist() == [2, 0, 0]
+
+
+def test_gather_of_everything_vanishes():
+    graph = chain(5, Pointwise(nn.ReLU()), Gather(torch.arange(5)))
+    check(graph, rewrites.join_gathers, lambda g: count(g, Gather) == 0)
+    part = chain(5, Pointwise(nn.ReLU()), Gather(torch.arange(4)))
+    assert rewrites.join_gathers(part, part[part.output]) is None
+
+
+@pytest.mark.parametrize('op', [Pointwise(nn.Hardswish()), 'affine'])
+def test_swap_and_raise_gather(op):
+    index = torch.tensor([4, 0, 2, 2, 0])
+    scale, shift = random(5), random(5)
+    if op == 'affine':
+        op = Affine(scale[index], shift[index])
+    graph = chain(5, Gather(index), op)
+    graph = check(graph, rewrites.swap_gather, lambda g: isinstance(g[g.output].op, Gather))
+    check(graph, rewrites.raise_gather, lambda g: not isinstance(g[g.output].op, Gather))
+
+
+def test_swap_gather_refuses_copies_normalised_differently():
+    graph = chain(5, Gather(torch.tensor([1, 1])), affine(2))
+    assert rewrites.swap_gather(graph, graph[graph.output]) is None
+
+
+def test_sink_permutation_only_moves_permutations():
+    graph = chain(4, Gather(torch.tensor([2, 0, 3, 1])), affine(4))
+    check(graph, rewrites.sink_permutation, lambda g: isinstance(g[g.output].op, Gather))
+    selection = chain(4, Gather(torch.tensor([2, 0])), affine(2))
+    assert rewrites.sink_permutation(selection, selection[selection.output]) is None
+
+
+@pytest.mark.parametrize('kernel', [1, 3])
+def test_absorb_into_conv(kernel):
+    graph = chain(7, Gather(torch.tensor([6, 0, 0, 3, 2, 6])), conv(4, 6, kernel, groups=2, bias=True))
+    check(graph, rewrites.absorb_into_conv, lambda g: count(g, Gather) == 0 and output_conv(g).groups == 1)
+
+
+def test_absorb_permutation_leaves_group_convolutions():
+    order = torch.tensor([3, 1, 0, 2])
+    check(chain(4, Gather(order), conv(3, 4, 3)), rewrites.absorb_permutation, lambda g: count(g, Gather) == 0)
+    grouped = chain(4, Gather(order), conv(4, 4, 3, groups=2))
+    assert rewrites.absorb_permutation(grouped, grouped[grouped.output]) is None
+
+
+@pytest.mark.parametrize('activated', [False, True])
+def test_permute_rows(activated):
+    ops = [conv(5, 4, bias=True), *([Pointwise(nn.ReLU())] if activated else []), Gather(torch.tensor([4, 0, 0, 1]))]
+    check(chain(4, *ops), rewrites.permute_rows, lambda g: count(g, Gather) == 0)
+
+
+def test_gather_once():
+    scale, shift, index = random(6), random(6), torch.tensor([5, 0, 0, 5, 0, 5, 2, 2])
+    ops = (Gather(index), Affine(scale[index], shift[index]), Pointwise(nn.Hardswish()))
+    graph = check(chain(6, *ops), rewrites.gather_once, lambda g: count(g, Gather) == 2)
+    assert min(g.op.index.numel() for g in graph.nodes.values() if isinstance(g.op, Gather)) == 3
+    few = chain(6, Gather(torch.tensor([0, 1, 2, 3, 3])), Pointwise(nn.ReLU()))
+    assert rewrites.gather_once(few, few[few.output]) is None
+
+
+@pytest.mark.parametrize('merged', [2, 3, 6])
+def test_merge_groups(merged):
+    graph = chain(12, conv(18, 12, 3, groups=6, bias=True, stride=2))
+    check(graph, partial(rewrites.merge_groups, count=merged), lambda g: output_conv(g).groups == 6 // merged)
+
+
+def test_fill_groups():
+    check(chain(8, conv(4, 8, 3, groups=4)), rewrites.fill_groups, lambda g: output_conv(g).groups == 1)
+
+
+@pytest.mark.parametrize('merged', [2, 4])
+def test_merge_gathered(merged):
+    index = torch.tensor([0, 1, 0, 4, 5, 6, 6, 2])
+    graph = chain(7, Gather(index), conv(8, 8, groups=4, bias=True))
+    graph = check(graph, partial(rewrites.merge_gathered, count=merged), lambda g: output_conv(g).groups == 4 // merged)
+    width = output_conv(graph).weight.size(1)
+    assert width == max(index.view(4 // merged, -1)[i].unique().numel() for i in range(4 // merged))
+
+
+def test_pad_groups():
+    graph = chain(9, Gather(torch.tensor([0, 8, 3, 3, 1, 2])), conv(4, 6, groups=2))
+    check(graph, rewrites.pad_groups, lambda g: output_conv(g).weight.size(1) == 8)
+
+
+@pytest.mark.parametrize(('outputs', 'inputs', 'groups', 'stride'), [(4, 12, 4, 1), (6, 12, 3, 2), (8, 8, 2, 1)])
+@pytest.mark.parametrize('shuffled', [False, True])
+def test_depthwise_sum(outputs, inputs, groups, stride, shuffled):
+    ops = [Gather(torch.randperm(inputs))] if shuffled else []
+    graph = chain(inputs, *ops, conv(outputs, inputs, 3, groups, bias=True, stride=stride))
+    graph = check(graph, rewrites.depthwise_sum, lambda g: count(g, Gather) == 0)
+    assert count(graph, Conv) == 2 * outputs // groups
+
+
+@pytest.mark.parametrize('size', [(8, 5), (7, 6), (5, 5)])
+@pytest.mark.parametrize('rows', [2, 4])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_tile_rows(size, rows, stride):
+    graph = chain(6, conv(4, 6, 3, groups=2, bias=True, stride=stride))
+    check(graph, partial(rewrites.tile_rows, rows=rows), lambda g: count(g, TiledConv) == 1, size)
+
+
+SCATTERS = {
+    'some several, some none': (8, [0, 5, 1, 0, 3, 5, 7, 5]),
+    'all once': (8, [7, 5, 3, 1, 0, 2, 4, 6]),
+    'all several': (2, [0, 1, 1, 0, 0, 1, 0, 1]),
+    'once or never, alike in all groups': (9, [0, 1, 2, 3, 4, 5, 6, 7]),
+    'once or never, unlike': (9, [0, 0, 2, 3, 4, 5, 6, 7]),
+    'one channel': (5, [3, 3, 3, 3, 3, 3, 3, 3]),
+}
+
+
+@pytest.mark.parametrize('case', SCATTERS)
+@pytest.mark.parametrize('rewrite', [rewrites.scatter_dense, rewrites.scatter_levels, rewrites.scatter_split])
+@pytest.mark.parametrize('groups', [2, 4])
+def test_scatter(case, rewrite, groups):
+    channels, index = SCATTERS[case]
+    order = Gather(torch.randperm(4))
+    graph = chain(4, order, conv(8, 4, groups=groups), ScatterSum(torch.tensor(index), channels))
+    graph = check(graph, rewrite, lambda g: count(g, ScatterSum) == 0)
+    rewrites.clean_up(graph)
+    assert graph[graph.output].site == 'it'
+
+
+def test_plain_layout_needs_a_pointwise_convolution():
+    graph = check(chain(4, conv(6, 4, groups=2, bias=True)), rewrites.use_plain_layout, lambda g: output_conv(g).plain)
+    assert rewrites.use_plain_layout(graph, graph[graph.output]) is None
+    spatial = chain(4, conv(4, 4, 3))
+    assert rewrites.use_plain_layout(spatial, spatial[spatial.output]) is None
+
+
+@pytest.mark.parametrize('seed', range(10))
+def test_cleaning_up_random_graphs(seed):
+    torch.manual_seed(seed)
+    graph = Graph.of(6)
+    values = [0]
+    for _ in range(14):
+        x = values[torch.randint(len(values), ()).item()]
+        c = graph.channels(x)
+        kind = torch.randint(7, ()).item()
+        ops = [conv(c, c), affine(c), Pointwise(nn.ReLU()), Gather(torch.randperm(c)), Gather(torch.randint(c, (6,)))]
+        if kind < 5:
+            values.append(graph.add(ops[kind], x))
+        else:
+            same = [v for v in values if graph.channels(v) == c]
+            values.append(graph.add(Add() if kind == 5 else Concat(), x, same[-1]))
+    graph.output = values[-1]
+    before = run(graph)
+    rewrites.clean_up(graph)
+    assert (run(graph) - before).abs().max() <= 1e-11 * before.abs().max()
+
+
+def test_rewrites_of_another_node_do_not_fit():
+    graph = chain(4, Pointwise(nn.ReLU()))
+    for name in rewrites.__all__:
+        rewrite = getattr(rewrites, name)
+        if name in ('CLEAN_UP', 'Rewrite', 'apply', 'clean_up'):
+            continue
+        options = dict(merge_groups=dict(count=2), merge_gathered=dict(count=2), tile_rows=dict(rows=2)).get(name, {})
+        assert rewrite(graph, graph[graph.output], **options) is None
