@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Optional
 
 import cv2
 import numpy
@@ -117,7 +118,7 @@ def write_split(
     return len(annotations)
 
 
-def main() -> int:
+def main(argv: Optional[list[str]] = None) -> int:
     """Write both splits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('target', type=Path, help='folder to write, such as data/fashion_scenes')
@@ -126,7 +127,7 @@ def main() -> int:
     parser.add_argument('--val', type=int, default=100, help='validation scenes')
     parser.add_argument('--size', type=int, default=160, help='height and width')
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.size < 64 or min(args.train, args.val) < 1:
         parser.error('--size takes at least 64, --train and --val at least 1')
     try:

@@ -9,6 +9,7 @@ import gzip
 import struct
 import sys
 from pathlib import Path
+from typing import Optional
 
 import numpy
 
@@ -67,13 +68,13 @@ def write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def main() -> int:
+def main(argv: Optional[list[str]] = None) -> int:
     """Lay the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('target', type=Path, help='folder to write, such as data/fashion_mnist')
     parser.add_argument('--source', type=Path, default=DEBIAN, help='folder with the four .gz files')
     parser.add_argument('--digits', action='store_true', help="write scikit-learn's digits instead")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.target.mkdir(parents=True, exist_ok=True)
     try:
         write_digits(args.target) if args.digits else unpack(args.source, args.target)

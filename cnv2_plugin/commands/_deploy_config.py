@@ -51,6 +51,10 @@ def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
     from ..toolkits.openmmlab.runs import load_config
     from .deploy import load_exactly, print_report
 
+    written = Path(args.out).with_suffix('.py')
+    for given, new in ((config, written), (checkpoint, Path(args.out))):
+        if Path(given).resolve() == new.resolve():
+            raise ValueError(f'--out {args.out} would overwrite {given}; give another name.')
     cfg = load_config(config)
     loaded = load_checkpoint(checkpoint, args.trust)
     model = build(cfg).eval()
@@ -72,7 +76,7 @@ def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
         )
         differences.append(exported.verification.max_rel)
         onnx_sizes = [exported.size]
-    save_deployed(model, cfg, Path(args.out), Path(args.out).with_suffix('.py'), plain_meta(loaded))
+    save_deployed(model, cfg, Path(args.out), written, plain_meta(loaded))
     sizes = [Path(checkpoint).stat().st_size, Path(args.out).stat().st_size, *onnx_sizes]
     title = 'Deployed' if part is Logits else 'Deployed; figures and ONNX of backbone and neck'
     print_report(part(model), part(condensed), input_size, sizes, differences, title=title)

@@ -13,14 +13,17 @@ from mmpretrain.registry import DATASETS
 CONFIGS = Path(__file__).parents[2] / 'configs'
 IMAGENET_SIZES = {224: 64, 256: 72}
 COUNT = 4
+TRAINING_COUNT = 40
+"""Enough for a schedule that gives its parts in thousands of iterations."""
 
 
 @DATASETS.register_module()
 class StandInImages(BaseDataset):
     """Seeded noise images of a given shape."""
 
-    def __init__(self, shape, num_classes: int, pipeline) -> None:
+    def __init__(self, shape, num_classes: int, count: int, pipeline) -> None:
         self.shape = tuple(shape)
+        self.count = count
         self.num_classes = num_classes
         super().__init__(ann_file='', pipeline=pipeline)
 
@@ -33,7 +36,7 @@ class StandInImages(BaseDataset):
                 gt_label=numpy.array(i % self.num_classes),
                 sample_idx=i,
             )
-            for i in range(COUNT)
+            for i in range(self.count)
         ]
 
 
@@ -70,6 +73,7 @@ def _images(cfg: Config, work_dir: Path) -> None:
             type='StandInImages',
             shape=shapes[dataset.type],
             num_classes=cfg.data_preprocessor.num_classes,
+            count=COUNT if name == 'val_dataloader' else TRAINING_COUNT,
             pipeline=pipeline,
         )
 
@@ -83,6 +87,10 @@ def _scenes(cfg: Config, work_dir: Path) -> None:
         for step in dataset.pipeline:
             if step['type'] == 'Resize':
                 step['scale'] = (96, 96)
+    if 'roi_head' in cfg.model:
+        cfg.model.roi_head.bbox_head.fc_out_channels = 16
+        cfg.model.train_cfg.rpn_proposal.max_per_img = cfg.model.test_cfg.rpn.max_per_img = 50
+        cfg.model.train_cfg.rcnn.sampler.num = 32
     cfg.val_evaluator.ann_file = str(work_dir / 'scenes.json')
 
 
