@@ -282,6 +282,7 @@ _V1 = 'arXiv 1711.09224'
 _SHUFFLE = 'arXiv 1807.11164, table 8'
 _DRIVE = 'https://drive.google.com/file/d/'
 _DROPBOX = 'https://www.dropbox.com/s/'
+_ROUNDED_NOTE = 'published rounded; torchvision has 1,366,792 too'
 _CIFAR_NOTE = (
     'the exact CIFAR setting is not public; this reconstruction meets the multiply-adds, '
     'the published parameters must contain squeeze-and-excitation and a wider head'
@@ -309,7 +310,7 @@ VARIANTS: dict[str, Variant] = {
         _v1_cifar(98, 16, Published(0.65, 81.3, 4.83, _V1)),
         _v1_cifar(110, 18, Published(0.79, 98.2, 4.63, _V1)),
         _v1_cifar(122, 20, Published(0.95, 116.7, 4.48, _V1)),
-        *_shufflenet(0.5, (48, 96, 192), 1024, Published(1.4, 41, 39.7, _SHUFFLE, note='published rounded; torchvision has 1,366,792 too')),
+        *_shufflenet(0.5, (48, 96, 192), 1024, Published(1.4, 41, 39.7, _SHUFFLE, note=_ROUNDED_NOTE)),
         *_shufflenet(1.0, (116, 232, 464), 1024, Published(2.3, 146, 30.6, _SHUFFLE)),
         *_shufflenet(1.5, (176, 352, 704), 1024, Published(3.5, 299, 27.4, _SHUFFLE)),
         *_shufflenet(2.0, (244, 488, 976), 2048, Published(7.4, 591, 25.1, _SHUFFLE)),

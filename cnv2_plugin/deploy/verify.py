@@ -44,8 +44,8 @@ class VerifyReport:
         """
         if not self.max_rel <= tolerance:
             raise VerificationError(
-                f'{what} differs from the reference by {self.max_rel:.3g} relative ({self.max_abs:.3g} absolute), above '
-                f'the tolerance {tolerance:g}; nothing was written.'
+                f'{what} differs from the reference by {self.max_rel:.3g} relative ({self.max_abs:.3g} absolute), '
+                f'above the tolerance {tolerance:g}; nothing was written.'
             )
 
 

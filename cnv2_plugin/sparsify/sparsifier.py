@@ -13,8 +13,8 @@ from .schedule import SparsificationSchedule
 class StagedSparsifier:
     """Prunes the group-sparse layers of a model as training goes on.
 
-    Masks and stages live in the model's own state dict, so a model restored from a checkpoint has them; this object adds
-    the number of steps done. Layers that are ahead of the schedule (fine-tuning from pruned weights) stay as they are.
+    Masks and stages live in the model's own state dict, so a model restored from a checkpoint has them; this object
+    adds the number of steps done. Layers that are ahead of the schedule (fine-tuning from pruned weights) stay as they are.
 
     Args:
         model: plain, compiled, or wrapped by DDP; its layers are changed in place.
@@ -147,6 +147,6 @@ class StagedSparsifier:
         if steps < stages:
             needed = -int(-stages // self.schedule.sparse_fraction)
             raise ValueError(
-                f'total_steps={self.total_steps} with sparse_fraction={self.schedule.sparse_fraction} leaves {steps} steps '
-                f'for {stages} pruning stages; train for at least {needed} steps.'
+                f'total_steps={self.total_steps} with sparse_fraction={self.schedule.sparse_fraction} leaves {steps} '
+                f'steps for {stages} pruning stages; train for at least {needed} steps.'
             )
