@@ -14,7 +14,8 @@ class StagedSparsifier:
     """Prunes the group-sparse layers of a model as training goes on.
 
     Masks and stages live in the model's own state dict, so a model restored from a checkpoint has them; this object
-    adds the number of steps done. Layers that are ahead of the schedule (fine-tuning from pruned weights) stay as they are.
+    adds the number of steps done. Layers that are ahead of the schedule (fine-tuning from pruned weights)
+    stay as they are.
 
     Args:
         model: plain, compiled, or wrapped by DDP; its layers are changed in place.
