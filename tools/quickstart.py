@@ -29,6 +29,7 @@ ARCH = dict(
     layers=(2, 3, 3), growth=(8, 16, 32), groups_1x1=4, groups_3x3=4, groups_sfr=8, condense_factor=4, sparse_factor=8,
     se_from=3, hswish_from=2, head_width=128, stem_stride=2,
 )  # fmt: skip
+WITHOUT_V2 = dict(groups_sfr=0, se_from=None, hswish_from=None, head_width=None)
 INPUT_SIZE = (1, 32, 32)
 
 
@@ -38,6 +39,8 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=30)
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=40, help='rounds of the benchmark')
+    parser.add_argument('--family', choices=('condensenetv2', 'condensenet'), default='condensenetv2',
+                        help='condensenet: the same layers without reactivation, to compare')  # fmt: skip
     parser.add_argument('--out', type=Path, default=Path('work_dirs/quickstart'))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -46,17 +49,18 @@ def main() -> None:
     started = time.perf_counter()
 
     train, test = load_data()
-    model = timm.create_model('condensenetv2', arch=ARCH, in_chans=1, num_classes=10)
+    arch = ARCH if args.family == 'condensenetv2' else {**ARCH, **WITHOUT_V2}
+    model = timm.create_model(args.family, arch=arch, in_chans=1, num_classes=10)
     history = fit(model, train, test, args.epochs, args.batch_size)
-    figures = dict(training_seconds=round(time.perf_counter() - started, 1), arch=ARCH)
+    figures = dict(training_seconds=round(time.perf_counter() - started, 1), arch=arch)
     plot(history, args.out / 'training.png')
-    draw(model, args.out)
+    draw(model, args.family, args.out)
 
-    meta = dict(arch='condensenetv2', model_kwargs=dict(arch=ARCH, in_chans=1, num_classes=10))
+    meta = dict(arch=args.family, model_kwargs=dict(arch=arch, in_chans=1, num_classes=10))
     save_checkpoint(model.state_dict(), args.out / 'trained.pth', meta)
     condensed = condense(model)
     save_checkpoint(condensed.state_dict(), args.out / 'condensed.pth', {**meta, 'deploy': True})
-    exported = export_onnx(condensed, args.out / 'condensed.onnx', INPUT_SIZE, metadata=dict(arch='condensenetv2'))
+    exported = export_onnx(condensed, args.out / 'condensed.onnx', INPUT_SIZE, metadata=dict(arch=args.family))
 
     forms = dict(training=model, condensed=condensed, onnx=args.out / 'condensed.onnx')
     predictions = {name: predict(form, test[0]) for name, form in forms.items()}
@@ -161,10 +165,10 @@ def plot(history: dict[str, list], path: Path) -> None:
     plt.close(figure)
 
 
-def draw(model, out: Path) -> None:
+def draw(model, family: str, out: Path) -> None:
     """What the trained model reads and reactivates, and how sparse it is."""
-    title = 'CondenseNetV2 on digits'
-    for kind in ('lgc', 'sfr'):
+    title = {'condensenetv2': 'CondenseNetV2 on digits', 'condensenet': 'CondenseNet on digits'}[family]
+    for kind in ('lgc', 'sfr') if family == 'condensenetv2' else ('lgc',):
         plot_maps([connection_map(model, kind, title)], out / f'{kind}.png')
     plot_sparsity(sparsity_report(model), out / 'sparsity.png', title)
 

@@ -187,9 +187,13 @@ def save_checkpoint(
     state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
     with atomic_path(path) as temporary:
         if Path(path).suffix == '.safetensors':
+            from safetensors import SafetensorError
             from safetensors.torch import save_file
 
             unshared = {key: value.clone() for key, value in state_dict.items()}
-            save_file(unshared, temporary, {key: str(value) for key, value in (meta or {}).items()})
+            try:
+                save_file(unshared, temporary, {key: str(value) for key, value in (meta or {}).items()})
+            except SafetensorError as error:
+                raise OSError(f'{path} cannot be written ({error}); check the folder and the free space.') from error
         else:
             torch.save(dict(state_dict=state_dict, meta=dict(meta or {})), temporary)

@@ -326,7 +326,7 @@ def _from_args(args: Any) -> dict[str, Any]:
         fc_channel='head_width',
     )  # fmt: skip
     found = {ours: _plain(values[theirs]) for theirs, ours in names.items() if values.get(theirs) is not None}
-    blocks = len(found.get('layers', ()))
+    blocks = len(found['layers']) if isinstance(found.get('layers'), tuple) else 0
     for theirs, ours in (('HS_start_block', 'hswish_from'), ('SE_start_block', 'se_from')):
         start = values.get(theirs)
         if isinstance(start, int) and blocks:

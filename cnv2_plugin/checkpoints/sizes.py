@@ -14,15 +14,25 @@ class OversizedError(ValueError):
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive of ``torch.save`` whose members unpack to more than the file; other files pass.
+    """Refuse an archive of ``torch.save`` whose members unpack to more than the file, or are damaged; other files pass.
+
+    PyTorch itself does not look at the checksums.
 
     Raises:
         OversizedError: the archive is compressed, or its members claim more bytes than the file has.
+        zipfile.BadZipFile: a checksum does not agree.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        _check_members(path, members)
+        damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f'the checksum of {damaged} does not agree')
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     compressed = next((m.filename for m in members if m.compress_type != zipfile.ZIP_STORED), None)
     claimed = sum(member.file_size for member in members)
     if compressed or claimed > path.stat().st_size:
