@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='timm names of models of this package (default: condensenetv2_a, _b and _c)',
     )  # fmt: skip
     parser.add_argument('--checkpoint', help='finished checkpoint of the one model given; random masks otherwise')
+    parser.add_argument('--train', action='store_true', help='measure training steps instead of inference')
     parser.add_argument('--forms', nargs='+', default=['training', 'condensed'], help='default: training condensed')
     parser.add_argument('--runtimes', nargs='+', default=['eager', 'onnxruntime'], help='default: eager onnxruntime')
     parser.add_argument('--input-size', type=int, nargs=3, default=[3, 224, 224], metavar=('C', 'H', 'W'))
@@ -28,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the table and write the JSON file."""
+    if args.train:
+        from ._train_benchmark import run_train
+
+        return run_train(args)
     from rich.console import Console
 
     from ..deploy.benchmark import benchmark, machine

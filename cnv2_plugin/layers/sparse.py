@@ -113,7 +113,7 @@ class GroupSparseConv2d(nn.Module):
             return self.conv(x)
         if self.packed:
             return self._convolve_packed(x)
-        return F.conv2d(x, self.conv.weight * self.mask, self.conv.bias, self.conv.stride)
+        return F.conv2d(x, self.masked_weight(), self.conv.bias, self.conv.stride)
 
     def _convolve_packed(self, x: Tensor) -> Tensor:
         """Convolve with the surviving weights, from and to the original order of channels."""
@@ -157,7 +157,12 @@ class GroupSparseConv2d(nn.Module):
         """The weight ``(O, I, 1, 1)`` with pruned entries zero; gradients reach surviving weights only."""
         if self.packed:
             return self.unpack_weight(self.conv.weight)
-        return self.conv.weight * self.mask
+        weight = self.conv.weight
+        if self.over == 'inputs':
+            alive = self.mask[:, None, : self.groups].flatten(2).to(weight.dtype)
+            return (weight.reshape(self.out_channels, -1, self.groups) * alive).reshape(weight.shape)
+        alive = self.mask[: self.groups].flatten().to(weight.dtype)
+        return (weight.reshape(-1, alive.numel()) * alive).reshape(weight.shape)
 
     def check_finite(self, name: str = '') -> None:
         """Raise before pruning would compare NaN or infinite weights.
