@@ -1,5 +1,6 @@
 """Tables on the terminal and as Markdown."""
 
+import sys
 from collections.abc import Iterable, Sequence
 
 
@@ -20,4 +21,4 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence], mar
         table.add_column(name, justify='left' if i == 0 else 'right', overflow='fold')
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
