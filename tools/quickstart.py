@@ -154,7 +154,8 @@ def plot(history: dict[str, list], path: Path) -> None:
         axis.grid(alpha=0.3)
         for stage in history['stages']:
             axis.axvline(stage['epoch'], color='tab:red', alpha=0.4, linestyle='--')
-    for stage in history['stages']:
+    firsts = {stage['stage']: stage for stage in reversed(history['stages'])}.values()
+    for stage in firsts:
         axes[0].annotate(
             str(stage['stage']), (stage['epoch'], 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom'
         )

@@ -77,6 +77,29 @@ def test_cnv2_test_reads_no_hostile_or_damaged_checkpoint(damage, files, tmp_pat
     assert not (files / 'executed').exists() and not Path('metrics.json').exists()
 
 
+@pytest.mark.parametrize('config', ['payload.pth', 'raw_payload.pth', 'text.csv', 'broken.py', 'no_model.py'])
+def test_cnv2_deploy_runs_nothing_that_is_no_config(config, files, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('mmengine')
+    from cnv2_plugin.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(['deploy', str(files / config), str(files / 'good.pth'), '--out', 'x.pth']) == 1
+    check_sentence(capsys.readouterr().err.strip().splitlines()[-1], config)
+    assert not (files / 'executed').exists() and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('damage', ['payload.pth', 'raw_payload.pth', 'expanded.pth', 'truncated.pth'])
+def test_cnv2_deploy_by_config_reads_no_hostile_checkpoint(damage, files, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('mmpretrain')
+    from cnv2_plugin.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path('config.py').write_text(CONFIG)
+    assert main(['deploy', 'config.py', str(files / damage), '--out', 'x.pth', '--onnx', 'x.onnx']) == 1
+    check_sentence(capsys.readouterr().err.strip().splitlines()[-1], damage)
+    assert not (files / 'executed').exists() and [p.name for p in tmp_path.iterdir()] == ['config.py']
+
+
 @pytest.mark.parametrize('what', ['resume', 'load_from'])
 def test_cnv2_train_starts_from_no_hostile_checkpoint(what, files, tmp_path, monkeypatch, capsys):
     pytest.importorskip('mmpretrain')

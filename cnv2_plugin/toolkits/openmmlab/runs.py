@@ -33,6 +33,8 @@ def load_config(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path} is not a file; give the path of a config.')
+    if Path(path).suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise ValueError(f'{path} ends in {Path(path).suffix or "nothing"}; a config ends in .py, .json or .yaml.')
     try:
         cfg = Config.fromfile(path)
     except SyntaxError as error:

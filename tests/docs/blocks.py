@@ -1,0 +1,119 @@
+"""Code blocks of Markdown files, and how each kind is run."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnv2_plugin.cli import command_names, main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+_BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+
+STAND_INS = {
+    'bash tools/quickstart.sh': 'bash -n "$ROOT/tools/quickstart.sh" && '
+    '"$PYTHON" "$ROOT/tools/quickstart.py" --epochs 3 --rounds 1 > /dev/null 2>&1',
+    'bash tools/run_tests.sh': 'bash -n "$ROOT/tools/run_tests.sh"',
+}
+"""What is run in place of a command that would install packages or run these very tests."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text and its line."""
+
+    language: str
+    text: str
+    line: int
+
+    @property
+    def is_config(self) -> bool:
+        """Whether it is an OpenMMLab config, or a part of one."""
+        return self.language == 'python' and bool(re.search(r'^(_base_|custom_hooks) = ', self.text, re.MULTILINE))
+
+
+def blocks(page: Path) -> list[Block]:
+    """Every fenced block of a page."""
+    text = page.read_text()
+    return [Block(m[1], m[2], text.count('\n', 0, m.start()) + 1) for m in _BLOCK.finditer(text)]
+
+
+def commands(block: Block) -> list[str]:
+    """Commands of a bash block without comments; continued lines are joined."""
+    lines = block.text.replace('\\\n', ' ').splitlines()
+    return [
+        ' '.join(shlex.split(line, comments=True)) and line.split('  #')[0].strip() for line in lines if line.strip()
+    ]
+
+
+def run_python(block: Block, page: Path, namespace: dict) -> None:
+    """Run a block in the page's namespace."""
+    code = compile('\n' * block.line + block.text, str(page), 'exec')
+    exec(code, namespace)
+
+
+def run_config(block: Block, page: Path) -> None:
+    """Read a config through mmengine, and build what it defines."""
+    from mmengine.config import Config
+    from mmengine.registry import HOOKS, MODELS, DefaultScope, init_default_scope
+
+    path = Path(f'{page.stem}_{block.line}.py')
+    path.write_text(block.text)
+    cfg = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope(None):
+        init_default_scope(cfg.get('default_scope') or 'mmengine')
+        if 'model' in cfg:
+            model = cfg.model
+            if isinstance(model.get('backbone'), dict) and 'init_cfg' in model.backbone:
+                model.backbone.init_cfg = None
+            MODELS.build(model)
+        for hook in cfg.get('custom_hooks', []):
+            HOOKS.build(hook)
+
+
+def run_bash(block: Block) -> None:
+    """Run commands one after the other; ours in this process, as ``cnv2`` itself would."""
+    for command in commands(block):
+        words = shlex.split(command, comments=True)
+        if words[0] == 'cnv2':
+            run_cnv2(words[1:])
+        elif words[:2] in (['pip', 'install'], ['python', '-m']):
+            continue
+        else:
+            command = STAND_INS.get(' '.join(words), command)
+            environment = {
+                'ROOT': str(ROOT),
+                'PYTHON': sys.executable,
+                'PATH': f'{Path(sys.executable).parent}:/usr/bin:/bin',
+            }
+            subprocess.run(
+                ['bash', '-euo', 'pipefail', '-c', command], check=True, env={**dict_environ(), **environment}
+            )
+
+
+def run_cnv2(arguments: list[str]) -> None:
+    """``cnv2`` in this process; ``--help`` ends well too."""
+    try:
+        code = main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code in (0, None), f'cnv2 {" ".join(arguments)} ended with {code}'
+
+
+def dict_environ() -> dict[str, str]:
+    """The environment of this process."""
+    import os
+
+    return {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
+
+
+def knows(command: str) -> bool:
+    """Whether a command of a bash block exists."""
+    words = shlex.split(command, comments=True)
+    if words[0] == 'cnv2':
+        return words[1] in command_names()
+    return any((ROOT / word).exists() for word in words) or shutil.which(words[0]) is not None

@@ -1,0 +1,92 @@
+"""Every code block of README and docs is run, in order, page by page, in a folder of its own."""
+
+import re
+import warnings
+
+import matplotlib
+import pytest
+import torch
+
+from tests.docs.blocks import PAGES, ROOT, blocks, commands, knows, run_bash, run_config, run_python
+
+HEAVY = ('README', 'surgery', 'runtimes', 'deployment', 'method')
+LANGUAGES = ('python', 'bash', '', 'text', 'console', 'html', 'json')
+
+
+def page_parameters():
+    for page in PAGES:
+        yield pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in HEAVY else [])
+
+
+@pytest.mark.parametrize('page', page_parameters())
+def test_every_block_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    (tmp_path / 'tools').symlink_to(ROOT / 'tools')
+    matplotlib.use('Agg')
+    torch.manual_seed(0)
+    namespace = {'__name__': page.stem}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for block in blocks(page):
+            try:
+                if block.is_config:
+                    pytest.importorskip('mmengine')
+                    run_config(block, page)
+                elif block.language == 'python':
+                    run_python(block, page, namespace)
+                elif block.language == 'bash':
+                    run_bash(block)
+            except Exception as error:
+                raise AssertionError(f'{page.name}, block in line {block.line}: {error}') from error
+    check = CHECKS.get(page.stem)
+    if check:
+        check(namespace, tmp_path)
+
+
+def released_file_becomes_a_model(namespace, folder):
+    from tests.reference import official
+
+    net = official.small('110-cifar', growth=(8, 8, 16))
+    state = official.random_state_dict(net, None, torch.Generator().manual_seed(0))
+    torch.save(dict(state_dict=state), folder / 'released.pth')
+    with pytest.raises(RuntimeError, match='hswish_from'):
+        namespace['from_released_file'](folder / 'released.pth', 7)
+    full = official.NETS['110-cifar'] if hasattr(official, 'NETS') else None
+    if full is not None:
+        state = official.random_state_dict(full, None, torch.Generator().manual_seed(0))
+        torch.save(dict(state_dict=state), folder / 'released.pth')
+        model, finished = namespace['from_released_file'](folder / 'released.pth', 7)
+        assert finished and model.num_classes == 7
+
+
+def quickstart_drew_its_pictures(namespace, folder):
+    for name in ('training', 'lgc', 'sfr', 'sparsity'):
+        assert (folder / f'work_dirs/quickstart/{name}.png').stat().st_size > 10_000
+
+
+CHECKS = {'README': quickstart_drew_its_pictures, 'fine-tuning': released_file_becomes_a_model}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_links_pictures_and_commands_exist(page):
+    text = page.read_text()
+    for target in re.findall(r'\]\(([^)#]+)(?:#[^)]*)?\)', text):
+        if '://' not in target:
+            assert (page.parent / target).exists(), f'{page.name} points to {target}'
+    for picture in re.findall(r'!\[[^\]]*\]\(([^)]+)\)', text):
+        assert (page.parent / picture).stat().st_size < 200_000, picture
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f'{page.name}, line {block.line}: {block.language}'
+        for command in commands(block) if block.language == 'bash' else ():
+            assert knows(command), f'{page.name}, line {block.line}: {command}'
+        if block.language == 'python':
+            compile(block.text, str(page), 'exec')
+    fences = text.count('\n```') + text.startswith('```')
+    assert fences == 2 * len(blocks(page)), f'{page.name} has an unclosed block'
+
+
+def test_no_page_names_this_machine():
+    for page in PAGES:
+        found = re.search(r'(?<![\w.])/(work|root|tmp|opt|home)/', page.read_text())
+        assert not found, f'{page.name}: {found.group()}'
