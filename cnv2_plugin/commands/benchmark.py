@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 HELP = 'compare the latency of training, condensed and optimised forms in several runtimes'
+SIZES = (128, 192, 256, 384, 512)
+BATCHES = (1, 4, 16, 64)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,41 +17,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument('--checkpoint', help='finished checkpoint of the one model given; random masks otherwise')
     parser.add_argument('--train', action='store_true', help='measure training steps instead of inference')
-    parser.add_argument('--forms', nargs='+', default=['training', 'condensed'], help='default: training condensed')
-    parser.add_argument('--runtimes', nargs='+', default=['eager', 'onnxruntime'], help='default: eager onnxruntime')
+    parser.add_argument('--forms', nargs='+', default=['training', 'condensed', 'optimised'],
+                        help='of authors, training, condensed, optimised (default: all but authors)')  # fmt: skip
+    parser.add_argument('--runtimes', nargs='+', default=['eager', 'onnxruntime'],
+                        help='of eager, compile, onnxruntime, openvino (default: eager onnxruntime)')  # fmt: skip
+    parser.add_argument('--peers', nargs='*', default=[], metavar='FAMILY',
+                        help='also the ShuffleNetV2, MobileNetV3 or GhostNet of nearest multiply-adds')  # fmt: skip
     parser.add_argument('--input-size', type=int, nargs=3, default=[3, 224, 224], metavar=('C', 'H', 'W'))
-    parser.add_argument('--batch', type=int, default=1, help='images in a call (default 1)')
-    parser.add_argument('--threads', type=int, default=1, help='threads of every runtime (default 1)')
+    parser.add_argument(
+        '--batch', type=int, nargs='+', default=[1], help='images in a call; may be several (default 1)'
+    )
+    parser.add_argument(
+        '--threads', type=int, nargs='+', default=[1], help='of every runtime; may be several (default 1)'
+    )
     parser.add_argument('--rounds', type=int, default=40, help='measured rounds (default 40)')
     parser.add_argument('--warmup', type=int, default=5, help='unmeasured calls before them (default 5)')
+    parser.add_argument(
+        '--tune', type=float, metavar='SECONDS', help='tune the optimised form of each model for so long'
+    )
+    parser.add_argument('--memory', action='store_true', help='also the peak memory of ONNX Runtime')
+    parser.add_argument('--roofline', action='store_true', help="also the machine's limit for each model")
+    parser.add_argument('--scaling', action='store_true', help='also latency against image size and batch')
+    parser.add_argument('--files', type=Path, help='folder where exported files are kept and found again')
     parser.add_argument('--json', type=Path, help='also write the figures to this file')
-    parser.add_argument('--markdown', action='store_true', help='print the table as Markdown')
+    parser.add_argument('--png', type=Path, help='also draw them')
+    parser.add_argument('--markdown', action='store_true', help='print the tables as Markdown')
     parser.add_argument('--quiet', action='store_true', help='no progress')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table and write the JSON file."""
+    """Measure, print the tables and write the files that were asked for."""
     if args.train:
         from ._train_benchmark import run_train
 
+        args.batch, args.threads = args.batch[0], args.threads[0]
         return run_train(args)
     from rich.console import Console
 
-    from ..deploy.benchmark import benchmark, machine
+    from ..deploy.benchmark import benchmark, machine, pinned
+    from ..deploy.benchmark_machine import count_mult_adds, roofline
+    from ..deploy.condense import condense
 
     console = Console(stderr=True, quiet=args.quiet)
+    args.progress = lambda text: console.print(text, highlight=False)
+    args.input_size = tuple(args.input_size)
     models = {name: _model(name, args.checkpoint, len(args.models)) for name in args.models}
-    measurements = benchmark(
-        models, args.forms, args.runtimes, tuple(args.input_size), args.batch, args.threads,
-        args.rounds, args.warmup, lambda text: console.print(text, highlight=False),
-    )  # fmt: skip
-    _print(measurements, args)
-    if args.json:
-        from ..checkpoints import atomic_path
-
-        content = {'machine': machine(), 'measurements': [m.as_dict() for m in measurements]}
-        with atomic_path(args.json) as temporary:
-            Path(temporary).write_text(json.dumps(content, indent=2))
+    work = {name: count_mult_adds(condense(model), args.input_size) for name, model in models.items()}
+    content = {'machine': machine(), 'measurements': [], 'mult_adds': work}
+    common = dict(progress=args.progress, folder=args.files, choices=_tuned(models, args))
+    for threads in args.threads:
+        for batch in args.batch:
+            measured = benchmark(
+                models, args.forms, args.runtimes, args.input_size, batch, threads, args.rounds, args.warmup,
+                peers=_peers(work, args), memory=args.memory and threads == 1, **common,
+            )  # fmt: skip
+            content['measurements'] += measured
+            _print(measured, args)
+            _print_ratios(measured, args)
+    limits = {}
+    if args.roofline:
+        with pinned(args.threads[0]):
+            best = roofline()
+        condensed = {name: sum(p.numel() for p in condense(model).parameters()) for name, model in models.items()}
+        limits = {name: best.limit(work[name], 4 * condensed[name]) for name in models}
+        content['roofline'] = {'mult_adds': best.mult_adds, 'bandwidth': best.bandwidth, 'limits': limits}
+        _print_limits(best, limits, work, args)
+    scaling = _scaling(models, args, common) if args.scaling else ([], [])
+    _write(args, content, limits, scaling)
     return 0
 
 
@@ -70,16 +104,120 @@ def _model(name: str, checkpoint, count: int):
     return model.eval()
 
 
+def _peers(work: dict[str, int], args: argparse.Namespace) -> dict:
+    from ..deploy.benchmark_peers import nearest_peers
+
+    peers = {}
+    for mult_adds in work.values() if args.peers else ():
+        peers.update(nearest_peers(mult_adds, args.input_size, tuple(args.peers)))
+    return peers
+
+
+def _tuned(models, args: argparse.Namespace) -> dict:
+    if args.tune is None:
+        return {}
+    from ..deploy import tune
+
+    runtime = 'openvino' if 'onnxruntime' not in args.runtimes and 'openvino' in args.runtimes else 'onnxruntime'
+    return {
+        name: tune(model, args.input_size, runtime, args.batch[0], args.threads[0], args.tune, progress=args.progress)
+        for name, model in models.items()
+    }
+
+
+def _scaling(models, args: argparse.Namespace, common: dict):
+    from ..deploy.benchmark import benchmark, exponent
+
+    measure = dict(rounds=args.rounds, warmup=args.warmup, threads=args.threads[0], **common)
+    channels = args.input_size[0]
+    by_size = [m for s in SIZES for m in benchmark(models, args.forms, args.runtimes[-1:], (channels, s, s), **measure)]
+    by_batch = [
+        m for b in BATCHES for m in benchmark(models, args.forms, args.runtimes[-1:], args.input_size, b, **measure)
+    ]
+    from ._tables import print_table
+
+    rows = []
+    for label in dict.fromkeys((m.model, m.form, m.runtime) for m in by_size):
+        sizes = [m for m in by_size if (m.model, m.form, m.runtime) == label]
+        batches = [m for m in by_batch if (m.model, m.form, m.runtime) == label]
+        rows.append([
+            *label, *(f'{m.timing.min:.1f}' for m in sizes), _exponent(exponent, sizes, 'height'),
+            *(f'{m.timing.min:.1f}' for m in batches), _exponent(exponent, batches, 'batch'),
+        ])  # fmt: skip
+    header = ['model', 'form', 'runtime', *map(str, SIZES), 'exponent', *(f'batch {b}' for b in BATCHES), 'exponent']
+    print_table('Least ms against image height and batch', header, rows, args.markdown)
+    return by_size, by_batch
+
+
+def _exponent(exponent, rows, name: str) -> str:
+    return f'{exponent([getattr(m, name) for m in rows], [m.timing.min for m in rows]):.2f}'
+
+
 def _print(measurements, args: argparse.Namespace) -> None:
     from ._tables import print_table
 
-    base = {(m.model, m.runtime): m.timing.min for m in measurements if m.form == args.forms[0]}
+    first = measurements[0]
     size = 'x'.join(map(str, args.input_size))
-    title = f'Latency at {size}, batch {args.batch}, {args.threads} thread(s), {args.rounds} interleaved rounds'
-    header = ['model', 'form', 'runtime', 'min ms', 'median ms', 'max ms', f'ratio to {args.forms[0]}', 'MB']
+    title = f'Latency at {size}, batch {first.batch}, {first.threads} thread(s), {args.rounds} interleaved rounds'
+    header = ['model', 'form', 'runtime', 'min ms', 'median ms', 'max ms', 'M multiply-adds', 'MB', 'peak MB']
     rows = [
         [m.model, m.form, m.runtime, f'{m.timing.min:.2f}', f'{m.timing.median:.2f}', f'{m.timing.max:.2f}',
-         f'{m.timing.min / base[m.model, m.runtime]:.2f}', f'{m.size / 1e6:.1f}']
+         f'{m.mult_adds / 1e6:.0f}', f'{m.size / 1e6:.1f}', '' if m.memory is None else f'{m.memory / 1e6:.0f}']
         for m in measurements
     ]  # fmt: skip
     print_table(title, header, rows, args.markdown)
+
+
+def _print_ratios(measurements, args: argparse.Namespace) -> None:
+    """The last form of each model against everything else in the same runtime."""
+    from ._tables import print_table
+
+    last = args.forms[-1]
+    times = {(m.model, m.form, m.runtime): m.timing.min for m in measurements}
+    rows = []
+    for m in measurements:
+        if m.model not in args.models or m.form != last:
+            continue
+        others = [o for o in measurements if o.runtime == m.runtime and o.form != last]
+        cells = [o for o in others if o.model == m.model or o.model not in args.models]
+        for o in cells:
+            name = o.form if o.model == m.model else o.model
+            ratio = m.timing.min / times[o.model, o.form, o.runtime]
+            rows.append([m.model, m.runtime, name, f'{ratio:.2f}', f'{m.timing.median / o.timing.median:.2f}'])
+    if rows:
+        header = ['model', 'runtime', f'{last} over', 'of minima', 'of medians']
+        print_table('Ratios of latencies', header, rows, args.markdown)
+
+
+def _print_limits(best, limits, work, args: argparse.Namespace) -> None:
+    from ._tables import print_table
+
+    title = (
+        f'Limit of this machine: {best.mult_adds / 1e9:.1f} G multiply-adds a second (large matrix product), '
+        f'{best.bandwidth / 1e9:.1f} GB a second (copy)'
+    )
+    rows = [[name, f'{work[name] / 1e6:.0f}', f'{limits[name]:.2f}'] for name in limits]
+    print_table(title, ['model', 'M multiply-adds, condensed', 'limit ms'], rows, args.markdown)
+
+
+def _write(args: argparse.Namespace, content, limits, scaling) -> None:
+    from ..checkpoints import atomic_path
+
+    by_size, by_batch = scaling
+    if args.png:
+        from ..deploy.benchmark_plot import plot_latency, plot_scaling
+
+        first = [m for m in content['measurements'] if (m.batch, m.threads) == (args.batch[0], args.threads[0])]
+        with atomic_path(args.png) as temporary:
+            plot_latency(first, limits, temporary)
+        if by_size:
+            with atomic_path(args.png.with_stem(f'{args.png.stem}-scaling')) as temporary:
+                plot_scaling(by_size, by_batch, temporary)
+    if args.json:
+        content = {**content, 'measurements': [m.as_dict() for m in content['measurements']]}
+        if by_size:
+            content['scaling'] = {
+                'by_size': [m.as_dict() for m in by_size], 'by_batch': [m.as_dict() for m in by_batch]
+            }  # fmt: skip
+        with atomic_path(args.json) as temporary:
+            Path(temporary).write_text(json.dumps(content, indent=2))

@@ -2,7 +2,7 @@
 
 from .condense import ClassifierCost, classifier_cost, condense, condense_state_dict
 from .export import ExportReport, export_onnx
-from .lowering import lower, lowered_forms
+from .lowering import lower, lowered_forms, tune
 from .verify import VerificationError, VerifyReport, verify
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     'export_onnx',
     'lower',
     'lowered_forms',
+    'tune',
     'verify',
 ]

@@ -1,7 +1,7 @@
 """Latency of the forms of a model in several runtimes, measured in interleaved rounds."""
 
+import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,15 +9,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
 from .benchmark_forms import FORMS
-from .benchmark_runtimes import RUNTIMES, Runner
+from .benchmark_machine import count_mult_adds
+from .benchmark_machine import machine as machine
+from .benchmark_runtimes import RUNTIMES, Prepared, Runner, peak_memory
 
 Progress = Callable[[str], None]
+PEER = 'as published'
+"""Form of networks that are not ours."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,15 @@ class Measurement:
 
     Attributes:
         model: name of the model.
-        form: see ``benchmark_forms.FORMS``.
+        form: see ``benchmark_forms.FORMS``; ``PEER`` for networks that are not ours.
         runtime: see ``benchmark_runtimes.RUNTIMES``.
         batch: images in a call.
         threads: threads of the runtime.
+        height: of the images.
         timing: latency.
-        size: bytes of the exported file, or of the parameters where the runtime has none.
+        size: bytes of the exported file, or of parameters and buffers where the runtime has none.
+        mult_adds: multiply-adds of convolutions and linear layers for one image, zeros filled in included.
+        memory: peak memory of a fresh process that loads and runs the ONNX file, in bytes; None where not measured.
     """
 
     model: str
@@ -54,8 +61,11 @@ class Measurement:
     runtime: str
     batch: int
     threads: int
+    height: int
     timing: Timing
     size: int
+    mult_adds: int
+    memory: Optional[int] = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -102,6 +112,11 @@ def benchmark(
     rounds: int = 40,
     warmup: int = 5,
     progress: Optional[Progress] = None,
+    *,
+    peers: Optional[Mapping[str, nn.Module]] = None,
+    folder: Optional[Union[str, Path]] = None,
+    memory: bool = False,
+    choices: Optional[Mapping[str, Mapping[str, str]]] = None,
 ) -> list[Measurement]:
     """Measure every form of every model in every runtime, all in the same interleaved rounds.
 
@@ -115,6 +130,10 @@ def benchmark(
         rounds: measured rounds.
         warmup: unmeasured calls before them.
         progress: called with a short text now and then.
+        peers: other networks, measured as they are.
+        folder: where exported files are kept and found again; a temporary folder by default.
+        memory: also measure the peak memory of ONNX Runtime.
+        choices: for each model the optimised form's form by layer, in place of the default table's.
 
     Raises:
         ValueError: an unknown form or runtime, or a count below 1.
@@ -123,20 +142,55 @@ def benchmark(
     _check_names('runtime', runtimes, RUNTIMES)
     if batch < 1 or threads < 1:
         raise ValueError(f'batch is {batch} and threads is {threads}; both take whole numbers of at least 1.')
+    report = progress or (lambda text: None)
     images = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(0))
-    runners, sizes = {}, {}
-    with TemporaryDirectory() as folder, pinned(threads):
-        for name, model in models.items():
-            for form in forms:
-                module = FORMS[form](model)
-                for runtime in runtimes:
-                    if progress:
-                        progress(f'preparing {name}, {form}, {runtime}')
-                    key = (name, form, runtime)
-                    path = Path(folder) / f'{name}-{form}'
-                    runners[key], sizes[key] = RUNTIMES[runtime](module, form, images, threads, path)
-        timings = interleave(runners, rounds, warmup, progress)
-    return [Measurement(*key, batch, threads, timing, sizes[key]) for key, timing in timings.items()]
+    prepared: dict[tuple[str, str, str], Prepared] = {}
+    work: dict[tuple[str, str], int] = {}
+    with TemporaryDirectory() as temporary, pinned(threads):
+        place = Path(folder or temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        for name, form, runtime, module in _contenders(models, peers or {}, forms, runtimes, input_size, choices or {}):
+            report(f'preparing {name}, {form}, {runtime}')
+            work[name, form] = count_mult_adds(module, input_size)
+            optimize = form == 'optimised'
+            prepared[name, form, runtime] = RUNTIMES[runtime](module, images, threads, place, optimize)
+        timings = interleave({key: item.run for key, item in prepared.items()}, rounds, warmup, report)
+        peaks = {}
+        if memory:
+            for key, item in prepared.items():
+                if key[2] == 'onnxruntime':
+                    report(f'peak memory of {key[0]}, {key[1]}')
+                    peaks[key] = peak_memory(item.file, tuple(images.shape))
+    return [
+        Measurement(
+            *key, batch, threads, input_size[1], timing, prepared[key].size, work[key[:2]], peaks.get(key)
+        )
+        for key, timing in timings.items()
+    ]  # fmt: skip
+
+
+def _contenders(models, peers, forms, runtimes, input_size, choices) -> Iterator[tuple[str, str, str, nn.Module]]:
+    for name, model in models.items():
+        for form in forms:
+            for runtime in runtimes:
+                table = 'openvino' if runtime == 'openvino' else 'onnxruntime'
+                yield name, form, runtime, FORMS[form](model, input_size, table, choices.get(name))
+    for name, model in peers.items():
+        for runtime in runtimes:
+            yield name, PEER, runtime, model
+
+
+def exponent(sizes: Sequence[float], milliseconds: Sequence[float]) -> float:
+    """Slope of log latency over log size: 1 where latency grows in proportion, by least squares.
+
+    Raises:
+        ValueError: fewer than two sizes.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f'an exponent takes at least two sizes, but there are {len(sizes)}.')
+    x, y = [math.log(s) for s in sizes], [math.log(t) for t in milliseconds]
+    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
 
 
 @contextmanager
@@ -153,25 +207,6 @@ def pinned(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
         if affinity:
             os.sched_setaffinity(0, affinity)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    versions = {'python': platform.python_version(), 'torch': torch.__version__}
-    for package in ('onnxruntime', 'openvino'):
-        try:
-            from importlib.metadata import version
-
-            versions[package] = version(package)
-        except ImportError:
-            continue
-    return {
-        'processor': _processor(),
-        'cores': os.cpu_count(),
-        'system': platform.system(),
-        'instructions': torch.backends.cpu.get_cpu_capability(),
-        'versions': versions,
-    }
 
 
 def random_finished(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -203,12 +238,3 @@ def _check_names(what: str, names: Sequence[str], known: Mapping[str, Any]) -> N
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f'{what} {", ".join(unknown) or "list is empty"}: choose from {", ".join(known)}.')
-
-
-def _processor() -> str:
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith('model name'):
-                return line.split(':', 1)[1].strip()
-    return platform.processor() or platform.machine()

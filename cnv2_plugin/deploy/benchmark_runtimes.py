@@ -1,7 +1,12 @@
 """The runtimes of the benchmark: each turns a module into a callable that computes its output for given images."""
 
+import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -9,23 +14,61 @@ from torch import Tensor, nn
 Runner = Callable[[], object]
 
 
-def eager(module: nn.Module, form: str, images: Tensor, threads: int, path: Path) -> tuple[Runner, int]:
-    """PyTorch as it is; the size is that of parameters and buffers."""
+@dataclass(frozen=True)
+class Prepared:
+    """Something to time.
+
+    Attributes:
+        run: computes the output.
+        size: bytes of the exported file, or of parameters and buffers where there is none.
+        file: exported file, if any.
+    """
+
+    run: Runner
+    size: int
+    file: Optional[Path] = None
+
+
+def eager(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
+    """PyTorch as it is."""
 
     def run() -> Tensor:
         with torch.inference_mode():
             return module(images)
 
-    tensors = [*module.parameters(), *module.buffers()]
-    return run, sum(t.numel() * t.element_size() for t in tensors)
+    return Prepared(run, _bytes(module))
 
 
-def onnxruntime(module: nn.Module, form: str, images: Tensor, threads: int, path: Path) -> tuple[Runner, int]:
-    """ONNX Runtime on the processor with all its graph optimisations; the size is that of the ONNX file."""
-    file = onnx_file(module, form, images, path)
+def compiled(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
+    """``torch.compile`` with its default backend; needs a C++ compiler."""
+    program = torch.compile(module)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return program(images)
+
+    run()
+    return Prepared(run, _bytes(module))
+
+
+def onnxruntime(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
+    """ONNX Runtime on the processor with all its graph optimisations."""
+    file = onnx_file(module, images, folder, optimize)
     session = onnx_session(file, threads)
     feed = {session.get_inputs()[0].name: images.numpy()}
-    return lambda: session.run(None, feed), file.stat().st_size
+    return Prepared(lambda: session.run(None, feed), file.stat().st_size, file)
+
+
+def openvino(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
+    """OpenVINO on the processor, reading the same ONNX file, in float32."""
+    from openvino import Core
+
+    file = onnx_file(module, images, folder, optimize)
+    core = Core()
+    settings = {'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1, 'INFERENCE_PRECISION_HINT': 'f32'}
+    request = core.compile_model(core.read_model(file), 'CPU', settings).create_infer_request()
+    array = images.numpy()
+    return Prepared(lambda: request.infer([array]), file.stat().st_size, file)
 
 
 def onnx_session(path: Path, threads: int = 1):
@@ -40,14 +83,49 @@ def onnx_session(path: Path, threads: int = 1):
     return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
-def onnx_file(module: nn.Module, form: str, images: Tensor, path: Path) -> Path:
-    """Export once; later runtimes of the same form read the same file."""
+def onnx_file(module: nn.Module, images: Tensor, folder: Path, optimize: bool) -> Path:
+    """Export once: a module of the same structure and weights finds its file again."""
     from .export import export_onnx
 
-    file = path.with_name(path.name + '.onnx')
+    digest = hashlib.sha256(f'{module} {tuple(images.shape)} {optimize}'.encode())
+    for tensor in module.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    file = folder / f'{digest.hexdigest()[:24]}.onnx'
     if not file.exists():
-        export_onnx(module, file, tuple(images.shape[1:]), batch=len(images), optimize=form == 'optimised')
+        export_onnx(module, file, tuple(images.shape[1:]), batch=len(images), optimize=optimize)
     return file
 
 
-RUNTIMES: dict[str, Callable[..., tuple[Runner, int]]] = {'eager': eager, 'onnxruntime': onnxruntime}
+def peak_memory(file: Path, shape: tuple[int, ...]) -> int:
+    """Bytes by which loading and running an ONNX file in ONNX Runtime raises the peak memory of a fresh process."""
+    result = subprocess.run(
+        [sys.executable, '-c', _MEMORY, str(file), *map(str, shape)], capture_output=True, text=True, check=True
+    )
+    return int(result.stdout)
+
+
+_MEMORY = """
+import resource, sys
+import numpy, onnxruntime
+images = numpy.zeros(list(map(int, sys.argv[2:])), numpy.float32)
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=['CPUExecutionProvider'])
+for _ in range(3):
+    session.run(None, {session.get_inputs()[0].name: images})
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(peak * (1 if sys.platform == 'darwin' else 1024))
+"""
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+
+
+RUNTIMES: dict[str, Callable[..., Prepared]] = {
+    'eager': eager,
+    'compile': compiled,
+    'onnxruntime': onnxruntime,
+    'openvino': openvino,
+}

@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
 from ..layers import ChannelScatterSum
-from .lowering import lower
+from .lowering import lower, lowered_forms
 from .verify import VerifyReport, verify
 
 OPSET = 20
@@ -32,6 +32,7 @@ class ExportReport:
         opset: version of the standard operators.
         operators: number of nodes by operator.
         verification: ONNX Runtime against the given model.
+        forms: chosen form of every layer that offers several.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class ExportReport:
     opset: int
     operators: dict[str, int]
     verification: VerifyReport
+    forms: dict[str, str]
 
 
 class GatherSum(nn.Module):
@@ -81,6 +83,7 @@ def export_onnx(
     tolerance: float = 1e-5,
     metadata: Optional[dict[str, Any]] = None,
     output_names: Optional[list[str]] = None,
+    choices: Optional[Mapping[str, str]] = None,
 ) -> ExportReport:
     """Write a model as ONNX with standard operators only, through ``torch.export``.
 
@@ -93,9 +96,10 @@ def export_onnx(
         tolerance: largest relative difference to PyTorch that is accepted.
         metadata: plain values stored in the file (arch, classes, normalisation).
         output_names: names of the outputs; ``logits``, or ``output_0`` and so on, by default.
+        choices: form by layer in place of the default table's, as :func:`cnv2_plugin.deploy.tune` gives it.
 
     Raises:
-        ValueError: ``batch`` or ``input_size`` does not fit.
+        ValueError: ``batch``, ``input_size`` or ``choices`` does not fit.
         UnfinishedPruningError: ``optimize``, and pruning is not finished.
         VerificationError: the file does not agree with PyTorch; nothing is written.
     """
@@ -106,7 +110,7 @@ def export_onnx(
     check_target(path)
     import onnx
 
-    runtime_model = for_runtime(model, optimize, input_size).eval()
+    runtime_model = for_runtime(model, optimize, input_size, choices).eval()
     count = 2 if batch == 'dynamic' else batch
     proto = _to_proto(runtime_model, torch.randn(count, *input_size), batch == 'dynamic', output_names)
     _strip(proto)
@@ -122,13 +126,17 @@ def export_onnx(
     operators: dict[str, int] = {}
     for node in proto.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    return ExportReport(Path(path), size, proto.opset_import[0].version, operators, report)
+    return ExportReport(
+        Path(path), size, proto.opset_import[0].version, operators, report, lowered_forms(runtime_model)
+    )
 
 
-def for_runtime(model: nn.Module, optimize: bool, input_size: tuple[int, int, int]) -> nn.Module:
+def for_runtime(
+    model: nn.Module, optimize: bool, input_size: tuple[int, int, int], choices: Optional[Mapping[str, str]] = None
+) -> nn.Module:
     """A copy of a model in the form that is exported."""
     if optimize:
-        return lower(model, input_size)
+        return lower(model, input_size, choices=choices)
     model = deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():

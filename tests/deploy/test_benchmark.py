@@ -5,11 +5,16 @@ import json
 import pytest
 import timm
 import torch
+from torch import nn
 
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.cli import main
-from cnv2_plugin.deploy.benchmark import Timing, benchmark, interleave, random_finished
+from cnv2_plugin.deploy import export_onnx
+from cnv2_plugin.deploy.benchmark import Timing, benchmark, exponent, interleave, random_finished
 from cnv2_plugin.deploy.benchmark_forms import FORMS
+from cnv2_plugin.deploy.benchmark_machine import count_mult_adds
+from cnv2_plugin.deploy.benchmark_peers import nearest_peers
+from cnv2_plugin.deploy.benchmark_runtimes import peak_memory
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
 TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)
@@ -24,7 +29,7 @@ def test_every_form_computes_the_same(form):
     model, x = tiny_model().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
-        assert relative_difference(FORMS[form](model)(x), model(x)) < 1e-9
+        assert relative_difference(FORMS[form](model, (3, 32, 32), 'onnxruntime', None)(x), model(x)) < 1e-9
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -76,14 +81,42 @@ def test_random_finished_is_reproducible_and_finished():
 
 def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
     path = tmp_path / 'figures.json'
-    options = (
-        '--forms training condensed --runtimes eager --input-size 3 32 32 --rounds 1 --warmup 0 --quiet --markdown'
-    )
-    assert main(['benchmark', 'condensenetv2_110_cifar', *options.split(), '--json', str(path)]) == 0
-    assert '| condensenetv2_110_cifar | condensed | eager |' in capsys.readouterr().out
+    forms = '--forms condensed optimised --runtimes eager --peers ShuffleNetV2'
+    options = '--input-size 3 32 32 --rounds 1 --warmup 0 --quiet --markdown --roofline'
+    files = ['--json', str(path), '--png', str(tmp_path / 'x.png')]
+    assert main(['benchmark', 'condensenetv2_110_cifar', *forms.split(), *options.split(), *files]) == 0
+    printed = capsys.readouterr().out
+    assert '| condensenetv2_110_cifar | condensed | eager |' in printed
+    assert '| condensenetv2_110_cifar | eager | shufflenet_v2_x' in printed and (tmp_path / 'x.png').stat().st_size
     content = json.loads(path.read_text())
-    assert content['machine']['versions']['torch'] == torch.__version__
-    assert len(content['measurements']) == 2 and content['measurements'][0]['timing']['rounds'] == 1
+    assert torch.__version__.startswith(content['machine']['versions']['torch'])
+    assert len(content['measurements']) == 3 and content['measurements'][0]['timing']['rounds'] == 1
+    assert 0 < content['roofline']['limits']['condensenetv2_110_cifar'] < 1000
+
+
+def test_counting_multiply_adds():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(288, 5))
+    assert count_mult_adds(model, (3, 16, 16)) == 8 * 64 * 27 + 8 * 36 * 18 + 288 * 5
+
+
+def test_nearest_peers():
+    (name,) = nearest_peers(145_000_000, families=('ShuffleNetV2',))
+    assert name == 'shufflenet_v2_x1_0'
+    with pytest.raises(ValueError, match='there are no peers AlexNet; choose from ShuffleNetV2'):
+        nearest_peers(1, families=('AlexNet',))
+
+
+def test_exponent():
+    assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    with pytest.raises(ValueError, match='at least two sizes'):
+        exponent([1], [1])
+
+
+def test_peak_memory_grows_with_the_work(tmp_path):
+    model = nn.Conv2d(3, 64, 1).eval()
+    export_onnx(model, tmp_path / 'x.onnx', (3, 8, 8), optimize=False)
+    small, large = (peak_memory(tmp_path / 'x.onnx', (1, 3, size, size)) for size in (8, 512))
+    assert large - small > 64 * 512 * 512 * 4 / 2
 
 
 def test_command_tells_of_an_unknown_form(capsys):

@@ -6,5 +6,6 @@ PyTorch module again.
 """
 
 from .lower import lower, lowered_forms
+from .tuner import tune
 
-__all__ = ['lower', 'lowered_forms']
+__all__ = ['lower', 'lowered_forms', 'tune']

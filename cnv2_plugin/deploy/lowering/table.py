@@ -79,8 +79,9 @@ _ONNXRUNTIME = (
     Rule('spatial', 'tiled4', max_group_outputs=4, rows=4),
     Rule('spatial', 'tiled2', max_group_outputs=8, rows=2),
     Rule('spatial', 'group'),
-    Rule('reactivate', 'dense-plain', max_inputs=32, aligned=False),
-    Rule('reactivate', 'dense', max_inputs=32),
+    Rule('reactivate', 'dense-plain', max_inputs=16, aligned=False),
+    Rule('reactivate', 'dense', max_inputs=16),
+    Rule('reactivate', 'dense-plain', max_inputs=32),
     Rule('reactivate', 'split'),
 )
 

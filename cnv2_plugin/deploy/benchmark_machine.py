@@ -1,0 +1,95 @@
+"""What the figures are measured on: processor, versions, and how fast it multiplies and copies at best."""
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The best the machine does, measured.
+
+    Attributes:
+        mult_adds: multiply-adds a second, of a large float32 matrix product.
+        bandwidth: bytes a second read and written, of copying more than the caches hold.
+    """
+
+    mult_adds: float
+    bandwidth: float
+
+    def limit(self, mult_adds: int, weight_bytes: int) -> float:
+        """Milliseconds below which no implementation gets: all products at the best rate, all weights read once."""
+        return max(mult_adds / self.mult_adds, weight_bytes / self.bandwidth) * 1e3
+
+
+def roofline(rounds: int = 20) -> Roofline:
+    """Measure with the threads that PyTorch has at the moment."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    source = torch.randn(32 * 2**20)
+    target = torch.empty_like(source)
+    product = _least(lambda: torch.mm(a, b), rounds)
+    copy = _least(lambda: target.copy_(source), rounds)
+    return Roofline(1024**3 / product, 2 * source.numel() * 4 / copy)
+
+
+def count_mult_adds(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-adds of convolutions and linear layers for one image; one of them is two FLOPs."""
+    total = 0
+
+    def count(module: nn.Module, inputs, output) -> None:
+        nonlocal total
+        total += output.numel() * module.weight.numel() // module.weight.size(0)
+
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
+    weight = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *input_size, dtype=weight.dtype, device=weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def machine() -> dict[str, Any]:
+    """Processor and versions."""
+    versions = {'python': platform.python_version()}
+    for package in ('torch', 'onnxruntime', 'openvino', 'timm', 'torchvision'):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        'processor': _processor(),
+        'cores': os.cpu_count(),
+        'system': platform.system(),
+        'instructions': torch.backends.cpu.get_cpu_capability(),
+        'versions': versions,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith('model name'):
+                return line.split(':', 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _least(run, rounds: int) -> float:
+    run()
+    least = float('inf')
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        least = min(least, time.perf_counter() - start)
+    return least

@@ -1,0 +1,67 @@
+"""The benchmark as pictures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Union
+
+from .benchmark import Measurement, exponent
+
+
+def plot_latency(measurements: Sequence[Measurement], limits: Mapping[str, float], path: Union[str, Path]) -> None:
+    """Bars of the least latency, one panel a runtime, with the machine's limit of each model as a line.
+
+    Args:
+        measurements: of one batch size and number of threads.
+        limits: milliseconds below which a model cannot get, by name.
+        path: picture to write.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    runtimes = list(dict.fromkeys(m.runtime for m in measurements))
+    figure, axes = pyplot.subplots(1, len(runtimes), figsize=(1 + 5 * len(runtimes), 5), squeeze=False)
+    for axis, runtime in zip(axes[0], runtimes):
+        rows = [m for m in measurements if m.runtime == runtime]
+        labels = [f'{m.model}\n{m.form}' for m in rows]
+        axis.barh(labels, [m.timing.min for m in rows], color=[_color(m.form) for m in rows])
+        for i, m in enumerate(rows):
+            axis.text(m.timing.min, i, f' {m.timing.min:.1f}', va='center', fontsize=7)
+            if m.model in limits:
+                axis.plot([limits[m.model]] * 2, [i - 0.4, i + 0.4], color='black', linewidth=1)
+        axis.invert_yaxis()
+        axis.tick_params(axis='y', labelsize=7)
+        axis.set_title(runtime)
+        axis.set_xlabel('ms an image batch, least of all rounds')
+    figure.suptitle('Latency; black: limit of the machine for the condensed multiply-adds')
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def plot_scaling(by_size: Sequence[Measurement], by_batch: Sequence[Measurement], path: Union[str, Path]) -> None:
+    """Latency against image height and against batch, both axes logarithmic, with the exponents."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    for axis, rows, name in ((axes[0], by_size, 'height'), (axes[1], by_batch, 'batch')):
+        for label in dict.fromkeys((m.model, m.form, m.runtime) for m in rows):
+            chosen = [m for m in rows if (m.model, m.form, m.runtime) == label]
+            x, y = [getattr(m, name) for m in chosen], [m.timing.min for m in chosen]
+            axis.loglog(x, y, marker='o', label=f'{" ".join(label)}: exponent {exponent(x, y):.2f}')
+        axis.set_xlabel({'height': 'image height and width', 'batch': 'images in a call'}[name])
+        axis.set_ylabel('ms, least of all rounds')
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _color(form: str) -> str:
+    return {'optimised': 'tab:green', 'condensed': 'tab:olive', 'training': 'tab:blue', 'authors': 'tab:red'}.get(
+        form, 'tab:gray'
+    )
