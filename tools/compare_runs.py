@@ -105,7 +105,7 @@ def row(config: Path, args: argparse.Namespace) -> list[str]:
     for metric in args.metrics:
         for form in ('trained', 'condensed'):
             values = [json.loads((folder / f'metrics_{form}.json').read_text())[metric] for folder in folders]
-            cells.append(' / '.join(f'{value:.4g}' for value in values))
+            cells.append(' / '.join(f'{value:#.4g}' for value in values))
     seconds = [json.loads((folder / 'training_time.json').read_text())['cpu'] for folder in folders]
     return [*cells, ' / '.join(f'{value:.0f}' for value in seconds)]
 

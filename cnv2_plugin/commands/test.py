@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     cfg.custom_hooks = hooks + [dict(type='SwitchToDeployHook', after_train=False)] if args.deploy else hooks
     if args.show_dir:
         cfg.setdefault('default_hooks', {}).setdefault('visualization', {})
-        cfg.default_hooks.visualization.update(_painting(cfg, args.show_dir))
+        cfg.default_hooks.visualization.update(_painting(cfg, str(Path(args.show_dir).resolve())))
     metrics = build_runner(cfg).test()
     if is_main_process():
         print_table('Metrics', ['metric', 'value'], [[name, f'{value:.4f}'] for name, value in metrics.items()])

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
+from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.deploy import condense
 from cnv2_plugin.layers import GroupSparseConv2d
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
@@ -34,6 +36,21 @@ def sparse_layers(model):
     return [module for module in model.modules() if isinstance(module, GroupSparseConv2d)]
 
 
+def check_metafile(path, cfg, model):
+    """The metafile's figures are those of the model that the config builds."""
+    family = CONFIGS / path.relative_to(CONFIGS).parts[0]
+    models = yaml.safe_load((family / 'metafile.yml').read_text())['Models']
+    told = next(model for model in models if model['Name'] == path.stem).get('Metadata')
+    if told:
+        cost = count_cost(model, input_size(path))
+        assert (told['FLOPs'], told['Parameters']) == (cost.mult_adds_pruned, cost.params_pruned)
+
+
+def input_size(path):
+    sizes = dict(in1k=(3, 224, 224), cifar=(3, 32, 32), mnist=(1, 40, 40), scenes=(3, 160, 160))
+    return next(size for name, size in sizes.items() if name in path.stem)
+
+
 @pytest.mark.parametrize('path', parameters(config_paths()))
 def test_config_builds_trains_a_step_and_predicts(path, tmp_path):
     cfg = load(path, tmp_path)
@@ -42,6 +59,7 @@ def test_config_builds_trains_a_step_and_predicts(path, tmp_path):
     layers = sparse_layers(runner.model)
     assert ('StagedSparsificationHook' in hooks) == any(not layer.deploy for layer in layers)
     assert path.parent.name != 'deploy' or (layers and all(layer.deploy for layer in layers))
+    check_metafile(path, cfg, runner.model)
     runner._train_loop = runner.build_train_loop(cfg.train_cfg)
     runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
     runner.build_param_scheduler(cfg.param_scheduler)

@@ -125,7 +125,6 @@ def test_cnv2_train_starts_from_no_hostile_checkpoint(what, files, tmp_path, mon
         ('timm', ['cost', 'condensenetv2_a'], 'timm'),
         ('matplotlib', ['sparsity', 'condensenet_50_cifar', '--plot', 'x.png'], 'analysis'),
         ('mmengine', ['train', 'x.py'], 'openmmlab'),
-        ('rich', ['cost', 'condensenet_50_cifar'], 'analysis'),
     ],
 )
 def test_missing_toolkits_are_named(package, arguments, extra, tmp_path, monkeypatch, capsys):
