@@ -85,7 +85,13 @@ _ONNXRUNTIME = (
     Rule('reactivate', 'split'),
 )
 
-RULES: Mapping[str, tuple[Rule, ...]] = {'onnxruntime': _ONNXRUNTIME, 'openvino': _ONNXRUNTIME}
+_WITHOUT_GATHER = (Rule('select', 'dense'), Rule('spatial', 'group'), Rule('reactivate', 'dense'))
+
+RULES: Mapping[str, tuple[Rule, ...]] = {
+    'onnxruntime': _ONNXRUNTIME,
+    'openvino': _ONNXRUNTIME,
+    'ncnn': _WITHOUT_GATHER,
+}
 
 
 def default_choices(graph: Graph, size: tuple[int, int], runtime: str = 'onnxruntime') -> dict[str, str]:
