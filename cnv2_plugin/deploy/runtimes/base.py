@@ -1,0 +1,156 @@
+"""What every runtime offers, and writing its files whole or not at all."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from ...checkpoints.io import check_target
+from ..lowering import lower, lowered_forms
+from ..verify import VerifyReport, verify
+
+Loaded = Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A file format and the runtime that reads it.
+
+    Attributes:
+        name: as typed.
+        suffixes: of the files that belong together; the first one is the name that users give.
+        packages: Python packages that writing takes.
+        table: whose table of forms is used; see :mod:`cnv2_plugin.deploy.lowering.table`.
+        exact: whether float32 results agree to rounding.
+        runs: whether the file is run and compared here.
+        note: what users should know.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    packages: tuple[str, ...]
+    table: str
+    exact: bool = True
+    runs: bool = True
+    note: str = ''
+
+    def module(self):
+        """The module with ``write(lowered, path, example)`` and, where it runs, ``load(path)``.
+
+        Raises:
+            ImportError: a package is missing; tells how to get it.
+        """
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            names = ' and '.join(missing)
+            raise ImportError(f'{self.name} files take {names}; install with: pip install {" ".join(missing)}')
+        return import_module(f'{__package__}.{self.name}')
+
+
+@dataclass(frozen=True)
+class RuntimeReport:
+    """What was written.
+
+    Attributes:
+        runtime: name of the runtime.
+        paths: files or folders written.
+        size: their bytes.
+        verification: the file run here against the given model, or None where it cannot be run here.
+        forms: chosen form of every layer that offers several.
+    """
+
+    runtime: str
+    paths: tuple[Path, ...]
+    size: int
+    verification: Optional[VerifyReport]
+    forms: dict[str, str]
+
+
+RUNTIMES: dict[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime('openvino', ('.xml', '.bin'), ('openvino', 'onnx'), 'openvino'),
+        Runtime('torch_export', ('.pt2',), (), 'onnxruntime', note='load with torch.export.load'),
+        Runtime('executorch', ('.pte',), ('executorch',), 'onnxruntime', note='XNNPACK delegate; fixed batch'),
+        Runtime('ncnn', ('.param', '.bin'), ('ncnn', 'pnnx'), 'ncnn', note='no channel gather: dense 1x1 convolutions'),
+        Runtime('coreml', ('.mlpackage',), ('coremltools',), 'onnxruntime', runs=False, note='runs on Apple systems'),
+    )
+}  # fmt: skip
+
+
+def runtime_named(name: str) -> Runtime:
+    """The runtime of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in RUNTIMES:
+        raise ValueError(f'there is no runtime {name!r}; choose from {", ".join(RUNTIMES)}.')
+    return RUNTIMES[name]
+
+
+def export_runtime(
+    model: nn.Module,
+    runtime: str,
+    path: Union[str, Path],
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    batch: int = 1,
+    tolerance: float = 1e-5,
+    choices: Optional[Mapping[str, str]] = None,
+) -> RuntimeReport:
+    """Lower a finished model and write it for a runtime.
+
+    Args:
+        model: classifier or backbone, condensed or not, on the CPU in float32; left as it is.
+        runtime: key of ``RUNTIMES``.
+        path: file to write, ending in the runtime's first suffix.
+        input_size: ``(C, H, W)``, fixed in the file.
+        batch: images in a call, fixed in the file.
+        tolerance: largest relative difference to PyTorch that is accepted.
+        choices: form by layer in place of the default table's.
+
+    Raises:
+        ValueError: an unknown runtime, a wrong suffix, or sizes that do not fit.
+        ImportError: a package of the runtime is missing.
+        UnfinishedPruningError: pruning is not finished.
+        VerificationError: the file does not agree with PyTorch; nothing is written.
+    """
+    kind, path = runtime_named(runtime), Path(path)
+    if path.suffix != kind.suffixes[0]:
+        raise ValueError(f'{path} does not end in {kind.suffixes[0]}, as {runtime} files do; give such a name.')
+    if not isinstance(batch, int) or batch < 1 or len(input_size) != 3 or any(size < 1 for size in input_size):
+        raise ValueError(
+            f'batch is {batch!r} and input_size {tuple(input_size)}; both take whole numbers of at least 1.'
+        )
+    check_target(path)
+    module = kind.module()
+    lowered = lower(model, input_size, kind.table, choices)
+    with TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
+        temporary = Path(folder) / path.name
+        module.write(lowered, temporary, torch.zeros(batch, *input_size))
+        report = None
+        if kind.runs:
+            report = verify(model, module.load(temporary), input_size, batch_size=batch)
+            report.check(tolerance, f'the {runtime} file')
+        paths = tuple(path.with_suffix(suffix) for suffix in kind.suffixes)
+        size = sum(_bytes(temporary.with_suffix(suffix)) for suffix in kind.suffixes)
+        for target in paths:
+            _move(temporary.with_suffix(target.suffix), target)
+    return RuntimeReport(runtime, paths, size, report, lowered_forms(lowered))
+
+
+def _bytes(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _move(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)

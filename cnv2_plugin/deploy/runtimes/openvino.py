@@ -1,0 +1,28 @@
+"""OpenVINO IR, read from the optimised ONNX graph."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from .base import Loaded
+
+
+def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
+    """Write ``.xml`` and ``.bin`` in float32."""
+    import openvino
+
+    from ..export import export_onnx
+
+    onnx = path.with_suffix('.onnx')
+    export_onnx(lowered, onnx, tuple(example.shape[1:]), batch=len(example))
+    openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)
+
+
+def load(path: Path) -> Loaded:
+    """Run on the processor in float32."""
+    import openvino
+    import torch
+
+    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
+    compiled = openvino.Core().compile_model(path, 'CPU', settings)
+    return lambda x: [torch.from_numpy(output.copy()) for output in compiled([x.numpy()]).values()]

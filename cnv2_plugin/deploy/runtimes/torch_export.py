@@ -1,0 +1,26 @@
+"""A ``torch.export`` package: the lowered program without the Python classes that made it."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .base import Loaded
+
+
+def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
+    """Write ``.pt2``."""
+    with torch.no_grad():
+        torch.export.save(torch.export.export(lowered, (example,)), path)
+
+
+def load(path: Path) -> Loaded:
+    """Run the loaded program eagerly."""
+    program = torch.export.load(path).module()
+
+    def run(x: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            output = program(x)
+        return [output] if isinstance(output, Tensor) else list(output)
+
+    return run

@@ -1,0 +1,78 @@
+"""Files of other runtimes: run here, compared with PyTorch, and never left half-written."""
+
+import sys
+
+import pytest
+import timm
+import torch
+
+from cnv2_plugin.deploy import VerificationError, condense
+from cnv2_plugin.deploy.runtimes import RUNTIMES, export_runtime
+from tests.deploy.test_lowering import Foreign, hostile, small
+
+SIZE = (3, 32, 32)
+HERE = ['openvino', 'torch_export', 'executorch', 'ncnn']
+
+
+def needs(runtime):
+    for package in RUNTIMES[runtime].packages:
+        pytest.importorskip(package)
+
+
+@pytest.mark.parametrize('runtime', HERE)
+def test_agrees_with_pytorch(runtime, tmp_path):
+    needs(runtime)
+    report = export_runtime(small(), runtime, tmp_path / f'x{RUNTIMES[runtime].suffixes[0]}', SIZE)
+    assert report.verification.max_rel <= 1e-5 and report.forms
+    assert sorted(tmp_path.iterdir()) == sorted(report.paths)
+    assert report.size == sum(path.stat().st_size for path in report.paths)
+
+
+@pytest.mark.parametrize('runtime', ['openvino', 'torch_export'])
+def test_batches_and_foreign_models(runtime, tmp_path):
+    needs(runtime)
+    report = export_runtime(hostile(Foreign()), runtime, tmp_path / f'x{RUNTIMES[runtime].suffixes[0]}', SIZE, batch=2)
+    assert report.verification.max_rel <= 1e-5
+
+
+def test_several_outputs(tmp_path):
+    model = hostile(timm.create_model('condensenetv2', arch=dict(layers=(1, 1), growth=(8, 16)), features_only=True))
+    report = export_runtime(condense(model), 'torch_export', tmp_path / 'x.pt2', SIZE)
+    assert report.verification.max_rel <= 1e-5
+    assert [tuple(y.shape) for y in torch.export.load(report.paths[0]).module()(torch.zeros(1, *SIZE))] == [
+        (1, 24, 16, 16), (1, 40, 8, 8)
+    ]  # fmt: skip
+
+
+def test_coreml_converts(tmp_path):
+    needs('coreml')
+    report = export_runtime(small(), 'coreml', tmp_path / 'x.mlpackage', SIZE)
+    assert report.verification is None and report.size > 10_000 and list(tmp_path.iterdir()) == [report.paths[0]]
+
+
+def test_a_file_that_disagrees_is_not_written(tmp_path):
+    (tmp_path / 'x.pt2').write_bytes(b'older')
+    with pytest.raises(VerificationError, match='the torch_export file differs'):
+        export_runtime(small(), 'torch_export', tmp_path / 'x.pt2', SIZE, tolerance=0.0)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [('x.pt2', b'older')]
+
+
+def test_a_missing_package_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pnnx', None)
+    monkeypatch.setattr('cnv2_plugin.deploy.runtimes.base.find_spec', lambda name: None)
+    with pytest.raises(ImportError, match='ncnn files take ncnn and pnnx; install with: pip install ncnn pnnx'):
+        export_runtime(small(), 'ncnn', tmp_path / 'x.param', SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('runtime', 'name', 'options', 'message'),
+    [
+        ('abacus', 'x.bin', {}, "no runtime 'abacus'; choose from openvino"),
+        ('openvino', 'x.onnx', {}, 'does not end in .xml'),
+        ('torch_export', 'x.pt2', dict(batch=0), 'batch is 0'),
+    ],
+)
+def test_bad_arguments_are_told(runtime, name, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_runtime(small(), runtime, tmp_path / name, SIZE, **options)
