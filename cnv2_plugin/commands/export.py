@@ -1,0 +1,121 @@
+"""``cnv2 export``: write a finished model for a runtime, every layer in its fastest exact form."""
+
+import argparse
+from pathlib import Path
+
+from ._models import add_model_options, open_model
+from ._tables import print_table
+
+HELP = 'write a finished model for a runtime (ONNX, OpenVINO, torch.export, ExecuTorch, ncnn, CoreML), optimised and checked'
+CACHE = '~/.cache/cnv2_plugin/tuning.json'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 export``."""
+    parser.add_argument('model', metavar='CKPT|NAME', help='finished checkpoint, or timm name for random weights')
+    parser.add_argument('--out', required=True, type=Path, help='file to write; its ending tells the runtime: .onnx, '
+                        '.xml (OpenVINO), .pt2 (torch.export), .pte (ExecuTorch), .param (ncnn), .mlpackage (CoreML)')  # fmt: skip
+    parser.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='by default the published size')
+    parser.add_argument('--batch', type=_batch, help="images in a call, or 'dynamic' (.onnx only, and its default)")
+    parser.add_argument('--no-optimize', action='store_true', help='group convolutions as they are (.onnx only)')
+    parser.add_argument('--tune', choices=('onnxruntime', 'openvino'), help='measure the forms of every layer here')
+    parser.add_argument('--threads', type=int, default=1, help='of the runtime while tuning (default 1)')
+    parser.add_argument('--budget', type=float, default=300, help='seconds to tune for (default 300)')
+    parser.add_argument(
+        '--cache', type=Path, default=Path(CACHE), help=f'remembers what was measured (default {CACHE})'
+    )
+    parser.add_argument('--int8', type=Path, metavar='IMAGES', help='quantise statically, calibrated on the images in '
+                        'this folder (.onnx only)')  # fmt: skip
+    parser.add_argument('--tolerance', type=float, default=1e-5, help='largest relative difference that is accepted')
+    parser.add_argument('--forms', action='store_true', help='print the form of every layer')
+    parser.add_argument('--markdown', action='store_true', help='print the tables as Markdown')
+    parser.add_argument('--quiet', action='store_true', help='no progress')
+    add_model_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Tune where asked to, write, check, and print what was written."""
+    from ..deploy.runtimes import RUNTIMES
+
+    runtimes = {kind.suffixes[0]: name for name, kind in RUNTIMES.items()} | {'.onnx': 'onnx'}
+    if args.out.suffix not in runtimes:
+        raise ValueError(f'--out {args.out} does not tell the runtime; end it in {", ".join(sorted(runtimes))}.')
+    runtime = runtimes[args.out.suffix]
+    if runtime != 'onnx' and (args.no_optimize or args.int8 or args.batch == 'dynamic'):
+        raise ValueError(f'--no-optimize, --int8 and --batch dynamic are for .onnx files, not for {runtime}.')
+    if args.tune and args.no_optimize:
+        raise ValueError('--tune chooses forms, and --no-optimize leaves none to choose; give one of them.')
+    title, model = open_model(args.model, args)
+    size = tuple(args.input or (model.in_chans, *model.pretrained_cfg['input_size'][1:]))
+    choices = _tune(model, size, args) if args.tune else None
+    if runtime == 'onnx':
+        _write_onnx(title, model, size, choices, args)
+    else:
+        _write_runtime(title, model, runtime, size, choices, args)
+
+
+def _batch(text: str):
+    return text if text == 'dynamic' else int(text)
+
+
+def _tune(model, size, args: argparse.Namespace) -> dict[str, str]:
+    from rich.console import Console
+
+    from ..deploy import tune
+
+    console = Console(stderr=True, quiet=args.quiet)
+    cache = args.cache.expanduser()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    batch = args.batch if isinstance(args.batch, int) else 1
+    return tune(
+        model, size, args.tune, batch, args.threads, args.budget, cache,
+        progress=lambda text: console.print(text, highlight=False),
+    )  # fmt: skip
+
+
+def _write_onnx(title: str, model, size, choices, args: argparse.Namespace) -> None:
+    from ..deploy import export_onnx
+
+    report = export_onnx(
+        model, args.out, size, args.batch or 'dynamic', not args.no_optimize, args.tolerance, choices=choices
+    )
+    rows = [
+        ['file', report.path],
+        ['MB', f'{report.size / 1e6:.2f}'],
+        ['opset', report.opset],
+        ['nodes', ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))],
+        ['max relative difference', f'{report.verification.max_rel:.2e}'],
+    ]
+    _print(title, rows, report.forms, args)
+    if args.int8:
+        from ..deploy.quantize import quantize_onnx
+
+        target = args.out.with_stem(f'{args.out.stem}-int8')
+        small = quantize_onnx(args.out, target, args.int8, model.pretrained_cfg)
+        rows = [
+            ['file', small.path],
+            ['MB', f'{small.size / 1e6:.2f}'],
+            ['calibration images', small.images],
+            ['same class as float32', f'{small.agreement:.1%}'],
+            ['relative difference', f'{small.max_rel:.2e}'],
+        ]
+        print_table('int8', ['', title], rows, args.markdown)
+
+
+def _write_runtime(title: str, model, runtime: str, size, choices, args: argparse.Namespace) -> None:
+    from ..deploy.runtimes import export_runtime
+
+    report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, choices)
+    checked = 'not run here' if report.verification is None else f'{report.verification.max_rel:.2e}'
+    rows = [
+        ['files', ', '.join(map(str, report.paths))],
+        ['MB', f'{report.size / 1e6:.2f}'],
+        ['max relative difference', checked],
+    ]
+    _print(title, rows, report.forms, args)
+
+
+def _print(title: str, rows, forms: dict[str, str], args: argparse.Namespace) -> None:
+    print_table('Export', ['', title], rows, args.markdown)
+    if args.forms and forms:
+        print_table('Forms', ['layer', 'form'], sorted(forms.items()), args.markdown)

@@ -1,0 +1,199 @@
+"""Static int8 quantisation of an exported ONNX file, by ONNX Runtime's own tools."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Optional, Union
+
+import numpy
+
+from ..checkpoints import atomic_path
+from .benchmark import Timing, interleave
+from .benchmark_runtimes import onnx_session
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What was written, and how far it is from float32 on the calibration images.
+
+    Attributes:
+        path: the int8 ONNX file.
+        size: its bytes.
+        images: calibration images.
+        agreement: share of them with the same largest output.
+        max_rel: largest difference over the largest float32 output.
+        float32: latency of one image before, in one thread.
+        int8: latency after, in the same interleaved rounds.
+    """
+
+    path: Path
+    size: int
+    images: int
+    agreement: float
+    max_rel: float
+    float32: Timing
+    int8: Timing
+
+
+def quantize_onnx(
+    source: Union[str, Path],
+    target: Union[str, Path],
+    calibration: Union[str, Path, Sequence[numpy.ndarray]],
+    config: Optional[Mapping[str, Any]] = None,
+    limit: int = 256,
+    rounds: int = 20,
+) -> QuantizationReport:
+    """Quantise weights per channel and activations per tensor, with ranges seen on calibration images.
+
+    Post-training quantisation is not exact: compare the accuracy, with :func:`accuracy`, before using the file.
+
+    Args:
+        source: float32 ONNX file with one input.
+        target: file to write.
+        calibration: folder of images (subfolders too), or arrays ``(N, C, H, W)`` as the network takes them.
+        config: ``mean``, ``std``, ``crop_pct`` and ``interpolation`` of the images; ImageNet's by default.
+        limit: use at most so many images, spread evenly.
+        rounds: rounds of the latency measurement.
+
+    Raises:
+        ValueError: there are no calibration images.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    before = onnx_session(Path(source))
+    batches = _batches(calibration, before.get_inputs()[0].shape, config or {}, limit)
+    with TemporaryDirectory() as folder, atomic_path(target) as temporary:
+        prepared = Path(folder) / 'prepared.onnx'
+        quant_pre_process(str(source), str(prepared))
+        quantize_static(
+            str(prepared),
+            str(temporary),
+            _Reader(before.get_inputs()[0].name, batches),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=['Conv', 'Gemm'],
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        after = onnx_session(temporary)
+        expected, actual = _outputs(before, batches), _outputs(after, batches)
+        name = before.get_inputs()[0].name
+        timings = interleave(
+            {key: _runner(session, name, batches[0][:1]) for key, session in (('float32', before), ('int8', after))},
+            rounds,
+        )
+        size = Path(temporary).stat().st_size
+    return QuantizationReport(
+        Path(target),
+        size,
+        len(expected),
+        float((expected.argmax(1) == actual.argmax(1)).mean()),
+        float(abs(expected - actual).max() / abs(expected).max()),
+        timings['float32'],
+        timings['int8'],
+    )
+
+
+def accuracy(path: Union[str, Path], batches: Iterable[tuple[numpy.ndarray, numpy.ndarray]]) -> float:
+    """Share of images whose largest output is their label.
+
+    Args:
+        path: ONNX classifier.
+        batches: pairs of images ``(N, C, H, W)`` and labels ``(N,)``.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    session = onnx_session(Path(path))
+    right = total = 0
+    for images, labels in batches:
+        outputs = _outputs(session, [images])
+        right, total = right + int((outputs.argmax(1) == labels).sum()), total + len(labels)
+    if not total:
+        raise ValueError('accuracy takes at least one image; there are none.')
+    return right / total
+
+
+def image_batches(
+    folder: Union[str, Path], shape: Sequence, config: Mapping[str, Any], limit: int
+) -> list[numpy.ndarray]:
+    """Images of a folder as the network takes them: resized, cropped in the centre, normalised.
+
+    Args:
+        folder: looked through with its subfolders.
+        shape: of the network's input; the batch may be a name.
+        config: ``mean``, ``std``, ``crop_pct`` and ``interpolation``.
+        limit: at most so many images, spread evenly over the sorted list.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    paths = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f'{folder} holds no images ({", ".join(SUFFIXES)}); give a folder with some for calibration.')
+    chosen = [paths[i * len(paths) // min(limit, len(paths))] for i in range(min(limit, len(paths)))]
+    size = shape[0] if isinstance(shape[0], int) else 1
+    images = [_image(path, shape[1:], config) for path in chosen]
+    return [numpy.stack(images[i : i + size]) for i in range(0, len(images) - size + 1, size)]
+
+
+def _batches(calibration, shape, config: Mapping[str, Any], limit: int) -> list[numpy.ndarray]:
+    if isinstance(calibration, (str, Path)):
+        return image_batches(calibration, shape, config, limit)
+    batches = [numpy.asarray(batch, numpy.float32) for batch in calibration]
+    if not batches:
+        raise ValueError('calibration holds no images; give some that look like those the network will see.')
+    return batches
+
+
+def _image(path: Path, shape: Sequence[int], config: Mapping[str, Any]) -> numpy.ndarray:
+    from PIL import Image
+
+    channels, height, width = shape
+    methods = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+    image = Image.open(path).convert('L' if channels == 1 else 'RGB')
+    scale = max(height / image.height, width / image.width) / config.get('crop_pct', 0.875)
+    resized = image.resize(
+        (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
+        methods.get(config.get('interpolation', 'bilinear'), Image.Resampling.BILINEAR),
+    )
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    pixels = numpy.asarray(resized.crop((left, top, left + width, top + height)), numpy.float32) / 255
+    pixels = pixels.reshape(height, width, channels)
+    mean = numpy.float32(config.get('mean', (0.485, 0.456, 0.406)))[:channels]
+    std = numpy.float32(config.get('std', (0.229, 0.224, 0.225)))[:channels]
+    return ((pixels - mean) / std).transpose(2, 0, 1)
+
+
+def _outputs(session, batches: Iterable[numpy.ndarray]) -> numpy.ndarray:
+    name, size = session.get_inputs()[0].name, session.get_inputs()[0].shape[0]
+    step = size if isinstance(size, int) else 64
+    parts = []
+    for batch in batches:
+        for start in range(0, len(batch) - step + 1 if isinstance(size, int) else len(batch), step):
+            parts.append(session.run(None, {name: batch[start : start + step]})[0])
+    return numpy.concatenate(parts)
+
+
+def _runner(session, name: str, image: numpy.ndarray):
+    size = session.get_inputs()[0].shape[0]
+    images = numpy.repeat(image, size, 0) if isinstance(size, int) else image
+    return lambda: session.run(None, {name: images})
+
+
+class _Reader:
+    """Hands calibration images to ONNX Runtime's calibrator one batch at a time."""
+
+    def __init__(self, name: str, batches: Iterable[numpy.ndarray]) -> None:
+        self.name = name
+        self.batches: Iterator[numpy.ndarray] = iter(batches)
+
+    def get_next(self) -> Optional[dict[str, numpy.ndarray]]:
+        batch = next(self.batches, None)
+        return None if batch is None else {self.name: batch}
