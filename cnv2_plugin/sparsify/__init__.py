@@ -7,17 +7,22 @@ from .condensed_training import (
     masked_state_dict,
     restore_masked,
 )
+from .reactivate import AddedReactivation, ReactivationPlan, ReactivationReport, add_reactivation
 from .schedule import SparsificationSchedule
 from .sparsifier import StagedSparsifier
 from .surgery import LayerPlan, SkippedLayer, SurgeryReport, plan_learned_groups, to_learned_groups
 
 __all__ = [
+    'AddedReactivation',
     'LayerPlan',
     'PackedTraining',
+    'ReactivationPlan',
+    'ReactivationReport',
     'SkippedLayer',
     'SparsificationSchedule',
     'StagedSparsifier',
     'SurgeryReport',
+    'add_reactivation',
     'condense_while_training',
     'masked_optimizer_state',
     'masked_state_dict',

@@ -1,0 +1,283 @@
+"""Sparse feature reactivation (CondenseNetV2, section 3.2) for networks that were not built with it."""
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..layers import SparseFeatureReactivation, kept_units
+from .reactivate_rewrite import UntraceableError, trace, with_forward
+from .reactivate_sites import KINDS, Site, concatenated, convolutions_of, find_sites
+from .surgery.plan import MIN_CHANNELS, Patterns, name_filter
+from .surgery.probe import evaluating, probe, run
+
+
+class AddedReactivation(SparseFeatureReactivation):
+    """Reactivation whose convolution starts at zero: it changes nothing at first, and learns from the first step on.
+
+    The normalisation in front starts at weight 1, so the convolution's weights get a gradient at once. A state dict
+    without any of its keys, such as that of the original network, leaves it as it is.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        nn.init.zeros_(self.conv.weight)
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        if not any(key.startswith(prefix) for key in state_dict):
+            state_dict.update({f'{prefix}{key}': value for key, value in self.state_dict().items()})
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@dataclass(frozen=True)
+class ReactivationPlan:
+    """One added reactivation.
+
+    Attributes:
+        name: of the new layer.
+        kind: how the network reuses the features, see :data:`KINDS`.
+        in_channels: channels of the later features.
+        out_channels: channels of the earlier features that they reactivate.
+        groups: chosen number of groups.
+        factor: sparse factor.
+        mult_adds: multiply-adds that it adds to one image, once pruned.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    groups: int
+    factor: int
+    mult_adds: int
+
+
+@dataclass(frozen=True)
+class ReactivationReport:
+    """What :func:`add_reactivation` did.
+
+    Attributes:
+        layers: added reactivations.
+        refused: names of modules and why their features are not reactivated.
+        mult_adds_before: multiply-adds of the network for one image.
+        mult_adds_after: the same with all reactivations, pruned.
+    """
+
+    layers: tuple[ReactivationPlan, ...]
+    refused: dict[str, str]
+    mult_adds_before: int
+    mult_adds_after: int
+
+    def __str__(self) -> str:
+        kinds = ', '.join(f'{sum(p.kind == k for p in self.layers)} {k}' for k in KINDS)
+        added = self.mult_adds_after / max(self.mult_adds_before, 1) - 1
+        lines = [
+            f'{len(self.layers)} reactivations added ({kinds}): {self.mult_adds_before / 1e6:.1f} M multiply-adds '
+            f'become {self.mult_adds_after / 1e6:.1f} M (+{added:.1%}).'
+        ]
+        return '\n'.join([*lines, *(f'{name}: {reason}.' for name, reason in self.refused.items())])
+
+
+def add_reactivation(
+    model: nn.Module,
+    groups: int = 8,
+    factor: int = 8,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    kinds: Iterable[str] = KINDS,
+    min_channels: int = MIN_CHANNELS,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+) -> ReactivationReport:
+    """Let later features of a network update the earlier ones that it reuses, in place.
+
+    Wherever the network concatenates old features with new ones computed from them, keeps one half of a split, or adds
+    a shortcut, the new features ``f`` first update the old ones: ``old + SFR(f)``. The network computes exactly what it
+    did until the new layers have learnt. They are pruned and condensed like every other of this package, and state
+    dicts of the original network load.
+
+    Modules are traced (``torch.fx``); each module with such a place keeps its class (a subclass of it), attributes and
+    parameter names, and gets the changed forward pass.
+
+    Args:
+        model: any network of images.
+        groups: number of groups; a layer whose input channels it does not divide gets the largest number that does.
+        factor: sparse factor; every group updates ``ceil(channels / factor)`` of the earlier features.
+        include: shell-style patterns of names of modules in which features are reactivated; all by default.
+        exclude: patterns of modules left alone.
+        kinds: kinds of reuse, of ``'dense'``, ``'split'``, ``'cross-stage'`` and ``'residual'``.
+        min_channels: fewest channels of later and of earlier features.
+        input_size: ``(C, H, W)`` of the image that the network is traced with.
+
+    Returns:
+        Layers, refusals and multiply-adds; print it for a summary.
+
+    Raises:
+        ValueError: no features are reused in a way that can be traced (says where and why), or an argument does not
+            fit; nothing is changed then.
+
+    Example:
+        >>> model = timm.create_model('densenet121', pretrained=True)
+        >>> print(add_reactivation(model, groups=8, factor=8))
+    """
+    kinds = tuple(kinds)
+    _check_arguments(groups, factor, kinds, min_channels)
+    chosen = name_filter(include, exclude, [name for name, _ in model.named_modules()])
+    before = probe(model, input_size).mult_adds
+    examples = _single_tensor_calls(model, input_size)
+    refused: dict[str, str] = {}
+    changes: list[tuple[str, nn.Module, type, dict[str, AddedReactivation]]] = []
+    plans: list[ReactivationPlan] = []
+    for name, module in _inside_out(model):
+        if module not in examples or not chosen(name):
+            continue
+        done = frozenset(m for _, m, _, _ in changes)
+        try:
+            change, found = _rewritten(name, module, done, examples[module], groups, factor, kinds, min_channels)
+        except UntraceableError as error:
+            refused[name or type(model).__name__] = str(error)
+            continue
+        if found:
+            changes.append((name, module, *change))
+            plans.extend(found)
+    inside = tuple(f'{name}.' for name, *_ in changes if name)
+    refused = {name: reason for name, reason in refused.items() if not name.startswith(inside)} if inside else refused
+    if not plans:
+        raise ValueError(_nothing_to_do(model, refused))
+    for _, module, cls, layers in changes:
+        for key, layer in layers.items():
+            module.add_module(key, layer)
+        module.__class__ = cls
+    return ReactivationReport(tuple(plans), refused, before, before + sum(plan.mult_adds for plan in plans))
+
+
+def _rewritten(name, module, done, call, groups, factor, kinds, min_channels):
+    """The class and the layers of a module with reactivation, and their plans; changes nothing."""
+    shape, calls = call
+    reference = next(module.parameters())
+    example = torch.randn(shape, device=reference.device, dtype=reference.dtype)
+    graph = trace(module, done, example.clone())
+    sites = [site for site in find_sites(graph, module) if site.kind in kinds]
+    sites = [site for site in sites if _widths(site) and min(_widths(site)) >= min_channels]
+    sites = [site for site in sites if _groups_for(_widths(site)[0], groups) > 1 and not _overwritten(site, module)]
+    layers, plans, rewritten = {}, [], {}
+    for i, site in enumerate(sites):
+        channels, old = _widths(site)
+        key = f'reactivation_{i}'
+        options = dict(device=reference.device, dtype=reference.dtype)
+        layers[key] = AddedReactivation(channels, old, _groups_for(channels, groups), factor, **options)
+        layers[key].train(module.training)
+        _insert(graph, site, key, rewritten)
+        positions = shape[0] * site.node.meta['shape'][2] * site.node.meta['shape'][3] * calls
+        mult_adds = kept_units(old, factor, factor - 1) * channels * positions
+        full = f'{name}.{key}' if name else key
+        plans.append(ReactivationPlan(full, site.kind, channels, old, layers[key].groups, factor, mult_adds))
+    if not plans:
+        return (), []
+    return (with_forward(module, graph), layers), plans
+
+
+def _insert(graph: fx.Graph, site: Site, key: str, rewritten: dict[tuple[fx.Node, ...], fx.Node]) -> None:
+    """Replace a concatenation or addition by one whose earlier side is reactivated.
+
+    Args:
+        graph: changed in place.
+        site: where.
+        key: name of the new layer.
+        rewritten: reactivated features by what was concatenated; grows.
+    """
+    with graph.inserting_before(site.node):
+        update = graph.call_module(key, (site.later,))
+        if site.kind == 'dense' and len(site.earlier) > 1:
+            old = rewritten.get(site.earlier) or graph.call_function(torch.cat, (list(site.earlier), 1))
+            new = graph.call_function(torch.cat, ([graph.call_function(operator.add, (old, update)), site.later], 1))
+            rewritten[(*site.earlier, site.later)] = new
+        else:
+            reactivated = graph.call_function(operator.add, (site.earlier[0], update))
+            replace = {site.earlier[0]: reactivated}
+            if site.kind == 'residual':
+                new = graph.call_function(operator.add, tuple(replace.get(a, a) for a in site.node.args))
+            else:
+                tensors = concatenated(site.node)
+                new = graph.call_function(torch.cat, ([replace.get(t, t) for t in tensors], 1))
+                rewritten[tensors] = new
+    new.meta.update(site.node.meta)
+    site.node.replace_all_uses_with(new)
+    graph.erase_node(site.node)
+
+
+def _widths(site: Site) -> tuple[int, ...]:
+    """Channels of the later and of the earlier features; empty where they differ in size."""
+    shapes = [node.meta['shape'] for node in (site.later, *site.earlier)]
+    if any(shape[2:] != shapes[0][2:] for shape in shapes):
+        return ()
+    return shapes[0][1], sum(shape[1] for shape in shapes[1:])
+
+
+def _overwritten(site: Site, module: nn.Module) -> bool:
+    """Whether another operation changes the later features in place, which reactivation still needs to learn."""
+    for user in site.later.users:
+        if user is site.node:
+            continue
+        if user.op == 'call_module' and getattr(module.get_submodule(user.target), 'inplace', False):
+            return True
+        if user.op == 'call_method' and user.target.endswith('_') or user.target is operator.iadd:
+            return True
+    return False
+
+
+def _groups_for(channels: int, groups: int) -> int:
+    """The largest divisor of ``channels`` that is at most ``groups``."""
+    return max(g for g in range(1, groups + 1) if channels % g == 0)
+
+
+def _inside_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Modules with several convolutions and a forward pass of their own, inner ones first."""
+    found = []
+    for name, module in model.named_modules():
+        own = type(module).forward not in (nn.Module.forward, nn.Sequential.forward)
+        if own and convolutions_of(module) > 1 and any(p.requires_grad for p in module.parameters()):
+            found.append((name, module))
+    return sorted(found, key=lambda item: -(item[0].count('.') + bool(item[0])))
+
+
+def _single_tensor_calls(model: nn.Module, input_size) -> dict[nn.Module, tuple[tuple[int, ...], int]]:
+    """Shape of the input, and number of calls, of the modules that are called with one tensor ``(N, C, H, W)``."""
+    seen: dict[nn.Module, tuple[tuple[int, ...], int]] = {}
+    other: set[nn.Module] = set()
+
+    def visit(module: nn.Module, args, kwargs) -> None:
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() != 4:
+            other.add(module)
+            return
+        shape, calls = seen.get(module, (tuple(args[0].shape), 0))
+        other.update([module] if shape != args[0].shape else [])
+        seen[module] = (shape, calls + 1)
+
+    handles = [m.register_forward_pre_hook(visit, with_kwargs=True) for m in model.modules()]
+    try:
+        with evaluating(model), torch.no_grad():
+            run(model, input_size)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {module: call for module, call in seen.items() if module not in other}
+
+
+def _check_arguments(groups: int, factor: int, kinds: tuple[str, ...], min_channels: int) -> None:
+    for argument, value, least in (('groups', groups, 2), ('factor', factor, 2), ('min_channels', min_channels, 1)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f'{argument} is {value!r}; it takes a whole number of at least {least}.')
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(f'kinds is {kinds!r}; it takes any of {", ".join(map(repr, KINDS))}.')
+
+
+def _nothing_to_do(model: nn.Module, refused: dict[str, str]) -> str:
+    shown = '; '.join(f'{name}: {reason}' for name, reason in list(refused.items())[:3])
+    why = f'these cannot be traced: {shown}' if refused else 'it neither concatenates old features nor adds shortcuts'
+    return (
+        f'{type(model).__name__} reuses no features that could be reactivated ({why}); choose another model, or widen '
+        f'include, exclude, kinds or min_channels.'
+    )

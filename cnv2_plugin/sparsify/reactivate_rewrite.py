@@ -1,0 +1,126 @@
+"""Tracing a module, and giving it the forward pass of a changed graph while it stays what it is."""
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Union
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..layers import GroupSparseConv2d
+from .reactivate_sites import convolutions_of
+
+_CLASSES: dict[tuple[type, str], type] = {}
+_TRACING_ERRORS = (
+    fx.proxy.TraceError,
+    TypeError,
+    RuntimeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    NotImplementedError,
+)
+
+
+class UntraceableError(ValueError):
+    """A module's forward pass is not a fixed graph."""
+
+
+def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx.Graph:
+    """The graph of a module called with one tensor, every node with its ``shape`` in ``meta``.
+
+    Args:
+        module: left as it is; runs once, in eval mode.
+        whole: modules that are not looked into.
+        example: input.
+
+    Raises:
+        UntraceableError: control flow or code that depends on values, or on training mode.
+    """
+    modes = {m: m.training for m in module.modules()}
+    graphs = {}
+    try:
+        for training in (True, False):
+            for m in modes:
+                m.training = training
+            graphs[training] = _Tracer(whole).trace(module, concrete_args=_defaults(module))
+        with torch.no_grad():
+            _Shapes(module, graph=graphs[False]).run(example)
+    except _TRACING_ERRORS as error:
+        raise UntraceableError(f'its forward pass is not a fixed graph ({str(error).splitlines()[0]})') from error
+    finally:
+        for m, training in modes.items():
+            m.training = training
+    if str(graphs[True]) != str(graphs[False]):
+        raise UntraceableError('its own code behaves differently in training mode (outside of layers such as Dropout)')
+    return graphs[False]
+
+
+def with_forward(module: nn.Module, graph: fx.Graph) -> type:
+    """A subclass of a module's class whose forward pass is a graph; set it as ``module.__class__``."""
+    graph.lint()
+    for node in graph.nodes:
+        node.type = None
+    code = graph.python_code('self')
+    names = {k: f'module:{v.__name__}' if isinstance(v, ModuleType) else v for k, v in code.globals.items()}
+    return _class_of(type(module), code.src, names)
+
+
+def _class_of(base: type, source: str, names: Mapping[str, Any]) -> type:
+    """The class for a generated source; the same one for the same source."""
+    key = (base, source)
+    if key not in _CLASSES:
+        namespace = {name: _resolved(value) for name, value in names.items()}
+        exec(compile(source, f'<reactivated {base.__name__}>', 'exec'), namespace)
+
+        def reduce(self, protocol):
+            return _rebuild, (base, source, names), self.__getstate__()
+
+        members = dict(forward=namespace['forward'], __reduce_ex__=reduce, __module__=base.__module__)
+        _CLASSES[key] = type(f'Reactivated{base.__name__}', (base,), members)
+    return _CLASSES[key]
+
+
+def _rebuild(base: type, source: str, names: Mapping[str, Any]) -> nn.Module:
+    cls = _class_of(base, source, names)
+    return cls.__new__(cls)
+
+
+def _resolved(value: Union[str, Any]) -> Any:
+    if isinstance(value, str) and value.startswith('module:'):
+        return importlib.import_module(value.removeprefix('module:'))
+    return value
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """Values of all parameters of ``forward`` but the first."""
+    import inspect
+
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[2:]
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p.default for p in parameters if p.kind in plain and p.default is not p.empty}
+
+
+class _Tracer(fx.Tracer):
+    """Looks into modules with several convolutions, and takes every other as one operation."""
+
+    def __init__(self, whole: frozenset[nn.Module]) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, GroupSparseConv2d) or m in self.whole:
+            return True
+        if isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            return False
+        return convolutions_of(m) < 2 or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Shapes(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta['shape'] = tuple(result.shape)
+        return result

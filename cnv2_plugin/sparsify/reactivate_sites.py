@@ -1,0 +1,157 @@
+"""Where a traced module reuses features: concatenations and residual additions with an older and a newer side."""
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from ..layers import GroupSparseConv2d
+
+KINDS = ('dense', 'split', 'cross-stage', 'residual')
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_VIEWS = (operator.getitem, torch.chunk, torch.split, torch.tensor_split)
+_VIEW_METHODS = ('chunk', 'split', 'tensor_split', 'contiguous', 'narrow')
+
+
+@dataclass(frozen=True)
+class Site:
+    """One reuse of features.
+
+    Attributes:
+        kind: ``'dense'`` (a concatenation of a feature and what was computed from it), ``'split'`` (of one half of a
+            tensor, untouched, and what was computed from the other), ``'cross-stage'`` (as split, but the short path is
+            one convolution) or ``'residual'`` (an addition to a shortcut).
+        node: the concatenation or addition.
+        earlier: what is to be reactivated: nodes that are concatenated in that order.
+        later: node of the features that reactivate it.
+    """
+
+    kind: str
+    node: fx.Node
+    earlier: tuple[fx.Node, ...]
+    later: fx.Node
+
+
+def find_sites(graph: fx.Graph, module: nn.Module) -> Iterator[Site]:
+    """The reuses in a graph whose nodes have a ``shape`` in their ``meta``, in the order of execution.
+
+    Args:
+        graph: traced from ``module``.
+        module: looked up for what the graph calls.
+    """
+    ways = _Ways(graph, module)
+    for node in graph.nodes:
+        if node.op == 'call_function' and node.target in _ADDITIONS and len(node.args) == 2:
+            yield from _residual(node, ways)
+        tensors = concatenated(node)
+        if tensors and len(tensors) > 1:
+            yield from _concatenation(node, tensors, ways)
+
+
+def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What a node concatenates over channels; empty where it does not."""
+    if node.op != 'call_function' or node.target not in (torch.cat, torch.concat, torch.concatenate):
+        return ()
+    tensors = node.args[0] if node.args else node.kwargs.get('tensors', ())
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get('dim', 0)
+    if dim not in (1, -3) or not isinstance(tensors, (list, tuple)):
+        return ()
+    return tuple(tensors) if all(_is_feature(t) for t in tensors) else ()
+
+
+def _residual(node: fx.Node, ways: '_Ways') -> Iterator[Site]:
+    a, b = node.args
+    if not (_is_feature(a) and _is_feature(b)) or a.meta['shape'] != b.meta['shape']:
+        return
+    for earlier, later in ((a, b), (b, a)):
+        if ways.convolutions(earlier, later) >= 1:
+            yield Site('residual', node, (earlier,), later)
+            return
+
+
+def _concatenation(node: fx.Node, tensors: tuple[fx.Node, ...], ways: '_Ways') -> Iterator[Site]:
+    *old, new = tensors
+    if len(old) > 1:
+        whole = next((n for n in ways.nodes if concatenated(n) == tuple(old) and ways.convolutions(n, new) >= 1), None)
+        if whole is not None:
+            yield Site('dense', node, tuple(old), new)
+        return
+    for earlier, later in ((tensors[0], tensors[1]), (tensors[1], tensors[0])):
+        kind = _kind_of_pair(earlier, later, ways)
+        if kind:
+            yield Site(kind, node, (earlier,), later)
+            return
+
+
+def _kind_of_pair(earlier: fx.Node, later: fx.Node, ways: '_Ways') -> str:
+    if ways.convolutions(earlier, later) >= 1:
+        return 'dense'
+    source = _source_of_view(earlier)
+    if source is not earlier and ways.convolutions(source, later) >= 1:
+        return 'split'
+    for source in ways.ancestors(earlier):
+        if ways.convolutions(source, earlier) == 1 and ways.convolutions(source, later) >= 3:
+            return 'cross-stage'
+    return ''
+
+
+def _source_of_view(node: fx.Node) -> fx.Node:
+    """The tensor that a node is an untouched part of."""
+    while (node.op == 'call_function' and node.target in _VIEWS) or (
+        node.op == 'call_method' and node.target in _VIEW_METHODS
+    ):
+        node = node.args[0]
+    return node
+
+
+def _is_feature(value) -> bool:
+    return isinstance(value, fx.Node) and len(value.meta.get('shape', ())) == 4
+
+
+class _Ways:
+    """How many convolutions lie between two nodes of a graph."""
+
+    def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
+        self.nodes = list(graph.nodes)
+        self.weights = {node: _convolutions_in(node, module) for node in self.nodes}
+        self.reached: dict[fx.Node, dict[fx.Node, int]] = {}
+
+    def convolutions(self, start: fx.Node, end: fx.Node) -> int:
+        """Most convolutions on a way from ``start`` to ``end``; -1 where there is no way."""
+        return self._from(start).get(end, -1)
+
+    def ancestors(self, node: fx.Node) -> list[fx.Node]:
+        """Nodes with a way to ``node``, the nearest first."""
+        found, queue = [], list(node.all_input_nodes)
+        while queue:
+            current = queue.pop(0)
+            if current not in found:
+                found.append(current)
+                queue.extend(current.all_input_nodes)
+        return found
+
+    def _from(self, start: fx.Node) -> dict[fx.Node, int]:
+        if start not in self.reached:
+            counts = {start: 0}
+            for node in self.nodes[self.nodes.index(start) + 1 :]:
+                before = [counts[n] for n in node.all_input_nodes if n in counts]
+                if before:
+                    counts[node] = max(before) + self.weights[node]
+            del counts[start]
+            self.reached[start] = counts
+        return self.reached[start]
+
+
+def _convolutions_in(node: fx.Node, module: nn.Module) -> int:
+    if node.op != 'call_module':
+        return 0
+    called = module.get_submodule(node.target)
+    return 1 if isinstance(called, GroupSparseConv2d) else convolutions_of(called)
+
+
+def convolutions_of(module: nn.Module) -> int:
+    """Number of convolutions in a module."""
+    return sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in module.modules())
