@@ -6,15 +6,16 @@ from pathlib import Path
 from ._models import add_model_options, open_model
 from ._tables import print_table
 
-HELP = 'write a finished model for a runtime (ONNX, OpenVINO, torch.export, ExecuTorch, ncnn, CoreML), optimised and checked'
+HELP = 'write a finished model for a runtime (ONNX, OpenVINO, ExecuTorch, ncnn, ...), optimised and checked'
 CACHE = '~/.cache/cnv2_plugin/tuning.json'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 export``."""
     parser.add_argument('model', metavar='CKPT|NAME', help='finished checkpoint, or timm name for random weights')
-    parser.add_argument('--out', required=True, type=Path, help='file to write; its ending tells the runtime: .onnx, '
-                        '.xml (OpenVINO), .pt2 (torch.export), .pte (ExecuTorch), .param (ncnn), .mlpackage (CoreML)')  # fmt: skip
+    parser.add_argument('--out', required=True, type=Path, help='file to write; its ending tells the runtime: '
+                        '.onnx, .xml (OpenVINO), .pt2 (torch.export), .pte (ExecuTorch), .param (ncnn), .mlpackage '
+                        '(CoreML)')  # fmt: skip
     parser.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='by default the published size')
     parser.add_argument('--batch', type=_batch, help="images in a call, or 'dynamic' (.onnx only, and its default)")
     parser.add_argument('--no-optimize', action='store_true', help='group convolutions as they are (.onnx only)')

@@ -106,16 +106,23 @@ def peak_memory(file: Path, shape: tuple[int, ...]) -> int:
 
 _MEMORY = """
 import resource, sys
+from pathlib import Path
 import numpy, onnxruntime
+
+def peak():
+    status = Path('/proc/self/status')  # of this process alone; what getrusage gives may be inherited
+    if status.exists():
+        return 1024 * int(status.read_text().split('VmHWM:')[1].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
 images = numpy.zeros(list(map(int, sys.argv[2:])), numpy.float32)
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=['CPUExecutionProvider'])
 for _ in range(3):
     session.run(None, {session.get_inputs()[0].name: images})
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(peak * (1 if sys.platform == 'darwin' else 1024))
+print(peak() - before)
 """
 
 

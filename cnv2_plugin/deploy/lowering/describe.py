@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...layers import ChannelGather, ChannelScatterSum, GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from ...models.condensenet import DenseLayer, DenseStage
 from ...models.shufflenet import ShuffleStage, ShuffleUnit
-from .graph import Add, Affine, Concat, Conv, Gather, Graph, Opaque, Pointwise, ScatterSum
+from .graph import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Opaque, Pointwise, ScatterSum, try_module
 
 POINTWISE = (
     nn.ReLU,
@@ -30,6 +30,11 @@ ITSELF = '.'
 """Site of a layer that is described by itself, not as part of a stage."""
 
 
+def is_chain_of_stages(module: nn.Module) -> bool:
+    """Whether a module is nothing but several of our stages one after the other."""
+    return isinstance(module, nn.Sequential) and len(module) > 1 and all(isinstance(m, STAGES) for m in module)
+
+
 def describe(module: nn.Module, channels: int) -> Optional[Graph]:
     """A condensed module as a graph, or None where its kind is unknown.
 
@@ -37,6 +42,11 @@ def describe(module: nn.Module, channels: int) -> Optional[Graph]:
         module: part of a condensed model.
         channels: channels of its input.
     """
+    if is_chain_of_stages(module):
+        graph = Graph.of(channels)
+        for name, stage in module.named_children():
+            graph.output = DESCRIBERS[type(stage)](graph, stage, graph.output, f'{name}.')
+        return graph
     for kind, add in DESCRIBERS.items():
         if isinstance(module, kind):
             graph = Graph.of(channels)
@@ -66,7 +76,15 @@ def add_module(graph: Graph, module: nn.Module, x: int, site: str) -> int:
         return graph.add(Gather(module(order).flatten()), x)
     if isinstance(module, ChannelScatterSum):
         return graph.add(ScatterSum(module.index, module.out_channels), x, site=site)
-    return graph.add(Opaque(module, _channels_after(module, graph.channels(x))), x)
+    if isinstance(module, nn.AvgPool2d) and _is_plain(module):
+        return graph.add(AveragePool(module.kernel_size, module.stride), x)
+    channels = graph.channels(x)
+    return graph.add(Opaque(module, channels, try_module(module, channels).size(1)), x)
+
+
+def _is_plain(pool: nn.AvgPool2d) -> bool:
+    square = isinstance(pool.kernel_size, int) and isinstance(pool.stride, int)
+    return square and pool.padding == 0 and not pool.ceil_mode and pool.divisor_override is None
 
 
 def _add_conv(graph: Graph, module: nn.Conv2d, x: int, site: str) -> int:
@@ -101,13 +119,6 @@ def _out_of_place(module: nn.Module) -> nn.Module:
     return module
 
 
-def _channels_after(module: nn.Module, channels: int) -> int:
-    weight = next(module.parameters(), None)
-    dtype, device = (torch.float32, 'cpu') if weight is None else (weight.dtype, weight.device)
-    with torch.no_grad():
-        return module(torch.zeros(1, channels, 8, 8, dtype=dtype, device=device)).size(1)
-
-
 def _add_lgc(graph: Graph, layer: LearnedGroupConv, x: int, site: str) -> int:
     for part in (layer.gather, layer.norm, layer.act):
         x = add_module(graph, part, x, '')
@@ -135,10 +146,14 @@ def _add_dense_layer(graph: Graph, layer: DenseLayer, x: int, site: str) -> int:
     return graph.add(Concat(), x, new)
 
 
+def _prefix(site: str) -> str:
+    return '' if site == ITSELF else site
+
+
 def _add_dense_stage(graph: Graph, stage: DenseStage, x: int, site: str) -> int:
     x = add_module(graph, stage.pool, x, '')
     for i, layer in enumerate(stage.layers):
-        x = _add_dense_layer(graph, layer, x, f'layers.{i}')
+        x = _add_dense_layer(graph, layer, x, f'{_prefix(site)}layers.{i}')
     return x
 
 
@@ -157,10 +172,11 @@ def _add_shuffle_unit(graph: Graph, unit: ShuffleUnit, x: int, site: str) -> int
 
 def _add_shuffle_stage(graph: Graph, stage: ShuffleStage, x: int, site: str) -> int:
     for i, unit in enumerate(stage.layers):
-        x = _add_shuffle_unit(graph, unit, x, f'layers.{i}')
+        x = _add_shuffle_unit(graph, unit, x, f'{_prefix(site)}layers.{i}')
     return x
 
 
+STAGES = (DenseStage, ShuffleStage)
 DESCRIBERS: dict[type, Callable[[Graph, nn.Module, int, str], int]] = {
     DenseStage: _add_dense_stage,
     ShuffleStage: _add_shuffle_stage,

@@ -15,6 +15,7 @@ from .rewrites import (
     merge_gathered,
     merge_groups,
     pad_groups,
+    push_pool,
     raise_gather,
     scatter_dense,
     scatter_levels,
@@ -157,6 +158,7 @@ def with_forms(graph: Graph, choices: Mapping[str, str]) -> tuple[Graph, dict[st
     """
     graph = graph.copy()
     clean_up(graph)
+    clean_up(graph, [push_pool])
     roles = {node.site: role(node, graph) for node in graph.sites()}
     for name, form in choices.items():
         kind = roles.get(name) or role(site(graph, name), graph)

@@ -54,6 +54,14 @@ class Conv:
         """Whether every output channel reads the one input channel at its place."""
         return self.weight.size(1) == 1 and self.groups == self.out_channels
 
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the result for an input of ``size``."""
+        kernel = self.weight.shape[2:]
+        return tuple(
+            (s + 2 * p - d * (k - 1) - 1) // step + 1
+            for s, p, d, k, step in zip(size, self.padding, self.dilation, kernel, self.stride)
+        )
+
     def grouped(self) -> Tensor:
         """The weight as ``(groups, O / groups, I / groups, kh, kw)``."""
         return self.weight.unflatten(0, (self.groups, -1))
@@ -139,11 +147,30 @@ class Concat:
 
 
 @dataclass(frozen=True, eq=False)
+class AveragePool:
+    """The mean of windows ``size`` by ``size``, ``stride`` apart; incomplete windows are dropped."""
+
+    size: int
+    stride: int
+
+
+@dataclass(frozen=True, eq=False)
 class Opaque:
-    """Any module of one map; nothing is known about it but the channels it gives."""
+    """Any module of one map; nothing is known about it but what it gives.
+
+    Attributes:
+        module: computes it.
+        inputs: channels of the map it is given.
+        channels: channels that it gives.
+    """
 
     module: nn.Module
+    inputs: int
     channels: int
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the result for an input of ``size``, by trying."""
+        return tuple(try_module(self.module, self.inputs, size).shape[2:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +180,15 @@ class Input:
     channels: int
 
 
-Op = Union[Input, Conv, TiledConv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, Opaque]
+def try_module(module: nn.Module, channels: int, size: tuple[int, int] = (8, 8)) -> Tensor:
+    """What a module makes of zeros ``(1, channels, *size)``."""
+    weight = next(module.parameters(), None)
+    dtype, device = (torch.float32, 'cpu') if weight is None else (weight.dtype, weight.device)
+    with torch.no_grad():
+        return module(torch.zeros(1, channels, *size, dtype=dtype, device=device))
+
+
+Op = Union[Input, Conv, TiledConv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, AveragePool, Opaque]
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +260,21 @@ class Graph:
         if isinstance(op, Concat):
             return sum(self.channels(i) for i in node.inputs)
         return self.channels(node.inputs[0])
+
+    def sizes(self, height: int, width: int) -> dict[int, tuple[int, int]]:
+        """Height and width of every value, for an input of that size."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for node in self.ordered():
+            op = node.op
+            size = sizes[node.inputs[0]] if node.inputs else (height, width)
+            if isinstance(op, (Conv, TiledConv)):
+                size = (op if isinstance(op, Conv) else op.conv).output_size(size)
+            elif isinstance(op, AveragePool):
+                size = tuple((s - op.size) // op.stride + 1 for s in size)
+            elif isinstance(op, Opaque):
+                size = op.output_size(size)
+            sizes[node.id] = size
+        return sizes
 
     def replace(self, old: int, new: int) -> None:
         """Let everything that read ``old`` read ``new``, and drop what nothing reads any more."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...layers import SqueezeExcite
 from ..condense import condense
-from .describe import DESCRIBERS, describe
+from .describe import DESCRIBERS, describe, is_chain_of_stages
 from .forms import with_forms
 from .module import LoweredGraph, PooledSqueezeExcite
 from .table import default_choices
@@ -24,13 +24,11 @@ class Part:
         name: of the module.
         module: condensed module.
         input_shape: ``(N, C, H, W)`` that it was given.
-        size: height and width of its result.
     """
 
     name: str
     module: nn.Module
     input_shape: tuple[int, ...]
-    size: tuple[int, int]
 
 
 def lower(
@@ -42,7 +40,8 @@ def lower(
 ) -> nn.Module:
     """The condensed model with every layer in the form that runs fastest, computing the same.
 
-    Stages of our trunks are lowered as a whole; in other models every group-sparse layer is lowered by itself. The
+    Stages of our trunks are lowered as a whole, all of them together where nothing reads what is between them; in
+    other models every group-sparse layer is lowered by itself. The
     result takes any batch and image size, is for inference only, and suits eager use, ``torch.compile`` and
     ``torch.export``; :func:`lowered_forms` lists what was chosen.
 
@@ -62,7 +61,7 @@ def lower(
     found = parts(lowered, input_size, example)
     for part in found:
         graph = describe(part.module, part.input_shape[1])
-        wanted = default_choices(graph, part.size, runtime)
+        wanted = default_choices(graph, part.input_shape[2:], runtime)
         for site in wanted:
             wanted[site] = choices.pop(layer_name(part.name, site), wanted[site])
         rewritten, taken = with_forms(graph, wanted)
@@ -74,23 +73,24 @@ def lower(
     return lowered
 
 
-def parts(condensed: nn.Module, input_size: tuple[int, int, int], example: Optional[Tensor] = None) -> list[Part]:
+def parts(
+    condensed: nn.Module, input_size: tuple[int, int, int], example: Optional[Tensor] = None, whole: bool = True
+) -> list[Part]:
     """The parts of a condensed model that can be lowered, with the shapes they are given.
 
     Parts that take no part in ``forward`` are left out; where one is used several times, the largest input counts.
+
+    Args:
+        condensed: the model.
+        input_size: ``(C, H, W)``.
+        example: input to run it on instead of zeros of that size.
+        whole: make one part of all stages where nothing reads what is between them.
     """
-    modules = _outermost(condensed)
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, int]]] = {}
-
-    def record(name: str):
-        def hook(module, inputs, output) -> None:
-            size = (output.size(2), output.size(3))
-            if name not in shapes or prod(size) > prod(shapes[name][1]):
-                shapes[name] = (tuple(inputs[0].shape), size)
-
-        return hook
-
-    hooks = [module.register_forward_hook(record(name)) for name, module in modules.items()]
+    calls: dict[nn.Module, list[tuple[int, ...]]] = {}
+    names = {module: name for name, module in condensed.named_modules()}
+    wanted = [m for m in names if isinstance(m, tuple(DESCRIBERS)) or is_chain_of_stages(m)]
+    hooks = [m.register_forward_hook(lambda m, inputs, _: calls.setdefault(m, []).append(tuple(inputs[0].shape)))
+             for m in wanted]  # fmt: skip
     if example is None:
         dtype, device = _dtype_device(condensed)
         example = torch.zeros(1, *input_size, dtype=dtype, device=device)
@@ -100,7 +100,15 @@ def parts(condensed: nn.Module, input_size: tuple[int, int, int], example: Optio
     finally:
         for hook in hooks:
             hook.remove()
-    return [Part(name, module, *shapes[name]) for name, module in modules.items() if name in shapes]
+    found: list[Part] = []
+    inside: set[nn.Module] = set()
+    for module, shapes in sorted(calls.items(), key=lambda item: len(names[item[0]])):
+        chain = is_chain_of_stages(module)
+        if module in inside or chain and not (whole and all(len(calls[m]) == len(shapes) for m in module)):
+            continue
+        inside.update(module.modules())
+        found.append(Part(names[module], module, max(shapes, key=prod)))
+    return sorted(found, key=lambda part: list(names.values()).index(part.name))
 
 
 def lowered_forms(model: nn.Module) -> dict[str, str]:
@@ -123,15 +131,6 @@ def _restate_squeeze_excite(model: nn.Module) -> nn.Module:
         if type(module) is SqueezeExcite:
             model = _put(model, name, PooledSqueezeExcite(module).eval())
     return model
-
-
-def _outermost(model: nn.Module) -> dict[str, nn.Module]:
-    found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f'{outer}.') or outer == '' for outer in found)
-        if not inside and isinstance(module, tuple(DESCRIBERS)):
-            found[name] = module
-    return found
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:

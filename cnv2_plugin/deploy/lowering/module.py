@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from ...layers import ChannelGather, ChannelScatterSum, SqueezeExcite
-from .graph import Add, Affine, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum, TiledConv
+from .graph import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum, TiledConv
 
 
 class ChannelSlice(nn.Module):
@@ -187,6 +187,8 @@ def _module(graph: Graph, node, dtype: torch.dtype, device) -> nn.Module:
         return _gather(op.index, device)
     if isinstance(op, ScatterSum):
         return ChannelScatterSum(op.index.to(device), op.channels)
+    if isinstance(op, AveragePool):
+        return nn.AvgPool2d(op.size, op.stride)
     return Sum() if isinstance(op, Add) else ConcatChannels()
 
 

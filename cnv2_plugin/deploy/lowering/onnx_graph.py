@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .graph import Add, Affine, Concat, Conv, Gather, Graph, Input, ScatterSum, TiledConv
+from .graph import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Input, ScatterSum, TiledConv
 
 _ACTIVATIONS = {nn.ReLU: 'Relu', nn.Hardswish: 'HardSwish', nn.Hardsigmoid: 'HardSigmoid', nn.Sigmoid: 'Sigmoid'}
 
@@ -58,6 +58,8 @@ class _Writer:
             return self._gather(op.index, inputs[0])
         if isinstance(op, ScatterSum):
             return self._index_matrix(op, inputs[0])
+        if isinstance(op, AveragePool):
+            return self._node('AveragePool', inputs, kernel_shape=[op.size] * 2, strides=[op.stride] * 2)
         if isinstance(op, (Add, Concat)):
             return self._node('Add', inputs) if isinstance(op, Add) else self._node('Concat', inputs, axis=1)
         return self._module(op.module, inputs[0])
@@ -121,10 +123,4 @@ class _Writer:
         if type(module) in _ACTIVATIONS:
             attributes = dict(alpha=1 / 6, beta=0.5) if isinstance(module, nn.Hardsigmoid) else {}
             return self._node(_ACTIVATIONS[type(module)], [x], **attributes)
-        if isinstance(module, nn.AvgPool2d):
-            return self._node('AveragePool', [x], kernel_shape=_pair(module.kernel_size), strides=_pair(module.stride))
         return x
-
-
-def _pair(value) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)

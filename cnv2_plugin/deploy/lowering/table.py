@@ -95,22 +95,22 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
 
 
 def default_choices(graph: Graph, size: tuple[int, int], runtime: str = 'onnxruntime') -> dict[str, str]:
-    """The table's form for every site of a graph whose layers give maps of ``size``.
+    """The table's form for every site of a graph that is given maps of ``size``.
 
     Raises:
         ValueError: there is no table for the runtime.
     """
     if runtime not in RULES:
         raise ValueError(f'there is no table of forms for the runtime {runtime!r}; there are {", ".join(RULES)}.')
-    choices = {}
+    choices, sizes = {}, graph.sizes(*size)
     for node in graph.sites():
-        layer = layer_of(graph, node, size)
+        layer = layer_of(graph, node, sizes[node.id])
         choices[node.site] = next(rule.form for rule in RULES[runtime] if rule.fits(layer))
     return choices
 
 
 def layer_of(graph: Graph, node: Node, size: tuple[int, int]) -> Layer:
-    """The figures of a site."""
+    """The figures of a site whose result has height and width ``size``."""
     conv, outputs = node.op, graph.channels(node.id)
     inputs = graph.channels(_gathered_from(graph, node))
     if isinstance(node.op, ScatterSum):

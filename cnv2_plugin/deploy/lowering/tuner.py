@@ -66,7 +66,7 @@ def tune(
     memory = _Cache(cache)
     deadline = time.monotonic() + budget
     allowance = max_growth * sum(p.numel() for p in condensed.parameters())
-    found = parts(condensed, input_size, example)
+    found = parts(condensed, input_size, example, whole=False)
     choices: dict[str, str] = {}
     for i, part in enumerate(found):
         graph = describe(part.module, part.input_shape[1])
@@ -92,7 +92,7 @@ class _Search:
         self.graph, self.part, self.measure, self.deadline = graph, part, measure, deadline
         self.progress = progress or (lambda text: None)
         self.most = _parameters(graph) + allowance
-        self.best = default_choices(graph, part.size, runtime)
+        self.best = default_choices(graph, part.input_shape[2:], runtime)
         self.kinds: dict[str, list[str]] = {}
         for node in graph.sites():
             self.kinds.setdefault(role(node, graph), []).append(node.site)
@@ -136,7 +136,8 @@ class _Search:
         if not form.startswith('tiled'):
             return True
         node = next(node for node in self.graph.sites() if node.site == site)
-        return layer_of(self.graph, node, self.part.size).height % int(form.removeprefix('tiled')) == 0
+        height, _ = self.graph.sizes(*self.part.input_shape[2:])[node.id]
+        return height % int(form.removeprefix('tiled')) == 0
 
 
 def _measure(candidates: Mapping[str, Graph], shape: tuple[int, ...], runtime: str, threads: int) -> dict[str, float]:
@@ -190,7 +191,8 @@ def _parameters(graph: Graph) -> int:
 
 
 def _key(graph: Graph, part: Part, shape: tuple[int, ...], runtime: str, threads: int) -> str:
-    layers = [(node.site, str(layer_of(graph, node, part.size))) for node in graph.sites()]
+    sizes = graph.sizes(*shape[2:])
+    layers = [(node.site, str(layer_of(graph, node, sizes[node.id]))) for node in graph.sites()]
     description = [runtime, version(runtime), platform.machine(), _processor(), threads, shape, layers]
     return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:32]
 

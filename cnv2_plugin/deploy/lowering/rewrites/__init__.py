@@ -21,6 +21,7 @@ from .gathers import (
 )
 from .groups import fill_groups, merge_gathered, merge_groups, pad_groups
 from .layout import use_plain_layout
+from .push_pool import push_pool
 from .scatter import scatter_dense, scatter_levels, scatter_split
 from .tile import tile_rows
 
@@ -65,6 +66,7 @@ __all__ = [
     'merge_groups',
     'pad_groups',
     'permute_rows',
+    'push_pool',
     'raise_gather',
     'scatter_dense',
     'scatter_levels',
