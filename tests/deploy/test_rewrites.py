@@ -10,6 +10,7 @@ from cnv2_plugin.deploy.lowering import rewrites
 from cnv2_plugin.deploy.lowering.graph import (
     Add,
     Affine,
+    AveragePool,
     Concat,
     Conv,
     Gather,
@@ -18,7 +19,7 @@ from cnv2_plugin.deploy.lowering.graph import (
     ScatterSum,
     TiledConv,
 )
-from cnv2_plugin.deploy.lowering.module import LoweredGraph
+from cnv2_plugin.deploy.lowering.module import FoldedAvgPool2d, LoweredGraph
 
 
 def random(*shape):
@@ -259,3 +260,35 @@ def test_rewrites_of_another_node_do_not_fit():
             continue
         options = dict(merge_groups=dict(count=2), merge_gathered=dict(count=2), tile_rows=dict(rows=2)).get(name, {})
         assert rewrite(graph, graph[graph.output], **options) is None
+
+
+@pytest.mark.parametrize(
+    ('channels', 'size', 'bands'), [(6, (32, 10), 8), (6, (12, 10), 1), (24, (8, 6), 2), (5, (7, 7), 1)]
+)
+def test_pools_fold_rows_into_channels(channels, size, bands):
+    pool = AveragePool(2, 2)
+    assert pool.folding(channels, size[0]) == bands
+    x = torch.randn(3, channels, *size, dtype=torch.float64)
+    assert torch.allclose(FoldedAvgPool2d(pool)(x), nn.functional.avg_pool2d(x, 2), atol=1e-15, rtol=0)
+    assert AveragePool(3, 2).folding(channels, size[0]) == 1
+
+
+@pytest.mark.parametrize(
+    'op', [conv(3, 6), Gather(torch.arange(5, -1, -1)), ScatterSum(torch.tensor([0, 0, 3, 1, 2, 2]), 4)]
+)
+def test_pools_move_before_what_is_linear(op):
+    graph = chain(6, affine(6), op, AveragePool(2, 2))
+    check(graph, rewrites.push_pool, lambda g: isinstance(g[g.output].op, type(op)))
+
+
+def test_pools_move_before_sums_and_concatenations():
+    graph = Graph.of(6)
+    left, right = (graph.add(affine(6), 0) for _ in range(2))
+    graph.output = graph.add(AveragePool(2, 2), graph.add(Concat(), graph.add(Add(), left, right), right))
+    check(graph, rewrites.push_pool, lambda g: isinstance(g[g.output].op, Concat) and count(g, AveragePool) == 2)
+
+
+@pytest.mark.parametrize('op', [Gather(torch.tensor([0, 3])), affine(6), conv(3, 6, 3)])
+def test_pools_stay_behind_what_is_cheaper_first(op):
+    graph = chain(6, op, AveragePool(2, 2))
+    assert rewrites.push_pool(graph, graph[graph.output]) is None

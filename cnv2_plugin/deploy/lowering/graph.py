@@ -153,6 +153,20 @@ class AveragePool:
     size: int
     stride: int
 
+    def folding(self, channels: int, height: int) -> int:
+        """How many bands of rows to count as channels, so that there are multiples of 16 or 8 of them.
+
+        Runtimes have fast kernels only for such numbers; a pool works on every channel and every band by itself.
+        """
+        if self.size != self.stride:
+            return 1
+        bands = [k for k in (1, 2, 4, 8, 16) if height % (k * self.size) == 0]
+        for multiple in (16, 8):
+            for count in bands:
+                if channels * count % multiple == 0:
+                    return count
+        return 1
+
 
 @dataclass(frozen=True, eq=False)
 class Opaque:

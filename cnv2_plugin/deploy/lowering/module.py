@@ -71,6 +71,29 @@ class TiledConv2d(nn.Module):
         return f'rows={self.rows}'
 
 
+class FoldedAvgPool2d(nn.Module):
+    """Average pooling with bands of rows as further channels.
+
+    Args:
+        pool: size and stride.
+    """
+
+    def __init__(self, pool: AveragePool) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, C, H', W')``."""
+        channels, height, width = x.shape[1:]
+        bands = self.pool.folding(channels, height)
+        folded = x.reshape(-1, channels * bands, height // bands, width) if bands > 1 else x
+        y = F.avg_pool2d(folded, self.pool.size, self.pool.stride)
+        return y.reshape(-1, channels, y.size(2) * bands, y.size(3)) if bands > 1 else y
+
+    def extra_repr(self) -> str:
+        return f'{self.pool.size}, {self.pool.stride}'
+
+
 class Sum(nn.Module):
     """The sum of two maps."""
 
@@ -188,7 +211,7 @@ def _module(graph: Graph, node, dtype: torch.dtype, device) -> nn.Module:
     if isinstance(op, ScatterSum):
         return ChannelScatterSum(op.index.to(device), op.channels)
     if isinstance(op, AveragePool):
-        return nn.AvgPool2d(op.size, op.stride)
+        return FoldedAvgPool2d(op)
     return Sum() if isinstance(op, Add) else ConcatChannels()
 
 

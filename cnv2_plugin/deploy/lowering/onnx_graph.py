@@ -21,10 +21,13 @@ def to_onnx(graph: Graph, input_shape: tuple[int, int, int, int], opset: int = 2
     from onnx import TensorProto, helper
 
     writer = _Writer()
-    names = {}
+    names, sizes = {}, graph.sizes(*input_shape[2:])
     for node in graph.ordered():
         if isinstance(node.op, Input):
             names[node.id] = 'input'
+        elif isinstance(node.op, AveragePool):
+            source = node.inputs[0]
+            names[node.id] = writer.pool(node.op, names[source], graph.channels(source), sizes[source][0])
         else:
             names[node.id] = writer.write(node.op, [names[i] for i in node.inputs])
     model = helper.make_model(
@@ -58,11 +61,16 @@ class _Writer:
             return self._gather(op.index, inputs[0])
         if isinstance(op, ScatterSum):
             return self._index_matrix(op, inputs[0])
-        if isinstance(op, AveragePool):
-            return self._node('AveragePool', inputs, kernel_shape=[op.size] * 2, strides=[op.stride] * 2)
         if isinstance(op, (Add, Concat)):
             return self._node('Add', inputs) if isinstance(op, Add) else self._node('Concat', inputs, axis=1)
         return self._module(op.module, inputs[0])
+
+    def pool(self, op: AveragePool, x: str, channels: int, height: int) -> str:
+        bands = op.folding(channels, height)
+        if bands > 1:
+            x = self._node('Reshape', [x, self._constant(torch.tensor([0, channels * bands, -1, 0]))])
+        y = self._node('AveragePool', [x], kernel_shape=[op.size] * 2, strides=[op.stride] * 2)
+        return y if bands == 1 else self._node('Reshape', [y, self._constant(torch.tensor([0, channels, -1, 0]))])
 
     def _node(self, kind: str, inputs: list[str], **attributes) -> str:
         from onnx import helper
