@@ -16,7 +16,7 @@ EXTRAS = {
     'timm': ('timm',),
     'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'),
     'deploy': ('onnx', 'onnxscript', 'onnxruntime', 'safetensors'),
-    'analysis': ('matplotlib', 'rich', 'jinja2', 'tqdm', 'fvcore', 'sklearn'),
+    'analysis': ('matplotlib', 'jinja2', 'fvcore', 'sklearn'),
 }
 """Packages by the extra that installs them."""
 
@@ -64,10 +64,8 @@ def _message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.split('.')[0]
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-        wanted = f'"cnv2_plugin[{extra}]"' if extra else package
-        return (
-            f'{package} is not installed, and this command needs it: pip install {wanted} (from a checkout: ".[...]").'
-        )
+        wanted = f'-e ".[{extra}]" (in the checkout of cnv2_plugin)' if extra else package
+        return f'{package} is not installed, and this command needs it; run: pip install {wanted}.'
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     if isinstance(error, OSError) and error.strerror:

@@ -38,7 +38,10 @@ def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
     """
     path = Path(path)
     check_target(path)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent or '.')
+    try:
+        handle, name = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent or '.')
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -55,13 +58,15 @@ def check_target(path: Union[str, Path]) -> None:
     """Raise where no file of that name can be written, before the work for it begins.
 
     Raises:
-        OSError: the folder does not exist, or ``path`` is a folder.
+        OSError: the folder does not exist or cannot be written, or ``path`` is a folder.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder; give the name of a file.')
     if not path.parent.is_dir():
         raise FileNotFoundError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f'the folder {path.parent} of {path.name} cannot be written; choose another folder.')
 
 
 def _umask() -> int:

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _deploy_timm(args: argparse.Namespace) -> None:
     from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
+    from ..checkpoints.io import check_target
     from ..deploy import classifier_cost, condense, export_onnx, verify
 
     state_dict = find_state_dict(load_checkpoint(args.checkpoint, args.trust), use_ema=not args.no_ema)
@@ -76,13 +77,14 @@ def _deploy_timm(args: argparse.Namespace) -> None:
             ['max relative difference by that', '', f'{loss.max_rel:.2e}'],
             [f'same top-1 class ({loss.num_inputs} random images)', '', f'{loss.argmax_agreement:.1%}'],
         ]
-    save_checkpoint(condensed.state_dict(), args.out, meta)
-    differences = [report.max_rel]
-    sizes = [Path(args.checkpoint).stat().st_size, Path(args.out).stat().st_size]
+    differences, onnx_sizes = [report.max_rel], []
     if args.onnx:
+        check_target(args.out)
         exported = export_onnx(condensed, args.onnx, input_size, args.batch, tolerance=args.tolerance)
         differences.append(exported.verification.max_rel)
-        sizes.append(exported.size)
+        onnx_sizes = [exported.size]
+    save_checkpoint(condensed.state_dict(), args.out, meta)
+    sizes = [Path(args.checkpoint).stat().st_size, Path(args.out).stat().st_size, *onnx_sizes]
     print_report(model, condensed, input_size, sizes, differences, lossy)
 
 

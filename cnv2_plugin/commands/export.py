@@ -20,14 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--batch', type=_batch, help="images in a call, or 'dynamic' (.onnx only, and its default)")
     parser.add_argument('--no-optimize', action='store_true', help='group convolutions as they are (.onnx only)')
     parser.add_argument('--tune', choices=('onnxruntime', 'openvino'), help='measure the forms of every layer here')
-    parser.add_argument('--threads', type=int, default=1, help='of the runtime while tuning (default 1)')
-    parser.add_argument('--budget', type=float, default=300, help='seconds to tune for (default 300)')
+    parser.add_argument('--threads', type=_count, default=1, help='of the runtime while tuning (default 1)')
+    parser.add_argument('--budget', type=_amount, default=300, help='seconds to tune for (default 300)')
     parser.add_argument(
         '--cache', type=Path, default=Path(CACHE), help=f'remembers what was measured (default {CACHE})'
     )
     parser.add_argument('--int8', type=Path, metavar='IMAGES', help='quantise statically, calibrated on the images in '
                         'this folder (.onnx only)')  # fmt: skip
-    parser.add_argument('--tolerance', type=float, default=1e-5, help='largest relative difference that is accepted')
+    parser.add_argument('--tolerance', type=_amount, default=1e-5, help='largest relative difference that is accepted')
     parser.add_argument('--forms', action='store_true', help='print the form of every layer')
     parser.add_argument('--markdown', action='store_true', help='print the tables as Markdown')
     parser.add_argument('--quiet', action='store_true', help='no progress')
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Tune where asked to, write, check, and print what was written."""
+    from ..checkpoints.io import check_target
     from ..deploy.runtimes import RUNTIMES
 
     runtimes = {kind.suffixes[0]: name for name, kind in RUNTIMES.items()} | {'.onnx': 'onnx'}
@@ -46,17 +47,58 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f'--no-optimize, --int8 and --batch dynamic are for .onnx files, not for {runtime}.')
     if args.tune and args.no_optimize:
         raise ValueError('--tune chooses forms, and --no-optimize leaves none to choose; give one of them.')
+    if not args.out.is_dir() or runtime != 'coreml':
+        check_target(args.out)
+    if args.int8:
+        check_target(_int8_path(args.out))
     title, model = open_model(args.model, args)
-    size = tuple(args.input or (model.in_chans, *model.pretrained_cfg['input_size'][1:]))
+    size = _input_size(model, args)
+    _check_finite(model, args.model)
+    images = _calibration(model, size, args) if args.int8 else None
     choices = _tune(model, size, args) if args.tune else None
     if runtime == 'onnx':
-        _write_onnx(title, model, size, choices, args)
+        _write_onnx(title, model, size, choices, images, args)
     else:
         _write_runtime(title, model, runtime, size, choices, args)
 
 
 def _batch(text: str):
-    return text if text == 'dynamic' else int(text)
+    return text if text == 'dynamic' else _count(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no whole number of at least 1')
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 0')
+    return value
+
+
+def _input_size(model, args: argparse.Namespace) -> tuple[int, int, int]:
+    size = tuple(args.input or (model.in_chans, *model.pretrained_cfg['input_size'][1:]))
+    if min(size) < 1 or size[0] != model.in_chans:
+        raise ValueError(f'--input is {size}; this network takes ({model.in_chans}, H, W) with H and W of at least 1.')
+    return size
+
+
+def _check_finite(model, source: str) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f'{name} of {source} has NaN or infinite values; give a checkpoint from before that.')
+
+
+def _calibration(model, size: tuple[int, int, int], args: argparse.Namespace):
+    from ..deploy.quantize import image_batches
+
+    return image_batches(args.int8, (args.batch or 'dynamic', *size), model.pretrained_cfg)
 
 
 def _tune(model, size, args: argparse.Namespace) -> dict[str, str]:
@@ -74,7 +116,7 @@ def _tune(model, size, args: argparse.Namespace) -> dict[str, str]:
     )  # fmt: skip
 
 
-def _write_onnx(title: str, model, size, choices, args: argparse.Namespace) -> None:
+def _write_onnx(title: str, model, size, choices, images, args: argparse.Namespace) -> None:
     from ..deploy import export_onnx
 
     report = export_onnx(
@@ -88,11 +130,10 @@ def _write_onnx(title: str, model, size, choices, args: argparse.Namespace) -> N
         ['max relative difference', f'{report.verification.max_rel:.2e}'],
     ]
     _print(title, rows, report.forms, args)
-    if args.int8:
+    if images:
         from ..deploy.quantize import quantize_onnx
 
-        target = args.out.with_stem(f'{args.out.stem}-int8')
-        small = quantize_onnx(args.out, target, args.int8, model.pretrained_cfg)
+        small = quantize_onnx(args.out, _int8_path(args.out), images)
         rows = [
             ['file', small.path],
             ['MB', f'{small.size / 1e6:.2f}'],
@@ -101,6 +142,10 @@ def _write_onnx(title: str, model, size, choices, args: argparse.Namespace) -> N
             ['relative difference', f'{small.max_rel:.2e}'],
         ]
         print_table('int8', ['', title], rows, args.markdown)
+
+
+def _int8_path(path: Path) -> Path:
+    return path.with_stem(f'{path.stem}-int8')
 
 
 def _write_runtime(title: str, model, runtime: str, size, choices, args: argparse.Namespace) -> None:

@@ -121,7 +121,7 @@ def accuracy(path: Union[str, Path], batches: Iterable[tuple[numpy.ndarray, nump
 
 
 def image_batches(
-    folder: Union[str, Path], shape: Sequence, config: Mapping[str, Any], limit: int
+    folder: Union[str, Path], shape: Sequence, config: Mapping[str, Any], limit: int = 256
 ) -> list[numpy.ndarray]:
     """Images of a folder as the network takes them: resized, cropped in the centre, normalised.
 
@@ -132,11 +132,15 @@ def image_batches(
         limit: at most so many images, spread evenly over the sorted list.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: there is no such folder, or not as many images as the network takes at once, or one is unreadable.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(f'{folder} is not a folder; give a folder with images for calibration.')
     paths = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f'{folder} holds no images ({", ".join(SUFFIXES)}); give a folder with some for calibration.')
+    if isinstance(shape[0], int) and len(paths) < shape[0]:
+        raise ValueError(f'{folder} holds {len(paths)} images, fewer than the batch of {shape[0]}; give more images.')
     chosen = [paths[i * len(paths) // min(limit, len(paths))] for i in range(min(limit, len(paths)))]
     size = shape[0] if isinstance(shape[0], int) else 1
     images = [_image(path, shape[1:], config) for path in chosen]
@@ -153,11 +157,14 @@ def _batches(calibration, shape, config: Mapping[str, Any], limit: int) -> list[
 
 
 def _image(path: Path, shape: Sequence[int], config: Mapping[str, Any]) -> numpy.ndarray:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     channels, height, width = shape
     methods = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
-    image = Image.open(path).convert('L' if channels == 1 else 'RGB')
+    try:
+        image = Image.open(path).convert('L' if channels == 1 else 'RGB')
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f'{path} is no readable image ({error}); remove it or give another folder.') from error
     scale = max(height / image.height, width / image.width) / config.get('crop_pct', 0.875)
     resized = image.resize(
         (max(width, round(image.width * scale)), max(height, round(image.height * scale))),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import cnv2_plugin.toolkits  # noqa: F401  (registers the models)
 from cnv2_plugin.checkpoints import save_checkpoint
@@ -67,11 +68,14 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wrong')
     torch.manual_seed(0)
     half = timm.create_model('condensenetv2', **KWARGS)
+    meta = dict(arch='condensenetv2', model_kwargs=KWARGS)
     save_checkpoint(half.state_dict(), folder / 'half.pth')
+    save_checkpoint(half.state_dict(), folder / 'half_named.pth', meta)
     model = finish_pruning(half).eval()
     damaged_files(folder, model.state_dict(), folder / 'executed')
-    meta = dict(arch='condensenetv2', model_kwargs=KWARGS)
     save_checkpoint(model.state_dict(), folder / 'named.pth', meta)
+    diverged = {**model.state_dict(), 'stem.weight': torch.full_like(model.state_dict()['stem.weight'], torch.nan)}
+    save_checkpoint(diverged, folder / 'nan.pth', meta)
     save_checkpoint(condense(model).state_dict(), folder / 'condensed.pth', meta)
     save_checkpoint({'conv1.weight': torch.zeros(64, 3, 7, 7)}, folder / 'resnet.pth')
     giant = dict(arch='condensenetv2', model_kwargs=dict(arch=dict(ARCH, layers=[10**12, 1])))
@@ -82,5 +86,9 @@ def files(tmp_path_factory):
     save_checkpoint(official, folder / 'half_official.pth')
     (folder / 'broken.py').write_text('model = dict(\n')
     (folder / 'no_model.py').write_text('x = 1\n')
+    for name in ('no_images', 'bad_images', 'one_image'):
+        (folder / name).mkdir()
+    (folder / 'bad_images/a.png').write_text('hello\n')
+    Image.new('RGB', (8, 8)).save(folder / 'one_image/a.png')
     (folder / 'text.csv').write_text('hello\n')
     return folder

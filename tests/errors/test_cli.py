@@ -1,5 +1,7 @@
 """Wrong uses of the command line: exit code, one sentence on stderr, no traceback, no file left."""
 
+import sys
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from tests.errors.conftest import ARCH, DAMAGED
 
 DEPLOY = ['--arch', 'condensenetv2', '--out', 'x.pth']
 A = ['--arch', 'condensenetv2_a', '--out', 'x.pth']
+SMALL = ['--input', '3', '32', '32']
 
 FAILURES = {
     'cost of nothing': (['cost'], ('give one variant', '--all')),
@@ -45,6 +48,37 @@ FAILURES = {
     'benchmark with no rounds': (
         ['benchmark', 'condensenet_50_cifar', '--rounds', '0', '--forms', 'condensed', '--runtimes', 'eager',
          '--input-size', '3', '32', '32'], ('rounds is 0', 'at least 1')),
+    'export of no file': (['export', 'none.pth', '--out', 'x.onnx'], ('none.pth', 'give the path')),
+    'export of nobody': (['export', 'vgg16', '--out', 'x.onnx'], ('vgg16', 'did you mean')),
+    'export of what fits nothing': (['export', '{good}', '--out', 'x.pt2'], ('fits none of', '--arch')),
+    'export for no runtime': (['export', '{named}', '--out', 'x.pb'], ('x.pb', '.onnx', '.pte')),
+    'export into no folder': (['export', '{named}', '--out', 'no/x.onnx'], ('no', 'make it first')),
+    'export when half pruned': (
+        ['export', '{half_named}', '--out', 'x.onnx', *SMALL], ('stage 0 of', 'finish the sparsification')),
+    'export for another runtime when half pruned': (['export', '{half_named}', '--out', 'x.pt2', *SMALL], ('stage 0 of',)),
+    'export of NaN': (['export', '{nan}', '--out', 'x.onnx', *SMALL], ('stem.weight', 'NaN', 'from before')),
+    'export of no pixels': (
+        ['export', '{named}', '--out', 'x.onnx', '--input', '3', '0', '9'], ('(3, 0, 9)', '(3, H, W)')),
+    'export of other channels': (
+        ['export', '{named}', '--out', 'x.pt2', '--input', '1', '32', '32'], ('(1, 32, 32)', '(3, H, W)')),
+    'export of int8 for OpenVINO': (
+        ['export', '{named}', '--out', 'x.xml', '--int8', '{no_images}'], ('--int8', '.onnx files', 'openvino')),
+    'export of a free batch for ExecuTorch': (
+        ['export', '{named}', '--out', 'x.pte', '--batch', 'dynamic'], ('--batch dynamic', '.onnx files')),
+    'export tuned but as it is': (
+        ['export', '{named}', '--out', 'x.onnx', '--tune', 'onnxruntime', '--no-optimize'], ('--tune', 'give one')),
+    'export tuned with a broken cache': (
+        ['export', '{named}', '--out', 'x.onnx', '--tune', 'onnxruntime', '--cache', '{text_csv}', *SMALL],
+        ('text.csv is no tuning cache', 'delete it')),
+    'export of int8 without a folder': (
+        ['export', '{named}', '--out', 'x.onnx', '--int8', 'none', *SMALL], ('none is not a folder', 'give')),
+    'export of int8 without images': (
+        ['export', '{named}', '--out', 'x.onnx', '--int8', '{no_images}', *SMALL], ('holds no images', '.png', 'give')),
+    'export of int8 with broken images': (
+        ['export', '{named}', '--out', 'x.onnx', '--int8', '{bad_images}', *SMALL], ('a.png is no readable', 'remove')),
+    'export of int8 with too few images': (
+        ['export', '{named}', '--out', 'x.onnx', '--int8', '{one_image}', '--batch', '4', *SMALL],
+        ('holds 1 images', 'batch of 4', 'give more')),
     'heatmap of nobody': (['heatmap', 'vgg16'], ('vgg16', 'did you mean')),
     'heatmap of a plain shufflenet': (['heatmap', 'shufflenetv2_x0_5'], ('neither learned group', 'draw')),
     'heatmap with three titles': (['heatmap', 'condensenetv2_a', '--titles', 'a', 'b'], ('2 names for 1', 'for each')),
@@ -74,7 +108,11 @@ USAGE = [
     ['sparsity'], ['report'], ['report', 'a', '--rounds', 'many'], ['import-official', 'x'], ['train'], ['test'],
     ['import-official', 'x', '--out', 'y', '--arch', 'hswish'], ['benchmark', 'a', '--threads', 'one'],
     ['deploy', 'x', '--arch', 'a', '--out', 'y', '--model-kwargs', 'three'],
-    ['deploy', 'x', '--arch', 'a', '--out', 'y', '--batch', 'many'],
+    ['deploy', 'x', '--arch', 'a', '--out', 'y', '--batch', 'many'], ['export', 'x'], ['export', '--out', 'x.onnx'],
+    ['export', 'x', '--out', 'y.onnx', '--batch', '0'], ['export', 'x', '--out', 'y.onnx', '--batch', '-1'],
+    ['export', 'x', '--out', 'y.onnx', '--batch', 'abc'], ['export', 'x', '--out', 'y.onnx', '--budget', '-5'],
+    ['export', 'x', '--out', 'y.onnx', '--budget', 'nan'], ['export', 'x', '--out', 'y.onnx', '--threads', '0'],
+    ['export', 'x', '--out', 'y.onnx', '--tolerance', 'nan'], ['export', 'x', '--out', 'y.onnx', '--tune', 'tpu'],
 ]  # fmt: skip
 
 
@@ -106,6 +144,7 @@ READERS = {
     'convert-keys': ['convert-keys', '{}', 'x.pth', '--to', 'mmpretrain'],
     'import-official': ['import-official', '{}', '--out', 'x.pth', '--deploy-out', 'y.pth'],
     'benchmark': ['benchmark', 'condensenetv2_a', '--checkpoint', '{}', '--rounds', '1'],
+    'export': ['export', '{}', '--out', 'x.onnx'],
     'heatmap': ['heatmap', '{}', '--out', 'maps'],
     'sparsity': ['sparsity', '{}', '--csv', 'x.csv', '--plot', 'x.png'],
     'report': ['report', '{}', '--out', 'x.html'],
@@ -145,6 +184,30 @@ def test_usage_errors_exit_with_2(arguments, tmp_path, monkeypatch, capsys):
 def test_debug_shows_the_traceback(files):
     with pytest.raises(Exception, match='is empty'):
         main(['sparsity', str(files / 'empty.pth'), '--debug'])
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('os.access', lambda *args, **kwargs: False)
+    for name in ('x.onnx', 'x.pt2'):
+        code, lines = run_failing(['export', str(files / 'named.pth'), '--out', name], capsys)
+        assert code == 1 and len(lines) == 1
+        check_sentence(lines[0], 'cnv2 export: ', 'the folder . of x', 'cannot be written', 'choose another')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_told_with_what_installs_it(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    deploy = ['deploy', str(files / 'good.pth'), '--arch', 'condensenetv2', '--model-kwargs', f'arch={ARCH}']
+    for arguments in (
+        [*deploy, '--out', 'x.pth', '--onnx', 'x.onnx', *SMALL],
+        ['export', str(files / 'named.pth'), '--out', 'x.onnx', *SMALL],
+    ):
+        code, lines = run_failing(arguments, capsys)
+        assert code == 1 and len(lines) == 1
+        check_sentence(lines[0], 'onnx is not installed', 'pip install -e ".[deploy]"')
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing(files, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """What every runtime offers, and writing its files whole or not at all."""
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -129,7 +128,8 @@ def export_runtime(
         raise ValueError(
             f'batch is {batch!r} and input_size {tuple(input_size)}; both take whole numbers of at least 1.'
         )
-    check_target(path)
+    if not path.is_dir() or path.suffix != '.mlpackage':  # CoreML's file is a folder
+        check_target(path)
     module = kind.module()
     lowered = lower(model, input_size, kind.table, choices)
     with TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
@@ -142,7 +142,7 @@ def export_runtime(
         paths = tuple(path.with_suffix(suffix) for suffix in kind.suffixes)
         size = sum(_bytes(temporary.with_suffix(suffix)) for suffix in kind.suffixes)
         for target in paths:
-            _move(temporary.with_suffix(target.suffix), target)
+            _move(temporary.with_suffix(target.suffix), target, Path(folder) / 'older')
     return RuntimeReport(runtime, paths, size, report, lowered_forms(lowered))
 
 
@@ -150,7 +150,7 @@ def _bytes(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
-def _move(source: Path, target: Path) -> None:
+def _move(source: Path, target: Path, aside: Path) -> None:
     if target.is_dir():
-        shutil.rmtree(target)
+        target.rename(aside)
     source.replace(target)
