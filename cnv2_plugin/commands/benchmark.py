@@ -65,15 +65,17 @@ def run(args: argparse.Namespace) -> int:
     work = {name: count_mult_adds(condense(model), args.input_size) for name, model in models.items()}
     content = {'machine': machine(), 'measurements': [], 'mult_adds': work}
     common = dict(progress=args.progress, folder=args.files, choices=_tuned(models, args))
+    peers = _peers(work, args)
     for threads in args.threads:
         for batch in args.batch:
             measured = benchmark(
                 models, args.forms, args.runtimes, args.input_size, batch, threads, args.rounds, args.warmup,
-                peers=_peers(work, args), memory=args.memory and threads == 1, **common,
+                peers={k: v for nearest in peers.values() for k, v in nearest.items()},
+                memory=args.memory and threads == 1, **common,
             )  # fmt: skip
             content['measurements'] += measured
             _print(measured, args)
-            _print_ratios(measured, args)
+            _print_ratios(measured, peers, args)
     limits = {}
     if args.roofline:
         with pinned(args.threads[0]):
@@ -105,12 +107,11 @@ def _model(name: str, checkpoint, count: int):
 
 
 def _peers(work: dict[str, int], args: argparse.Namespace) -> dict:
+    """For each model the networks of nearest multiply-adds, by name."""
     from ..deploy.benchmark_peers import nearest_peers
 
-    peers = {}
-    for mult_adds in work.values() if args.peers else ():
-        peers.update(nearest_peers(mult_adds, args.input_size, tuple(args.peers)))
-    return peers
+    families = tuple(args.peers)
+    return {name: nearest_peers(m, args.input_size, families) if families else {} for name, m in work.items()}
 
 
 def _tuned(models, args: argparse.Namespace) -> dict:
@@ -168,22 +169,21 @@ def _print(measurements, args: argparse.Namespace) -> None:
     print_table(title, header, rows, args.markdown)
 
 
-def _print_ratios(measurements, args: argparse.Namespace) -> None:
-    """The last form of each model against everything else in the same runtime."""
+def _print_ratios(measurements, peers, args: argparse.Namespace) -> None:
+    """The last form of each model against its other forms and its peers in the same runtime."""
     from ._tables import print_table
 
     last = args.forms[-1]
-    times = {(m.model, m.form, m.runtime): m.timing.min for m in measurements}
     rows = []
     for m in measurements:
-        if m.model not in args.models or m.form != last:
+        if m.form != last:
             continue
-        others = [o for o in measurements if o.runtime == m.runtime and o.form != last]
-        cells = [o for o in others if o.model == m.model or o.model not in args.models]
-        for o in cells:
-            name = o.form if o.model == m.model else o.model
-            ratio = m.timing.min / times[o.model, o.form, o.runtime]
-            rows.append([m.model, m.runtime, name, f'{ratio:.2f}', f'{m.timing.median / o.timing.median:.2f}'])
+        for other in measurements:
+            is_other_form = other.model == m.model and other.form != last
+            if other.runtime == m.runtime and (is_other_form or other.model in peers[m.model]):
+                name = other.form if is_other_form else other.model
+                ratios = m.timing.min / other.timing.min, m.timing.median / other.timing.median
+                rows.append([m.model, m.runtime, name, *(f'{ratio:.2f}' for ratio in ratios)])
     if rows:
         header = ['model', 'runtime', f'{last} over', 'of minima', 'of medians']
         print_table('Ratios of latencies', header, rows, args.markdown)

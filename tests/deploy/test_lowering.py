@@ -220,3 +220,19 @@ def test_torch_compile():
     model = small()
     compiled = torch.compile(lower(model, (3, 32, 32)))
     assert difference(model, compiled, 2, 3, 32, 32) <= 1e-5
+
+
+def test_zeros_filled_in_stay_within_the_allowance():
+    model = small()
+    condensed = sum(p.numel() for p in condense(model).parameters())
+    sizes, forms = {}, {}
+    for growth in (0.0, 0.2, 10.0):
+        lowered = lower(model, (3, 32, 32), max_growth=growth)
+        sizes[growth] = sum(p.numel() for p in lowered.parameters()) / condensed
+        forms[growth] = lowered_forms(lowered)
+        assert difference(model, lowered, 2, 3, 32, 32) <= 1e-5
+    assert sizes[0.2] <= 1.25 < sizes[10.0]
+    assert sizes[0.0] < sizes[0.2]
+    asked = {name: 'dense' for name in forms[0.0] if name.endswith('conv_1')}
+    taken = lowered_forms(lower(model, (3, 32, 32), choices=asked, max_growth=0.0))
+    assert {name: taken[name] for name in asked} == asked

@@ -275,6 +275,19 @@ class Graph:
             return sum(self.channels(i) for i in node.inputs)
         return self.channels(node.inputs[0])
 
+    def parameters(self) -> int:
+        """Number of constants of convolutions and normalisations, zeros filled in included."""
+        total = 0
+        for node in self.nodes.values():
+            op = node.op
+            if isinstance(op, Affine):
+                total += 2 * op.scale.numel()
+            elif isinstance(op, (Conv, TiledConv)):
+                conv = op if isinstance(op, Conv) else op.conv
+                total += op.tile_weight().numel() if isinstance(op, TiledConv) else conv.weight.numel()
+                total += 0 if conv.bias is None else conv.bias.numel()
+        return total
+
     def sizes(self, height: int, width: int) -> dict[int, tuple[int, int]]:
         """Height and width of every value, for an input of that size."""
         sizes: dict[int, tuple[int, int]] = {}

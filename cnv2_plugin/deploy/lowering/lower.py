@@ -12,8 +12,12 @@ from ...layers import SqueezeExcite
 from ..condense import condense
 from .describe import DESCRIBERS, describe, is_chain_of_stages
 from .forms import with_forms
+from .graph import Graph
 from .module import LoweredGraph, PooledSqueezeExcite
 from .table import default_choices
+
+MAX_GROWTH = 0.2
+"""Share of the condensed parameters by which zeros filled in may enlarge a model."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,14 @@ def lower(
     runtime: str = 'onnxruntime',
     choices: Optional[Mapping[str, str]] = None,
     example: Optional[Tensor] = None,
+    max_growth: float = MAX_GROWTH,
 ) -> nn.Module:
     """The condensed model with every layer in the form that runs fastest, computing the same.
 
     Stages of our trunks are lowered as a whole, all of them together where nothing reads what is between them; in
-    other models every group-sparse layer is lowered by itself. The
-    result takes any batch and image size, is for inference only, and suits eager use, ``torch.compile`` and
-    ``torch.export``; :func:`lowered_forms` lists what was chosen.
+    other models every group-sparse layer is lowered by itself. The result takes any batch and image size, is for
+    inference only, and suits eager use, ``torch.compile`` and ``torch.export``; :func:`lowered_forms` lists what was
+    chosen.
 
     Args:
         model: classifier, backbone or any module, finished; left as it is.
@@ -51,6 +56,8 @@ def lower(
         runtime: whose table of forms is used.
         choices: form by layer name, overriding the table; see :func:`cnv2_plugin.deploy.tune`.
         example: input to find the shapes with, for models that do not take ``(1, *input_size)``.
+        max_growth: share of the condensed parameters by which zeros filled in may enlarge the model; where the table's
+            choice would go beyond, the layers that add most keep their groups. Layers in ``choices`` are not asked.
 
     Raises:
         UnfinishedPruningError: pruning is not finished somewhere.
@@ -59,18 +66,41 @@ def lower(
     lowered = _restate_squeeze_excite(condense(model).eval())
     choices = dict(choices or {})
     found = parts(lowered, input_size, example)
+    allowance = max_growth * sum(p.numel() for p in lowered.parameters())
     for part in found:
         graph = describe(part.module, part.input_shape[1])
         wanted = default_choices(graph, part.input_shape[2:], runtime)
-        for site in wanted:
-            wanted[site] = choices.pop(layer_name(part.name, site), wanted[site])
-        rewritten, taken = with_forms(graph, wanted)
+        asked = {
+            site: choices.pop(layer_name(part.name, site)) for site in wanted if layer_name(part.name, site) in choices
+        }
+        rewritten, taken = _within(allowance, graph, wanted, asked)
+        allowance -= rewritten.parameters() - graph.parameters()
         module = LoweredGraph(rewritten, *_dtype_device(part.module))
         module.choices = taken
         lowered = _put(lowered, part.name, module)
     if choices:
         raise ValueError(f'choices name layers that the model does not have: {", ".join(sorted(choices)[:4])}.')
     return lowered
+
+
+def _within(
+    allowance: float, graph: Graph, wanted: Mapping[str, str], asked: Mapping[str, str]
+) -> tuple[Graph, dict[str, str]]:
+    """The graph in the wanted forms, or as many of them as add no more than ``allowance`` parameters."""
+    forms = {**wanted, **asked}
+    rewritten, taken = with_forms(graph, forms)
+    excess = rewritten.parameters() - graph.parameters() - allowance
+    if excess <= 0 or len(asked) == len(forms):
+        return rewritten, taken
+    least = with_forms(graph, {})[0].parameters()
+    added = {
+        site: with_forms(graph, {site: forms[site]})[0].parameters() - least for site in wanted if site not in asked
+    }
+    for site in sorted(added, key=added.get, reverse=True):
+        if excess > 0 and added[site] > 0:
+            del forms[site]
+            excess -= added[site]
+    return with_forms(graph, forms)
 
 
 def parts(

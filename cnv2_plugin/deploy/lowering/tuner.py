@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..condense import condense
 from .describe import describe
 from .forms import FORMS, role, with_forms
-from .graph import Affine, Conv, Graph, TiledConv
-from .lower import Part, layer_name, parts
+from .graph import Graph
+from .lower import MAX_GROWTH, Part, layer_name, parts
 from .onnx_graph import to_onnx
 from .table import default_choices, layer_of
 
@@ -37,7 +37,7 @@ def tune(
     cache: Optional[Union[str, Path]] = None,
     progress: Optional[Progress] = None,
     example: Optional[Tensor] = None,
-    max_growth: float = 0.2,
+    max_growth: float = MAX_GROWTH,
 ) -> dict[str, str]:
     """Measure the forms of every layer in a runtime and return the fastest, for ``lower(model, choices=...)``.
 
@@ -80,7 +80,7 @@ def tune(
             best = search.run()
             if search.complete:
                 memory.put(key, best)
-        allowance -= _parameters(with_forms(graph, best)[0]) - _parameters(graph)
+        allowance -= with_forms(graph, best)[0].parameters() - graph.parameters()
         choices.update({layer_name(part.name, site): form for site, form in best.items()})
     return choices
 
@@ -91,7 +91,7 @@ class _Search:
     def __init__(self, graph: Graph, part: Part, runtime: str, measure, deadline: float, allowance: float, progress):
         self.graph, self.part, self.measure, self.deadline = graph, part, measure, deadline
         self.progress = progress or (lambda text: None)
-        self.most = _parameters(graph) + allowance
+        self.most = graph.parameters() + allowance
         self.best = default_choices(graph, part.input_shape[2:], runtime)
         self.kinds: dict[str, list[str]] = {}
         for node in graph.sites():
@@ -118,7 +118,7 @@ class _Search:
         for form in FORMS[kind]:
             wanted = {**self.best, **{site: form for site in sites if self._fits(site, form)}}
             rewritten, taken = with_forms(self.graph, wanted)
-            if taken not in seen and _parameters(rewritten) <= self.most:
+            if taken not in seen and rewritten.parameters() <= self.most:
                 seen.append(taken)
                 candidates[form] = rewritten
         if len(candidates) == 1:
@@ -175,19 +175,6 @@ def _openvino(proto, images, threads: int) -> Callable[[], object]:
 
 
 MEASURED: dict[str, Callable] = {'onnxruntime': _onnxruntime, 'openvino': _openvino}
-
-
-def _parameters(graph: Graph) -> int:
-    total = 0
-    for node in graph.nodes.values():
-        op = node.op
-        if isinstance(op, TiledConv):
-            total += op.conv.weight.numel() * (op.conv.weight.size(2) + op.rows - 1) // op.conv.weight.size(2) * op.rows
-        elif isinstance(op, Conv):
-            total += op.weight.numel()
-        elif isinstance(op, Affine):
-            total += 2 * op.scale.numel()
-    return total
 
 
 def _key(graph: Graph, part: Part, shape: tuple[int, ...], runtime: str, threads: int) -> str:
