@@ -21,14 +21,26 @@ def condensenet() -> nn.Module:
 
 
 def shufflenet() -> nn.Module:
+    arch = dict(channels=(48, 96), repeats=(1, 2), final_width=64)
+    return timm.create_model('sfr_shufflenetv2', arch=arch, num_classes=5)
+
+
+def whole_shufflenet() -> nn.Module:
     return timm.create_model('sfr_shufflenetv2_x0_5', num_classes=5)
 
 
-def foreign() -> nn.Module:
-    model = torchvision.models.shufflenet_v2_x0_5(num_classes=5)
+def operated(model: nn.Module) -> nn.Module:
     to_learned_groups(model, min_channels=24, input_size=SIZE)
     add_reactivation(model, min_channels=24, input_size=SIZE)
     return model
+
+
+def foreign() -> nn.Module:
+    return operated(torchvision.models.ShuffleNetV2([1, 2, 1], [24, 48, 96, 96, 64], num_classes=5))
+
+
+def whole_foreign() -> nn.Module:
+    return operated(torchvision.models.shufflenet_v2_x0_5(num_classes=5))
 
 
 def wide() -> nn.Module:
@@ -41,6 +53,27 @@ def wide() -> nn.Module:
 
 
 MODELS = {'condensenet': condensenet, 'shufflenet': shufflenet, 'foreign': foreign, 'wide': wide}
+
+
+def condensenet_unit() -> nn.Module:
+    arch = dict(
+        layers=(1,), growth=(12,), groups_1x1=4, groups_3x3=3, groups_sfr=2, condense_factor=3, sparse_factor=2,
+        se_from=1, hswish_from=1,
+    )  # fmt: skip
+    return timm.create_model('condensenetv2', arch=arch, num_classes=5)
+
+
+def foreign_unit() -> nn.Module:
+    unit = torchvision.models.shufflenetv2.InvertedResidual(48, 48, 1)
+    return operated(nn.Sequential(nn.Conv2d(3, 48, 3, 4), unit, nn.Conv2d(48, 5, 1), nn.AdaptiveAvgPool2d(1)))
+
+
+UNITS = {'condensenet unit': condensenet_unit, 'foreign unit': foreign_unit}
+WHOLE = {
+    'condensenet': condensenet, 'wide': wide, 'whole shufflenet': whole_shufflenet, 'whole foreign': whole_foreign,
+}  # fmt: skip
+COMPILED = [*UNITS, *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE)]
+"""Compiling takes long, so the fast tests do it for one unit of our own networks and one changed by surgery."""
 
 
 def masked(model: nn.Module) -> nn.Module:
@@ -57,7 +90,7 @@ FORMS = {'masked': masked, 'packed': packed, 'deployed': condense}
 
 def model_of(name: str, form: str) -> nn.Module:
     torch.manual_seed(0)
-    return FORMS[form](finish_pruning(randomize_norms(MODELS[name]())))
+    return FORMS[form](finish_pruning(randomize_norms({**MODELS, **UNITS, **WHOLE}[name]())))
 
 
 def images(dtype=torch.float32) -> torch.Tensor:
@@ -71,7 +104,7 @@ def gradients(model: nn.Module, run, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', COMPILED)
 def test_compiles_as_one_graph_for_training_and_inference(name, form):
     model = model_of(name, form).double().train()
     reference, x = deepcopy(model), images(torch.float64)
@@ -86,7 +119,7 @@ def test_compiles_as_one_graph_for_training_and_inference(name, form):
 
 @pytest.mark.parametrize('form', ['masked', 'packed'])
 def test_compiled_training_goes_through_pruning_without_graph_breaks(form):
-    model = condensenet().train()
+    model = condensenet_unit().train()
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend='eager')
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
@@ -104,7 +137,7 @@ def test_compiled_training_goes_through_pruning_without_graph_breaks(form):
 
 
 def test_checkpointed_stages_compile():
-    model = condensenet().train()
+    model = condensenet_unit().train()
     model.set_grad_checkpointing()
     torch.compiler.reset()
     gradients(model, torch.compile(model, fullgraph=True, backend='aot_eager'), images())
