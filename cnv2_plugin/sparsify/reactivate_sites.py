@@ -116,11 +116,17 @@ class _Ways:
 
     def __init__(self, graph: fx.Graph, module: nn.Module) -> None:
         self.nodes = list(graph.nodes)
+        self.module = module
         self.weights = {node: _convolutions_in(node, module) for node in self.nodes}
         self.reached: dict[fx.Node, dict[fx.Node, int]] = {}
 
     def convolutions(self, start: fx.Node, end: fx.Node) -> int:
-        """Most convolutions on a way from ``start`` to ``end``; -1 where there is no way."""
+        """Most convolutions on a way from ``start`` to ``end``; -1 where there is no way.
+
+        A ``start`` that is an ``nn.Identity`` of another node stands for that node: networks write shortcuts so.
+        """
+        while start.op == 'call_module' and type(self.module.get_submodule(start.target)) is nn.Identity:
+            start = start.args[0]
         return self._from(start).get(end, -1)
 
     def ancestors(self, node: fx.Node) -> list[fx.Node]:

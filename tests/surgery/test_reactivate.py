@@ -169,8 +169,33 @@ class Optional(DependsOnValues):
         return x + scale * self.convs(x)
 
 
+class IdentityShortcut(nn.Module):
+    """A residual block whose shortcut is a module that does nothing, as in ConvNeXt and RegNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut = nn.Identity()
+        self.convs = nn.Sequential(nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.Conv2d(32, 32, 1))
+
+    def forward(self, x):
+        shortcut = x
+        return self.convs(x) + self.shortcut(shortcut)
+
+
 def around(block: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 32, 3), block, nn.ReLU())
+
+
+def test_a_shortcut_through_an_identity_module_is_found():
+    model = randomize_norms(around(IdentityShortcut())).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected = model(x)
+    assert [p.kind for p in add_reactivation(model, input_size=(3, 8, 8)).layers] == ['residual']
+    assert torch.equal(model(x), expected)
+    pretend_to_have_learned(model)
+    block, features = model[1], model[0](x)
+    new = block.convs(features)
+    assert torch.equal(block(features), new + (features + block.reactivation_0(new)))
 
 
 def test_cross_stage_layers_and_defaults():
