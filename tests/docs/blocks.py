@@ -17,9 +17,13 @@ _BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 STAND_INS = {
     'bash tools/quickstart.sh': 'bash -n "$ROOT/tools/quickstart.sh" && '
     '"$PYTHON" "$ROOT/tools/quickstart.py" --epochs 3 --rounds 1 > /dev/null 2>&1',
+    'python tools/prepare_fashion_mnist.py data/fashion_mnist': '"$PYTHON" tools/prepare_fashion_mnist.py '
+    'data/fashion_mnist --digits',
     'bash tools/run_tests.sh': 'bash -n "$ROOT/tools/run_tests.sh"',
+    'python tools/compare_surgery.py': '"$PYTHON" "$ROOT/tools/compare_surgery.py" --epochs 1 --train-images 64 '
+    '--test-images 32 --batch-size 8 --seeds 0 --rounds 1 --blocks 1 > /dev/null 2>&1',
 }
-"""What is run in place of a command that would install packages or run these very tests."""
+"""What is run in place of a command that would install packages, train for long or run these very tests."""
 
 
 @dataclass(frozen=True)
