@@ -81,6 +81,9 @@ def main(argv: Optional[list[str]] = None) -> int:
     except (OSError, ValueError) as error:
         print(f'prepare_fashion_mnist: {error}', file=sys.stderr)
         return 1
+    except ModuleNotFoundError:
+        print('prepare_fashion_mnist: --digits takes scikit-learn; run: pip install scikit-learn.', file=sys.stderr)
+        return 1
     print(f'{"Digits" if args.digits else "Fashion-MNIST"} in {args.target}')
     return 0
 

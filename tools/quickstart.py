@@ -21,6 +21,7 @@ from cnv2_plugin.checkpoints import atomic_path, save_checkpoint
 from cnv2_plugin.deploy import condense, export_onnx, verify
 from cnv2_plugin.deploy.benchmark import benchmark, machine
 from cnv2_plugin.deploy.verify import as_runner
+from cnv2_plugin.layers import LearnedGroupConv, SparseFeatureReactivation
 from cnv2_plugin.sparsify import StagedSparsifier
 
 matplotlib.use('Agg')
@@ -31,6 +32,8 @@ ARCH = dict(
 )  # fmt: skip
 WITHOUT_V2 = dict(groups_sfr=0, se_from=None, hswish_from=None, head_width=None)
 INPUT_SIZE = (1, 32, 32)
+STAGES = dict(LGC=('tab:blue', '-.', 14), SFR=('tab:red', '--', 2))
+"""How the stages of each kind are drawn: colour, line, and height of their names in points."""
 
 
 def main() -> None:
@@ -106,6 +109,7 @@ def fit(model, train, test, epochs: int, batch_size: int) -> dict[str, list]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, epochs * steps, pct_start=0.1)
     history = dict(loss=[], accuracy=[], kept=[], stages=[])
+    before = reached(model)
     for epoch in tqdm(range(epochs), desc='training', unit='epoch'):
         model.train()
         total = 0.0
@@ -116,12 +120,23 @@ def fit(model, train, test, epochs: int, batch_size: int) -> dict[str, list]:
             optimizer.step()
             scheduler.step()
             if sparsifier.step():
-                history['stages'].append(dict(epoch=epoch + (i + 1) / steps, stage=sparsifier.stage))
+                stages = reached(model)
+                history['stages'] += [
+                    dict(epoch=epoch + (i + 1) / steps, kind=kind, stage=stages[kind])
+                    for kind in stages if stages[kind] != before[kind]
+                ]  # fmt: skip
+                before = stages
             total += loss.item()
         history['loss'].append(total / steps)
         history['accuracy'].append(accuracy(predict(model, test[0]), test[1]))
         history['kept'].append(sparsifier.sparsity()['total'])
     return history
+
+
+def reached(model) -> dict[str, int]:
+    """Pruning stage of each kind of layer; all layers of a kind have the same."""
+    kinds = {LearnedGroupConv: 'LGC', SparseFeatureReactivation: 'SFR'}
+    return {kinds[type(layer)]: int(layer.stage) for layer in model.sparse_layers()}
 
 
 def shift(images: torch.Tensor) -> torch.Tensor:
@@ -149,17 +164,19 @@ def plot(history: dict[str, list], path: Path) -> None:
     figure, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True, layout='constrained')
     rows = (('loss', 'training loss'), ('accuracy', 'test accuracy (%)'), ('kept', 'kept fraction'))
     for axis, (key, label) in zip(axes, rows):
-        axis.plot(epochs, history[key], marker='.')
+        axis.plot(epochs, history[key], marker='.', color='black')
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         for stage in history['stages']:
-            axis.axvline(stage['epoch'], color='tab:red', alpha=0.4, linestyle='--')
-    firsts = {stage['stage']: stage for stage in reversed(history['stages'])}.values()
-    for stage in firsts:
+            colour, style, _ = STAGES[stage['kind']]
+            axis.axvline(stage['epoch'], color=colour, alpha=0.6, linestyle=style)
+    for stage in history['stages']:
+        colour, _, height = STAGES[stage['kind']]
         axes[0].annotate(
-            str(stage['stage']), (stage['epoch'], 1), xycoords=('data', 'axes fraction'), ha='center', va='bottom'
-        )
-    axes[0].set_title('Pruning stages (dashed), then training with final masks', pad=18)
+            f'{stage["kind"]} {stage["stage"]}', (stage['epoch'], 1), (0, height), color=colour, fontsize=9,
+            xycoords=('data', 'axes fraction'), textcoords='offset points', ha='center', va='bottom',
+        )  # fmt: skip
+    axes[0].set_title('Pruning stages of LGC and SFR layers, then training with final masks', pad=32)
     axes[-1].set_xlabel('epoch')
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -62,6 +62,7 @@ def _plot_unused_sources(axis, sources: Sequence[SourceUse]) -> None:
                      label=f'{label} by a later layer')  # fmt: skip
     step = -(-len(sources) // 16)
     axis.set_xticks(x[::step], [source.label for source in sources][::step], rotation=90)
+    axis.set_xlim(-0.6, len(sources) - 0.4)
     axis.set_ylim(0, 103)
     axis.set_xlabel('layer that makes the features')
     axis.set_ylabel('its features (%)')

@@ -124,6 +124,8 @@ def as_runner(form: Runnable) -> Callable[[Tensor], list[Tensor]]:
 def _onnx_runner(path: Union[str, Path]) -> Callable[[Tensor], list[Tensor]]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     return lambda x: [torch.from_numpy(output) for output in session.run(None, {name: x.numpy()})]
