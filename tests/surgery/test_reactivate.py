@@ -29,6 +29,7 @@ NETWORKS = {
     'densenet': (lambda: timm.create_model('densenet121'), {'dense': 58}),
     'torchvision densenet': (torchvision.models.densenet121, {'dense': 58}),
     'cspresnet': (lambda: timm.create_model('cspresnet50'), {'split': 4, 'residual': 13}),
+    'convnext': (lambda: timm.create_model('convnext_atto', ls_init_value=0.5), {'residual': 12}),
 }
 SLOW = ('torchvision densenet', 'cspresnet')
 
