@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from cnv2_plugin.cli import command_names, main
+from cnv2_plugin.deploy.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -16,7 +18,7 @@ _BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 STAND_INS = {
     'bash tools/quickstart.sh': 'bash -n "$ROOT/tools/quickstart.sh" && '
-    '"$PYTHON" "$ROOT/tools/quickstart.py" --epochs 3 --rounds 1 > /dev/null 2>&1',
+    '"$PYTHON" "$ROOT/tools/quickstart.py" --epochs 1 --rounds 1 > /dev/null 2>&1',
     'python tools/prepare_fashion_mnist.py data/fashion_mnist': '"$PYTHON" tools/prepare_fashion_mnist.py '
     'data/fashion_mnist --digits',
     'bash tools/run_tests.sh': 'bash -n "$ROOT/tools/run_tests.sh"',
@@ -24,6 +26,15 @@ STAND_INS = {
     '--test-images 32 --batch-size 8 --seeds 0 --rounds 1 --blocks 1 > /dev/null 2>&1',
 }
 """What is run in place of a command that would install packages, train for long or run these very tests."""
+
+SHORTER = {
+    'train': ['--cfg-options', 'train_dataloader.dataset.indices=256', 'val_dataloader.dataset.indices=250'],
+    'test': ['--cfg-options', 'test_dataloader.dataset.indices=250'],
+}
+"""What is added to commands that would take minutes."""
+
+OPTIONAL = ('openvino',)
+"""Packages of blocks that are run only where they are installed."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,9 @@ def commands(block: Block) -> list[str]:
 
 
 def run_python(block: Block, page: Path, namespace: dict) -> None:
-    """Run a block in the page's namespace."""
+    """Run a block in the page's namespace, unless it imports a runtime that is not installed."""
+    if any(f'import {name}\n' in block.text and find_spec(name) is None for name in OPTIONAL):
+        return
     code = compile('\n' * block.line + block.text, str(page), 'exec')
     exec(code, namespace)
 
@@ -100,12 +113,21 @@ def run_bash(block: Block) -> None:
 
 
 def run_cnv2(arguments: list[str]) -> None:
-    """``cnv2`` in this process; ``--help`` ends well too."""
+    """``cnv2`` in this process, unless it writes for a runtime that is not installed; ``--help`` ends well too."""
+    if arguments[0] == 'export' and lacks_runtime(arguments):
+        return
     try:
-        code = main(arguments)
+        code = main([*arguments, *SHORTER.get(arguments[0], [])])
     except SystemExit as exit_:
         code = exit_.code
     assert code in (0, None), f'cnv2 {" ".join(arguments)} ended with {code}'
+
+
+def lacks_runtime(arguments: list[str]) -> bool:
+    """Whether packages of the runtime that ``--out`` names are missing."""
+    suffix = Path(arguments[arguments.index('--out') + 1]).suffix
+    packages = [name for kind in RUNTIMES.values() if kind.suffixes[0] == suffix for name in kind.packages]
+    return any(find_spec(name) is None for name in packages)
 
 
 def dict_environ() -> dict[str, str]:
