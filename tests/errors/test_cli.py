@@ -55,7 +55,8 @@ FAILURES = {
     'export into no folder': (['export', '{named}', '--out', 'no/x.onnx'], ('no', 'make it first')),
     'export when half pruned': (
         ['export', '{half_named}', '--out', 'x.onnx', *SMALL], ('stage 0 of', 'finish the sparsification')),
-    'export for another runtime when half pruned': (['export', '{half_named}', '--out', 'x.pt2', *SMALL], ('stage 0 of',)),
+    'export for another runtime when half pruned': (
+        ['export', '{half_named}', '--out', 'x.pt2', *SMALL], ('stage 0 of',)),
     'export of NaN': (['export', '{nan}', '--out', 'x.onnx', *SMALL], ('stem.weight', 'NaN', 'from before')),
     'export of no pixels': (
         ['export', '{named}', '--out', 'x.onnx', '--input', '3', '0', '9'], ('(3, 0, 9)', '(3, H, W)')),
@@ -73,7 +74,8 @@ FAILURES = {
     'export of int8 without a folder': (
         ['export', '{named}', '--out', 'x.onnx', '--int8', 'none', *SMALL], ('none is not a folder', 'give')),
     'export of int8 without images': (
-        ['export', '{named}', '--out', 'x.onnx', '--int8', '{no_images}', *SMALL], ('holds no images', '.png', 'give')),
+        ['export', '{named}', '--out', 'x.onnx', '--int8', '{no_images}', *SMALL],
+        ('holds no images', '.png', 'give')),
     'export of int8 with broken images': (
         ['export', '{named}', '--out', 'x.onnx', '--int8', '{bad_images}', *SMALL], ('a.png is no readable', 'remove')),
     'export of int8 with too few images': (
