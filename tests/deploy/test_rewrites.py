@@ -194,6 +194,17 @@ def test_depthwise_sum(outputs, inputs, groups, stride, shuffled):
     assert count(graph, Conv) == 2 * outputs // groups
 
 
+@pytest.mark.parametrize(('outputs', 'inputs', 'groups'), [(16, 6, 2), (12, 9, 3), (8, 8, 2), (24, 12, 6), (6, 6, 2)])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('kernel', [3, 5])
+def test_split_rows(outputs, inputs, groups, stride, kernel):
+    graph = chain(inputs, conv(outputs, inputs, kernel, groups, bias=True, stride=stride))
+    graph = check(graph, rewrites.split_rows, lambda g: count(g, Conv) == 2, size=(7, 9))
+    sums = output_conv(graph)
+    assert sums.in_channels % 8 == 0
+    assert sums.out_channels // sums.groups % 8 == 0 or outputs in (12, 6)
+
+
 @pytest.mark.parametrize('size', [(8, 5), (7, 6), (5, 5)])
 @pytest.mark.parametrize('rows', [2, 4])
 @pytest.mark.parametrize('stride', [1, 2])
@@ -263,7 +274,8 @@ def test_rewrites_of_another_node_do_not_fit():
 
 
 @pytest.mark.parametrize(
-    ('channels', 'size', 'bands'), [(6, (32, 10), 8), (6, (12, 10), 1), (24, (8, 6), 2), (5, (7, 7), 1)]
+    ('channels', 'size', 'bands'),
+    [(6, (32, 10), 8), (6, (12, 10), 1), (12, (8, 6), 4), (24, (8, 6), 1), (5, (7, 7), 1)],
 )
 def test_pools_fold_rows_into_channels(channels, size, bands):
     pool = AveragePool(2, 2)

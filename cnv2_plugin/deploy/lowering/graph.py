@@ -154,11 +154,11 @@ class AveragePool:
     stride: int
 
     def folding(self, channels: int, height: int) -> int:
-        """How many bands of rows to count as channels, so that there are multiples of 16 or 8 of them.
+        """How many bands of rows to count as channels, so that there is a multiple of 8 (16 where possible) of them.
 
         Runtimes have fast kernels only for such numbers; a pool works on every channel and every band by itself.
         """
-        if self.size != self.stride:
+        if self.size != self.stride or channels % 8 == 0:
             return 1
         bands = [k for k in (1, 2, 4, 8, 16) if height % (k * self.size) == 0]
         for multiple in (16, 8):

@@ -22,6 +22,7 @@ from .gathers import (
 from .groups import fill_groups, merge_gathered, merge_groups, pad_groups
 from .layout import use_plain_layout
 from .push_pool import push_pool
+from .rows import split_rows
 from .scatter import scatter_dense, scatter_levels, scatter_split
 from .tile import tile_rows
 
@@ -72,6 +73,7 @@ __all__ = [
     'scatter_levels',
     'scatter_split',
     'sink_permutation',
+    'split_rows',
     'swap_gather',
     'tile_rows',
     'use_plain_layout',
