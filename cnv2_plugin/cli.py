@@ -16,7 +16,7 @@ EXTRAS = {
     'timm': ('timm',),
     'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'),
     'deploy': ('onnx', 'onnxscript', 'onnxruntime', 'safetensors'),
-    'analysis': ('matplotlib', 'jinja2', 'fvcore', 'sklearn'),
+    'analysis': ('matplotlib', 'rich', 'jinja2', 'tqdm', 'fvcore', 'sklearn'),
 }
 """Packages by the extra that installs them."""
 

@@ -1,7 +1,9 @@
 """Importing the package: quiet, cheap, and indifferent to missing or broken toolkits."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,8 @@ layer.switch_to_deploy()
 print(layer(torch.randn(1, 8, 2, 2)).shape)
 """
     assert run(code, TOOLKITS).stdout.strip() == 'torch.Size([1, 8, 2, 2])'
+
+
+def test_core_needs_torch_alone():
+    lines = (Path(__file__).parent.parent / 'requirements/core.txt').read_text().split()
+    assert [re.split('[<>=]', line)[0] for line in lines] == ['torch']
