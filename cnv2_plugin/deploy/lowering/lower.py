@@ -14,10 +14,7 @@ from .describe import DESCRIBERS, describe, is_chain_of_stages
 from .forms import with_forms
 from .graph import Graph
 from .module import LoweredGraph, PooledSqueezeExcite
-from .table import default_choices
-
-MAX_GROWTH = 0.2
-"""Share of the condensed parameters by which zeros filled in may enlarge a model."""
+from .table import MAX_GROWTH, default_choices
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ def lower(
     runtime: str = 'onnxruntime',
     choices: Optional[Mapping[str, str]] = None,
     example: Optional[Tensor] = None,
-    max_growth: float = MAX_GROWTH,
+    max_growth: Optional[float] = None,
 ) -> nn.Module:
     """The condensed model with every layer in the form that runs fastest, computing the same.
 
@@ -58,6 +55,7 @@ def lower(
         example: input to find the shapes with, for models that do not take ``(1, *input_size)``.
         max_growth: share of the condensed parameters by which zeros filled in may enlarge the model; where the table's
             choice would go beyond, the layers that add most keep their groups. Layers in ``choices`` are not asked.
+            By default what the runtime's table says.
 
     Raises:
         UnfinishedPruningError: pruning is not finished somewhere.
@@ -66,7 +64,9 @@ def lower(
     lowered = _restate_squeeze_excite(condense(model).eval())
     choices = dict(choices or {})
     found = parts(lowered, input_size, example)
-    allowance = max_growth * sum(p.numel() for p in lowered.parameters())
+    allowance = (MAX_GROWTH.get(runtime, 0) if max_growth is None else max_growth) * sum(
+        p.numel() for p in lowered.parameters()
+    )
     for part in found:
         graph = describe(part.module, part.input_shape[1])
         wanted = default_choices(graph, part.input_shape[2:], runtime)

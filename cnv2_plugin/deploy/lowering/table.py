@@ -91,6 +91,8 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     'openvino': _ONNXRUNTIME,
     'ncnn': _WITHOUT_GATHER,
 }
+MAX_GROWTH: Mapping[str, float] = {'onnxruntime': 0.2, 'openvino': 0.2, 'ncnn': inf}
+"""Share of the condensed parameters by which zeros filled in may enlarge a model; ncnn has no channel gather."""
 
 
 def default_choices(graph: Graph, size: tuple[int, int], runtime: str = 'onnxruntime') -> dict[str, str]:

@@ -17,7 +17,7 @@ from ..condense import condense
 from .describe import describe
 from .forms import FORMS, role, with_forms
 from .graph import Graph
-from .lower import MAX_GROWTH, Part, layer_name, parts
+from .lower import Part, layer_name, parts
 from .onnx_graph import to_onnx
 from .table import default_choices, layer_of
 
@@ -37,7 +37,7 @@ def tune(
     cache: Optional[Union[str, Path]] = None,
     progress: Optional[Progress] = None,
     example: Optional[Tensor] = None,
-    max_growth: float = MAX_GROWTH,
+    max_growth: float = 0.2,
 ) -> dict[str, str]:
     """Measure the forms of every layer in a runtime and return the fastest, for ``lower(model, choices=...)``.
 
