@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--forms', nargs='+', default=['training', 'condensed', 'optimised'],
                         help='of authors, training, condensed, optimised (default: all but authors)')  # fmt: skip
     parser.add_argument('--runtimes', nargs='+', default=['eager', 'onnxruntime'],
-                        help='of eager, compile, onnxruntime, openvino (default: eager onnxruntime)')  # fmt: skip
+                        help='of eager, compile, onnxruntime, openvino, torch_export, executorch, ncnn '
+                        '(default: eager onnxruntime)')  # fmt: skip
     parser.add_argument('--peers', nargs='*', default=[], metavar='FAMILY',
                         help='also the ShuffleNetV2, MobileNetV3 or GhostNet of nearest multiply-adds')  # fmt: skip
     parser.add_argument('--input-size', type=int, nargs=3, default=[3, 224, 224], metavar=('C', 'H', 'W'))

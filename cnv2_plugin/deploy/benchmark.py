@@ -18,6 +18,7 @@ from .benchmark_forms import FORMS
 from .benchmark_machine import count_mult_adds
 from .benchmark_machine import machine as machine
 from .benchmark_runtimes import RUNTIMES, Prepared, Runner, peak_memory
+from .lowering.table import RULES
 
 Progress = Callable[[str], None]
 PEER = 'as published'
@@ -173,7 +174,7 @@ def _contenders(models, peers, forms, runtimes, input_size, choices) -> Iterator
     for name, model in models.items():
         for form in forms:
             for runtime in runtimes:
-                table = 'openvino' if runtime == 'openvino' else 'onnxruntime'
+                table = runtime if runtime in RULES else 'onnxruntime'
                 yield name, form, runtime, FORMS[form](model, input_size, table, choices.get(name))
     for name, model in peers.items():
         for runtime in runtimes:

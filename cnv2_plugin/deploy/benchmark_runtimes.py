@@ -71,6 +71,22 @@ def openvino(module: nn.Module, images: Tensor, threads: int, folder: Path, opti
     return Prepared(lambda: request.infer([array]), file.stat().st_size, file)
 
 
+def written(name: str) -> Callable[..., Prepared]:
+    """A runtime with files of its own, see :mod:`cnv2_plugin.deploy.runtimes`."""
+
+    def prepare(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
+        from .runtimes import runtime_named
+
+        kind = runtime_named(name)
+        file = folder / f'{_digest(module, images, optimize)}{kind.suffixes[0]}'
+        writer = kind.module()
+        writer.write(module, file, images)
+        load = writer.load(file)
+        return Prepared(lambda: load(images), sum(file.with_suffix(s).stat().st_size for s in kind.suffixes))
+
+    return prepare
+
+
 def onnx_session(path: Path, threads: int = 1):
     """A session with every graph optimisation and ``threads`` threads."""
     import onnxruntime
@@ -87,13 +103,17 @@ def onnx_file(module: nn.Module, images: Tensor, folder: Path, optimize: bool) -
     """Export once: a module of the same structure and weights finds its file again."""
     from .export import export_onnx
 
-    digest = hashlib.sha256(f'{module} {tuple(images.shape)} {optimize}'.encode())
-    for tensor in module.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    file = folder / f'{digest.hexdigest()[:24]}.onnx'
+    file = folder / f'{_digest(module, images, optimize)}.onnx'
     if not file.exists():
         export_onnx(module, file, tuple(images.shape[1:]), batch=len(images), optimize=optimize)
     return file
+
+
+def _digest(module: nn.Module, images: Tensor, optimize: bool) -> str:
+    digest = hashlib.sha256(f'{module} {tuple(images.shape)} {optimize}'.encode())
+    for tensor in module.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:24]
 
 
 def peak_memory(file: Path, shape: tuple[int, ...]) -> int:
@@ -135,4 +155,7 @@ RUNTIMES: dict[str, Callable[..., Prepared]] = {
     'compile': compiled,
     'onnxruntime': onnxruntime,
     'openvino': openvino,
+    'torch_export': written('torch_export'),
+    'executorch': written('executorch'),
+    'ncnn': written('ncnn'),
 }

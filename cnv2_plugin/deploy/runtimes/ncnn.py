@@ -36,13 +36,14 @@ def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
 
 
 def load(path: Path) -> Loaded:
-    """Run on the processor in float32, image by image."""
+    """Run on the processor in float32, image by image, with as many threads as PyTorch has."""
     import ncnn
     import numpy
 
     net = ncnn.Net()
     net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = net.opt.use_winograd_convolution = False
+    net.opt.num_threads = torch.get_num_threads()
     net.load_param(str(path))
     net.load_model(str(path.with_suffix('.bin')))
     outputs = [name for name in net.output_names()]
