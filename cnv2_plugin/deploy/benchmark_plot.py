@@ -21,20 +21,24 @@ def plot_latency(measurements: Sequence[Measurement], limits: Mapping[str, float
     from matplotlib import pyplot
 
     runtimes = list(dict.fromkeys(m.runtime for m in measurements))
-    figure, axes = pyplot.subplots(1, len(runtimes), figsize=(1 + 5 * len(runtimes), 5), squeeze=False)
+    names = list(dict.fromkeys((m.model, m.form) for m in measurements))
+    size = (2.5 + 3.5 * len(runtimes), 1.5 + 0.22 * len(names))
+    figure, axes = pyplot.subplots(1, len(runtimes), figsize=size, squeeze=False, sharey=True)
     for axis, runtime in zip(axes[0], runtimes):
         rows = [m for m in measurements if m.runtime == runtime]
-        labels = [f'{m.model}\n{m.form}' for m in rows]
-        axis.barh(labels, [m.timing.min for m in rows], color=[_color(m.form) for m in rows])
-        for i, m in enumerate(rows):
-            axis.text(m.timing.min, i, f' {m.timing.min:.1f}', va='center', fontsize=7)
+        places = [names.index((m.model, m.form)) for m in rows]
+        axis.barh(places, [m.timing.min for m in rows], color=[_color(m.form) for m in rows])
+        for i, m in zip(places, rows):
+            axis.text(m.timing.min, i, f' {m.timing.min:.1f}', va='center', fontsize=8)
             if m.model in limits:
                 axis.plot([limits[m.model]] * 2, [i - 0.4, i + 0.4], color='black', linewidth=1)
-        axis.invert_yaxis()
-        axis.tick_params(axis='y', labelsize=7)
+        axis.margins(x=0.15, y=0.01)
+        axis.set_xlim(left=0)
         axis.set_title(runtime)
-        axis.set_xlabel('ms an image batch, least of all rounds')
-    figure.suptitle('Latency; black: limit of the machine for the condensed multiply-adds')
+        axis.set_xlabel('ms a call, least of all rounds')
+    axes[0, 0].set_yticks(range(len(names)), [f'{model}, {form}' for model, form in names], fontsize=8)
+    axes[0, 0].invert_yaxis()
+    figure.suptitle('Latency; black: limit of the machine for the condensed multiply-adds', fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

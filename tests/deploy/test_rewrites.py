@@ -273,6 +273,21 @@ def test_rewrites_of_another_node_do_not_fit():
         assert rewrite(graph, graph[graph.output], **options) is None
 
 
+@pytest.mark.parametrize('bias', [False, True])
+def test_split_concat(bias):
+    graph = Graph.of(5)
+    maps = [graph.add(conv(n, 5), 0) for n in (3, 4, 1)]
+    value = graph.add(Pointwise(nn.Hardswish()), graph.add(affine(8), graph.add(Concat(), *maps)))
+    graph.output = graph.add(conv(6, 8, bias=bias), value, site='it')
+    check(graph, rewrites.split_concat, lambda g: count(g, Concat) == 0 and count(g, Conv) == 6 and count(g, Add) == 2)
+
+
+@pytest.mark.parametrize('ops', [(affine(8), conv(8, 8, 3)), (conv(6, 8),), (affine(8), conv(4, 8, groups=2))])
+def test_split_concat_leaves_what_it_does_not_fit(ops):
+    graph = chain(8, *ops)
+    assert rewrites.split_concat(graph, graph[graph.output]) is None
+
+
 @pytest.mark.parametrize(
     ('channels', 'size', 'bands'),
     [(6, (32, 10), 8), (6, (12, 10), 1), (12, (8, 6), 4), (24, (8, 6), 1), (5, (7, 7), 1)],

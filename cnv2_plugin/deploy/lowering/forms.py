@@ -20,6 +20,7 @@ from .rewrites import (
     scatter_dense,
     scatter_levels,
     scatter_split,
+    split_concat,
     split_rows,
     swap_gather,
     tile_rows,
@@ -77,6 +78,15 @@ def _dense(graph: Graph, name: str) -> bool:
     return _gather_last(graph, name) and _single(graph, name, absorb_into_conv)
 
 
+def _dense_apart(graph: Graph, name: str) -> bool:
+    """Dense, with one convolution for each of several maps that are concatenated only to be read."""
+    if not _dense(graph, name):
+        return False
+    clean_up(graph)
+    _single(graph, name, split_concat)
+    return True
+
+
 def _widened(graph: Graph, name: str, rewrite) -> bool:
     return _gather_last(graph, name) and _single(graph, name, rewrite) and _gather_first(graph, name)
 
@@ -121,6 +131,7 @@ FORMS: dict[str, dict[str, Form]] = {
         'merged4': partial(_widened, rewrite=partial(merge_gathered, count=4)),
         'dense': _dense,
         'dense-plain': _plain(_dense),
+        'dense-apart': _dense_apart,
     },
     'spatial': {
         'group': _keep,

@@ -47,6 +47,7 @@ class Rule:
         max_pixels: at most so many output pixels.
         rows: the height is a multiple of this.
         aligned: outputs are a multiple of 8, or are not; None for either.
+        inputs_aligned: the same of the inputs.
     """
 
     role: str
@@ -57,6 +58,7 @@ class Rule:
     max_pixels: float = inf
     rows: int = 1
     aligned: Optional[bool] = None
+    inputs_aligned: Optional[bool] = None
 
     def fits(self, layer: Layer) -> bool:
         """Whether a layer is covered."""
@@ -68,16 +70,19 @@ class Rule:
             and layer.height * layer.width <= self.max_pixels
             and layer.height % self.rows == 0
             and self.aligned in (None, layer.outputs % 8 == 0)
+            and self.inputs_aligned in (None, layer.inputs % 8 == 0)
         )
 
 
 _ONNXRUNTIME = (
+    Rule('select', 'dense-apart', max_weights=1300, inputs_aligned=False),
     Rule('select', 'dense', max_weights=1300),
     Rule('select', 'padded', max_pixels=100),
     Rule('select', 'group'),
     Rule('spatial', 'depthwise-sum', max_group_outputs=2),
     Rule('spatial', 'rows', max_group_outputs=8),
     Rule('spatial', 'group'),
+    Rule('reactivate', 'dense', max_inputs=8),
     Rule('reactivate', 'dense-plain', max_inputs=16, aligned=False),
     Rule('reactivate', 'dense', max_inputs=16),
     Rule('reactivate', 'dense-plain', max_inputs=32),

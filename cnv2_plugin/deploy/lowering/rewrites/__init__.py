@@ -24,6 +24,7 @@ from .layout import use_plain_layout
 from .push_pool import push_pool
 from .rows import split_rows
 from .scatter import scatter_dense, scatter_levels, scatter_split
+from .split_concat import split_concat
 from .tile import tile_rows
 
 Rewrite = Callable[[Graph, Node], Optional[int]]
@@ -73,6 +74,7 @@ __all__ = [
     'scatter_levels',
     'scatter_split',
     'sink_permutation',
+    'split_concat',
     'split_rows',
     'swap_gather',
     'tile_rows',
