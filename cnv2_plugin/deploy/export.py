@@ -113,9 +113,9 @@ def export_onnx(
     runtime_model = for_runtime(model, optimize, input_size, choices).eval()
     count = 2 if batch == 'dynamic' else batch
     proto = _to_proto(runtime_model, torch.randn(count, *input_size), batch == 'dynamic', output_names)
-    _strip(proto)
     if optimize:
         _pool_globally(proto)
+    _strip(proto)
     onnx.helper.set_model_props(proto, {key: _text(value) for key, value in _metadata(model, metadata).items()})
     with atomic_path(path) as temporary:
         onnx.save(proto, str(temporary))
@@ -174,12 +174,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _strip(proto) -> None:
-    """Drop the exporter's notes on every node: they hold paths of this machine and make the file larger."""
+    """Drop the exporter's notes on every node, which hold paths of this machine, and constants that nothing reads."""
     for item in [*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output]:
         del item.metadata_props[:]
         item.doc_string = ''
     del proto.graph.metadata_props[:]
     del proto.graph.value_info[:]
+    read = {name for node in proto.graph.node for name in node.input} | {output.name for output in proto.graph.output}
+    for unused in [item for item in proto.graph.initializer if item.name not in read]:
+        proto.graph.initializer.remove(unused)
 
 
 def _pool_globally(proto) -> None:

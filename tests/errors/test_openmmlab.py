@@ -135,5 +135,5 @@ def test_missing_toolkits_are_named(package, arguments, extra, tmp_path, monkeyp
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     assert main(arguments) == 1
-    check_sentence(capsys.readouterr().err.strip(), f'{package} is not installed', f'cnv2_plugin[{extra}]')
+    check_sentence(capsys.readouterr().err.strip(), f'{package} is not installed', f'-e ".[{extra}]"')
     assert list(tmp_path.iterdir()) == []
