@@ -92,10 +92,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _model(name: str, checkpoint, count: int):
     import timm
+    import torch
 
     from .. import toolkits  # noqa: F401  (registers the models)
     from ..deploy.benchmark import random_finished
 
+    torch.manual_seed(0)
     model = timm.create_model(name)
     if checkpoint is None:
         return random_finished(model)

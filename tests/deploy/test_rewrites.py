@@ -197,9 +197,9 @@ def test_depthwise_sum(outputs, inputs, groups, stride, shuffled):
 @pytest.mark.parametrize(('outputs', 'inputs', 'groups'), [(16, 6, 2), (12, 9, 3), (8, 8, 2), (24, 12, 6), (6, 6, 2)])
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('kernel', [3, 5])
-def test_split_rows(outputs, inputs, groups, stride, kernel):
+def test_split_columns(outputs, inputs, groups, stride, kernel):
     graph = chain(inputs, conv(outputs, inputs, kernel, groups, bias=True, stride=stride))
-    graph = check(graph, rewrites.split_rows, lambda g: count(g, Conv) == 2, size=(7, 9))
+    graph = check(graph, rewrites.split_columns, lambda g: count(g, Conv) == 2, size=(7, 9))
     sums = output_conv(graph)
     assert sums.in_channels % 8 == 0
     assert sums.out_channels // sums.groups % 8 == 0 or outputs in (12, 6)

@@ -80,7 +80,7 @@ _ONNXRUNTIME = (
     Rule('select', 'padded', max_pixels=100),
     Rule('select', 'group'),
     Rule('spatial', 'depthwise-sum', max_group_outputs=2),
-    Rule('spatial', 'rows', max_group_outputs=8),
+    Rule('spatial', 'columns', max_group_outputs=8),
     Rule('spatial', 'group'),
     Rule('reactivate', 'dense', max_inputs=8),
     Rule('reactivate', 'dense-plain', max_inputs=16, aligned=False),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Optional
 
 from ..graph import Graph, Node
+from .columns import split_columns
 from .depthwise_sum import depthwise_sum
 from .fold_affine import fold_affine
 from .gathers import (
@@ -22,7 +23,6 @@ from .gathers import (
 from .groups import fill_groups, merge_gathered, merge_groups, pad_groups
 from .layout import use_plain_layout
 from .push_pool import push_pool
-from .rows import split_rows
 from .scatter import scatter_dense, scatter_levels, scatter_split
 from .split_concat import split_concat
 from .tile import tile_rows
@@ -75,7 +75,7 @@ __all__ = [
     'scatter_split',
     'sink_permutation',
     'split_concat',
-    'split_rows',
+    'split_columns',
     'swap_gather',
     'tile_rows',
     'use_plain_layout',
