@@ -30,6 +30,7 @@ STAND_INS = {
 SHORTER = {
     'train': ['--cfg-options', 'train_dataloader.dataset.indices=256', 'val_dataloader.dataset.indices=250'],
     'test': ['--cfg-options', 'test_dataloader.dataset.indices=250'],
+    'benchmark': ['--input-size', '3', '32', '32', '--rounds', '1', '--warmup', '1', '--quiet'],
 }
 """What is added to commands that would take minutes."""
 
@@ -116,6 +117,8 @@ def run_cnv2(arguments: list[str]) -> None:
     """``cnv2`` in this process, unless it writes for a runtime that is not installed; ``--help`` ends well too."""
     if arguments[0] == 'export' and lacks_runtime(arguments):
         return
+    if arguments[0] == 'benchmark' and arguments[1].startswith('-'):
+        arguments.insert(1, 'condensenetv2_110_cifar')
     try:
         code = main([*arguments, *SHORTER.get(arguments[0], [])])
     except SystemExit as exit_:
