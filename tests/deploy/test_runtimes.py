@@ -76,3 +76,11 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch):
 def test_bad_arguments_are_told(runtime, name, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export_runtime(small(), runtime, tmp_path / name, SIZE, **options)
+
+
+def test_the_second_file_of_another_runtime_is_kept(tmp_path):
+    (tmp_path / 'a.xml').write_text('openvino')
+    (tmp_path / 'a.bin').write_text('its weights')
+    with pytest.raises(ValueError, match='a.bin exists and belongs to another file than .*a.param; give another name'):
+        export_runtime(torch.nn.Conv2d(3, 4, 1).eval(), 'ncnn', tmp_path / 'a.param', (3, 8, 8))
+    assert (tmp_path / 'a.bin').read_text() == 'its weights'

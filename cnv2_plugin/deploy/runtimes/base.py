@@ -116,7 +116,8 @@ def export_runtime(
         choices: form by layer in place of the default table's.
 
     Raises:
-        ValueError: an unknown runtime, a wrong suffix, or sizes that do not fit.
+        ValueError: an unknown runtime, a wrong suffix, sizes that do not fit, or a second file (``.bin``) that belongs
+            to another runtime's file.
         ImportError: a package of the runtime is missing.
         UnfinishedPruningError: pruning is not finished.
         VerificationError: the file does not agree with PyTorch; nothing is written.
@@ -130,6 +131,9 @@ def export_runtime(
         )
     if not path.is_dir() or path.suffix != '.mlpackage':  # CoreML's file is a folder
         check_target(path)
+    for companion in map(path.with_suffix, kind.suffixes[1:]):
+        if companion.exists() and not path.exists():
+            raise ValueError(f'{companion} exists and belongs to another file than {path}; give another name.')
     module = kind.module()
     lowered = lower(model, input_size, kind.table, choices)
     with TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
