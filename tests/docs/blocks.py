@@ -118,7 +118,7 @@ def run_cnv2(arguments: list[str]) -> None:
     if arguments[0] == 'export' and lacks_runtime(arguments):
         return
     if arguments[0] == 'benchmark' and arguments[1].startswith('-'):
-        arguments.insert(1, 'condensenetv2_110_cifar')
+        arguments.insert(1, 'sfr_shufflenetv2_x0_5')
     try:
         code = main([*arguments, *SHORTER.get(arguments[0], [])])
     except SystemExit as exit_:
