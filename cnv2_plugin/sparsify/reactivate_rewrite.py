@@ -20,7 +20,6 @@ _TRACING_ERRORS = (
     AttributeError,
     LookupError,
     AssertionError,
-    NotImplementedError,
 )
 
 
@@ -49,7 +48,8 @@ def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx
         with torch.no_grad():
             _Shapes(module, graph=graphs[False]).run(example)
     except _TRACING_ERRORS as error:
-        raise UntraceableError(f'its forward pass is not a fixed graph ({str(error).splitlines()[0]})') from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UntraceableError(f'its forward pass is not a fixed graph ({reason})') from error
     finally:
         for m, training in modes.items():
             m.training = training

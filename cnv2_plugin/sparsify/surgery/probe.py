@@ -76,7 +76,7 @@ def run(model: nn.Module, input_size: tuple[int, int, int]):
     image = torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype)
     try:
         return model(image)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(
             f'{type(model).__name__} does not run on one image of size {tuple(input_size)} ({error}); give the '
             f'input_size (C, H, W) that it takes.'
