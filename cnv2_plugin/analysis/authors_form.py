@@ -5,11 +5,14 @@ of every layer also works out from the global progress which stage it should be 
 """
 
 from copy import deepcopy
+from types import MethodType
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
+from ..models.condensenet import DenseLayer
 
 
 class Progress:
@@ -53,10 +56,20 @@ class RestatedLayer(nn.Module):
 
 
 def restated(model: nn.Module) -> nn.Module:
-    """A copy of a model in masked training form whose sparse layers are in the authors' form."""
+    """A copy of a model in masked training form whose sparse layers are in the authors' form, the others plain."""
     model, progress = deepcopy(model), Progress()
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, (LearnedGroupConv, SparseFeatureReactivation)):
                 setattr(parent, name, RestatedLayer(child, progress))
+    for layer in model.modules():
+        if isinstance(layer, DenseLayer):
+            layer.forward = MethodType(_forward, layer)
     return model
+
+
+def _forward(self, x: Tensor) -> Tensor:
+    new = self.se(self.conv_2(self.act_2(self.norm_2(self.conv_1(x)))))
+    if self.sfr is not None:
+        x = x + self.sfr(new)
+    return torch.cat((x, new), 1)

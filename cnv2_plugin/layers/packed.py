@@ -28,13 +28,14 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def read_selected(x: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
+def read_selected(x: Tensor, weight: Tensor, kept: Tensor, channels_last: bool = False) -> Tensor:
     """Learned group convolution of features ``(N, I, H, W)``: every group reads its selected inputs.
 
     Args:
         x: features.
         weight: ``(G, O / G, K)``; output ``o`` is member ``o // G`` of group ``o mod G``.
         kept: the inputs of each group, ``(G * K,)``.
+        channels_last: store the result so even where ``x`` is not.
     """
     n, h, w = x.size(0), x.size(2), x.size(3)
     groups, members, columns = weight.shape
@@ -43,7 +44,10 @@ def read_selected(x: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
         y = torch.bmm(rows.unflatten(1, (groups, columns)).transpose(0, 1), weight.transpose(1, 2))
         return y.permute(1, 2, 0).reshape(n, h, w, members * groups).permute(0, 3, 1, 2)
     x = x.index_select(1, kept).reshape(n, groups, columns, h * w)
-    return torch.matmul(weight, x).transpose(1, 2).reshape(n, members * groups, h, w)
+    y = torch.matmul(weight, x)
+    if channels_last:
+        return y.permute(0, 3, 2, 1).reshape(n, h, w, members * groups).permute(0, 3, 1, 2)
+    return y.transpose(1, 2).reshape(n, members * groups, h, w)
 
 
 def update_selected(x: Tensor, weight: Tensor, kept: Tensor, out_channels: int) -> Tensor:

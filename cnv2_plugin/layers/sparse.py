@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .memory_format import trains_on_cpu
 from .packed import is_channels_last, pays, read_selected, update_selected
 from .permute import ChannelGather, ChannelScatterSum
 
@@ -58,6 +59,8 @@ class GroupSparseConv2d(nn.Module):
         stage: int64 scalar buffer, pruning stages done (training form only).
         num_stages: stages until pruning is finished.
         packed: the training form holds the surviving weights only, see ``switch_to_packed``.
+        feeds_group_conv: set by networks where a spatial group convolution follows; says only how packed training
+            stores the outputs, see :mod:`cnv2_plugin.layers.memory_format`.
 
     Raises:
         ValueError: ``groups`` does not divide the grouped side, or an argument is out of range.
@@ -90,6 +93,7 @@ class GroupSparseConv2d(nn.Module):
         self.num_stages = factor - 1
         self.deploy = deploy
         self.packed = False
+        self.feeds_group_conv = False
         self.gather = nn.Identity()
         self.scatter = nn.Identity()
         if deploy:
@@ -125,7 +129,7 @@ class GroupSparseConv2d(nn.Module):
         weight = weight.flatten(1).unflatten(0, (self.groups, -1))
         if self.over == 'inputs':
             return update_selected(x, weight, self.kept, self.out_channels)
-        y = read_selected(x, weight, self.kept)
+        y = read_selected(x, weight, self.kept, self.feeds_group_conv and trains_on_cpu(x, self.training))
         return y if bias is None else y + bias[:, None, None]
 
     def num_units(self) -> int:

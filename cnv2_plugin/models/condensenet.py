@@ -4,13 +4,17 @@ from functools import partial
 from typing import Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..archs import CondenseNetArch
 from ..layers import LearnedGroupConv, SparseFeatureReactivation, SqueezeExcite
+from ..layers.memory_format import channels_last_to_train, stored_like
 from ..layers.reactivation import ActLayer, NormLayer
 from .base import DeployMixin, init_weights
+
+fx.wrap('channels_last_to_train')
+fx.wrap('stored_like')
 
 
 class DenseLayer(nn.Module):
@@ -47,6 +51,7 @@ class DenseLayer(nn.Module):
         self.conv_1 = LearnedGroupConv(
             in_channels, width, arch.groups_1x1, arch.condense_factor, drop_rate=drop_rate, **shared
         )
+        self.conv_1.feeds_group_conv = True
         self.norm_2 = nn.BatchNorm2d(width, **dd) if norm_layer is None else norm_layer(width)
         self.act_2 = act_layer()
         self.conv_2 = nn.Conv2d(width, growth, 3, padding=1, groups=arch.groups_3x3, bias=False, **dd)
@@ -57,7 +62,8 @@ class DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, c, H, W)`` to ``(N, c + k, H, W)``."""
-        new = self.se(self.conv_2(self.act_2(self.norm_2(self.conv_1(x)))))
+        hidden = channels_last_to_train(self.conv_1(x), self.training)
+        new = self.se(stored_like(self.conv_2(self.act_2(self.norm_2(hidden))), x))
         if self.sfr is not None:
             x = x + self.sfr(new)
         return torch.cat((x, new), 1)

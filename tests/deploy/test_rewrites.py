@@ -17,7 +17,6 @@ from cnv2_plugin.deploy.lowering.graph import (
     Graph,
     Pointwise,
     ScatterSum,
-    TiledConv,
 )
 from cnv2_plugin.deploy.lowering.module import FoldedAvgPool2d, LoweredGraph
 
@@ -199,18 +198,10 @@ def test_depthwise_sum(outputs, inputs, groups, stride, shuffled):
 @pytest.mark.parametrize('kernel', [3, 5])
 def test_split_columns(outputs, inputs, groups, stride, kernel):
     graph = chain(inputs, conv(outputs, inputs, kernel, groups, bias=True, stride=stride))
-    graph = check(graph, rewrites.split_columns, lambda g: count(g, Conv) == 2, size=(7, 9))
+    graph = check(graph, rewrites.split_columns, lambda g: count(g, Conv) == 3, size=(7, 9))
     sums = output_conv(graph)
     assert sums.in_channels % 8 == 0
     assert sums.out_channels // sums.groups % 8 == 0 or outputs in (12, 6)
-
-
-@pytest.mark.parametrize('size', [(8, 5), (7, 6), (5, 5)])
-@pytest.mark.parametrize('rows', [2, 4])
-@pytest.mark.parametrize('stride', [1, 2])
-def test_tile_rows(size, rows, stride):
-    graph = chain(6, conv(4, 6, 3, groups=2, bias=True, stride=stride))
-    check(graph, partial(rewrites.tile_rows, rows=rows), lambda g: count(g, TiledConv) == 1, size)
 
 
 SCATTERS = {
@@ -269,7 +260,7 @@ def test_rewrites_of_another_node_do_not_fit():
         rewrite = getattr(rewrites, name)
         if name in ('CLEAN_UP', 'Rewrite', 'apply', 'clean_up'):
             continue
-        options = dict(merge_groups=dict(count=2), merge_gathered=dict(count=2), tile_rows=dict(rows=2)).get(name, {})
+        options = dict(merge_groups=dict(count=2), merge_gathered=dict(count=2)).get(name, {})
         assert rewrite(graph, graph[graph.output], **options) is None
 
 

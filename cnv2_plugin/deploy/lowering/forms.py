@@ -23,7 +23,6 @@ from .rewrites import (
     split_columns,
     split_concat,
     swap_gather,
-    tile_rows,
     use_plain_layout,
 )
 
@@ -138,8 +137,6 @@ FORMS: dict[str, dict[str, Form]] = {
         'merged2': partial(_single, rewrite=partial(merge_groups, count=2)),
         'merged3': partial(_single, rewrite=partial(merge_groups, count=3)),
         'merged4': partial(_single, rewrite=partial(merge_groups, count=4)),
-        'tiled2': partial(_single, rewrite=partial(tile_rows, rows=2)),
-        'tiled4': partial(_single, rewrite=partial(tile_rows, rows=4)),
         'columns': partial(_single, rewrite=split_columns),
         'depthwise-sum': partial(_single, rewrite=depthwise_sum),
         'dense': partial(_single, rewrite=fill_groups),

@@ -85,28 +85,6 @@ class Conv:
 
 
 @dataclass(frozen=True, eq=False)
-class TiledConv:
-    """A convolution that computes ``rows`` neighbouring output rows as so many times the output channels.
-
-    Attributes:
-        conv: what it equals; of dilation 1.
-        rows: output rows in a tile.
-    """
-
-    conv: Conv
-    rows: int
-
-    def tile_weight(self) -> Tensor:
-        """``(O * rows, I / groups, kh + stride * (rows - 1), kw)``: each filter once for every row, shifted."""
-        weight, step = self.conv.weight, self.conv.stride[0]
-        outputs, inputs, height, width = weight.shape
-        tiles = weight.new_zeros(outputs, self.rows, inputs, height + step * (self.rows - 1), width)
-        for r in range(self.rows):
-            tiles[:, r, :, r * step : r * step + height] = weight
-        return tiles.flatten(0, 1)
-
-
-@dataclass(frozen=True, eq=False)
 class Affine:
     """``scale * x + shift`` with one number a channel: a batch normalisation in eval mode."""
 
@@ -202,7 +180,7 @@ def try_module(module: nn.Module, channels: int, size: tuple[int, int] = (8, 8))
         return module(torch.zeros(1, channels, *size, dtype=dtype, device=device))
 
 
-Op = Union[Input, Conv, TiledConv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, AveragePool, Opaque]
+Op = Union[Input, Conv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, AveragePool, Opaque]
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,8 +243,6 @@ class Graph:
         op = node.op
         if isinstance(op, Conv):
             return op.out_channels
-        if isinstance(op, TiledConv):
-            return op.conv.out_channels
         if isinstance(op, (Input, Opaque, ScatterSum)):
             return op.channels
         if isinstance(op, Gather):
@@ -282,10 +258,8 @@ class Graph:
             op = node.op
             if isinstance(op, Affine):
                 total += 2 * op.scale.numel()
-            elif isinstance(op, (Conv, TiledConv)):
-                conv = op if isinstance(op, Conv) else op.conv
-                total += op.tile_weight().numel() if isinstance(op, TiledConv) else conv.weight.numel()
-                total += 0 if conv.bias is None else conv.bias.numel()
+            elif isinstance(op, Conv):
+                total += op.weight.numel() + (0 if op.bias is None else op.bias.numel())
         return total
 
     def sizes(self, height: int, width: int) -> dict[int, tuple[int, int]]:
@@ -294,12 +268,10 @@ class Graph:
         for node in self.ordered():
             op = node.op
             size = sizes[node.inputs[0]] if node.inputs else (height, width)
-            if isinstance(op, (Conv, TiledConv)):
-                size = (op if isinstance(op, Conv) else op.conv).output_size(size)
+            if isinstance(op, (Conv, Opaque)):
+                size = op.output_size(size)
             elif isinstance(op, AveragePool):
                 size = tuple((s - op.size) // op.stride + 1 for s in size)
-            elif isinstance(op, Opaque):
-                size = op.output_size(size)
             sizes[node.id] = size
         return sizes
 

@@ -1,14 +1,12 @@
 """A graph as a PyTorch module: for eager use, ``torch.compile``, ``torch.export`` and every exporter behind them."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from ...layers import ChannelGather, ChannelScatterSum, SqueezeExcite
-from .graph import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum, TiledConv
+from .graph import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum
 
 
 class ChannelSlice(nn.Module):
@@ -38,37 +36,6 @@ class PlainConv(nn.Module):
         height, width = x.shape[2:]
         y = self.conv(x.reshape(-1, self.conv.in_channels, height * width))
         return y.reshape(-1, self.conv.out_channels, height, width)
-
-
-class TiledConv2d(nn.Module):
-    """A convolution that computes several rows as output channels and puts them in their places.
-
-    Args:
-        conv: gives ``rows`` channels for every output channel, at stride ``rows`` times the stride.
-        rows: rows in a tile.
-        height: kernel height of the convolution that this equals.
-        stride: stride over rows of the convolution that this equals.
-    """
-
-    def __init__(self, conv: nn.Conv2d, rows: int, height: int, stride: int) -> None:
-        super().__init__()
-        self.conv = conv
-        self.rows, self.height, self.stride = rows, height, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, I, H, W)`` to ``(N, O, H', W')``."""
-        wanted = (x.size(2) + 2 * self.conv.padding[0] - self.height) // self.stride + 1
-        missing = -wanted % self.rows
-        if missing:
-            x = F.pad(x, (0, 0, 0, missing * self.stride))
-        y = self.conv(x)
-        tiles, width = y.shape[2:]
-        y = y.reshape(-1, self.conv.out_channels // self.rows, self.rows, tiles, width).transpose(2, 3)
-        y = y.reshape(-1, self.conv.out_channels // self.rows, tiles * self.rows, width)
-        return y[:, :, :wanted] if missing else y
-
-    def extra_repr(self) -> str:
-        return f'rows={self.rows}'
 
 
 class FoldedAvgPool2d(nn.Module):
@@ -202,8 +169,6 @@ def _module(graph: Graph, node, dtype: torch.dtype, device) -> nn.Module:
         return op.module
     if isinstance(op, Conv):
         return _conv(op, dtype, device)
-    if isinstance(op, TiledConv):
-        return _tiled(op, dtype, device)
     if isinstance(op, Affine):
         return _norm(op, dtype, device)
     if isinstance(op, Gather):
@@ -227,17 +192,6 @@ def _conv(op: Conv, dtype: torch.dtype, device) -> nn.Module:
         if op.bias is not None:
             conv.bias.copy_(op.bias)
     return PlainConv(conv) if op.plain else conv
-
-
-def _tiled(op: TiledConv, dtype: torch.dtype, device) -> nn.Module:
-    base, rows = op.conv, op.rows
-    tall = replace(
-        base,
-        weight=op.tile_weight(),
-        bias=None if base.bias is None else base.bias.repeat_interleave(rows),
-        stride=(base.stride[0] * rows, base.stride[1]),
-    )
-    return TiledConv2d(_conv(tall, dtype, device), rows, base.weight.size(2), base.stride[0])
 
 
 def _norm(op: Affine, dtype: torch.dtype, device) -> nn.Module:

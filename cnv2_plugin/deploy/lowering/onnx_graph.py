@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .graph import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Input, ScatterSum, TiledConv
+from .graph import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Input, ScatterSum
 
 _ACTIVATIONS = {nn.ReLU: 'Relu', nn.Hardswish: 'HardSwish', nn.Hardsigmoid: 'HardSigmoid', nn.Sigmoid: 'Sigmoid'}
 
@@ -51,8 +51,6 @@ class _Writer:
     def write(self, op, inputs: list[str]) -> str:
         if isinstance(op, Conv):
             return self._conv(op, inputs[0])
-        if isinstance(op, TiledConv):
-            return self._tiled(op, inputs[0])
         if isinstance(op, Affine):
             zeros = torch.zeros_like(op.scale)
             constants = [self._constant(t) for t in (op.scale, op.shift, zeros, zeros + 1)]
@@ -100,20 +98,6 @@ class _Writer:
         y = self._node('Conv', [flat, *inputs], group=op.groups)
         channels = self._constant(torch.tensor([op.out_channels]))
         return self._node('Reshape', [y, self._node('Concat', [batch, channels, shape], axis=0)])
-
-    def _tiled(self, op: TiledConv, x: str) -> str:
-        conv, rows = op.conv, op.rows
-        bias = [] if conv.bias is None else [self._constant(conv.bias.repeat_interleave(rows))]
-        y = self._node(
-            'Conv', [x, self._constant(op.tile_weight()), *bias],
-            group=conv.groups, strides=(conv.stride[0] * rows, conv.stride[1]), pads=conv.padding * 2,
-        )  # fmt: skip
-        size, width = self._node('Shape', [y], start=2), self._node('Shape', [y], start=3)
-        split = self._constant(torch.tensor([-1, conv.out_channels, rows]))
-        y = self._node('Reshape', [y, self._node('Concat', [split, size], axis=0)])
-        y = self._node('Transpose', [y], perm=(0, 1, 3, 2, 4))
-        joined = self._constant(torch.tensor([0, conv.out_channels, -1]))
-        return self._node('Reshape', [y, self._node('Concat', [joined, width], axis=0)])
 
     def _gather(self, index: Tensor, x: str) -> str:
         start = int(index[0])

@@ -45,7 +45,6 @@ class Rule:
         max_inputs: at most so many inputs.
         max_group_outputs: at most so many outputs a group.
         max_pixels: at most so many output pixels.
-        rows: the height is a multiple of this.
         aligned: outputs are a multiple of 8, or are not; None for either.
         inputs_aligned: the same of the inputs.
     """
@@ -56,7 +55,6 @@ class Rule:
     max_inputs: float = inf
     max_group_outputs: float = inf
     max_pixels: float = inf
-    rows: int = 1
     aligned: Optional[bool] = None
     inputs_aligned: Optional[bool] = None
 
@@ -68,7 +66,6 @@ class Rule:
             and layer.inputs <= self.max_inputs
             and layer.group_outputs <= self.max_group_outputs
             and layer.height * layer.width <= self.max_pixels
-            and layer.height % self.rows == 0
             and self.aligned in (None, layer.outputs % 8 == 0)
             and self.inputs_aligned in (None, layer.inputs % 8 == 0)
         )
@@ -80,7 +77,7 @@ _ONNXRUNTIME = (
     Rule('select', 'padded', max_pixels=100),
     Rule('select', 'group'),
     Rule('spatial', 'depthwise-sum', max_group_outputs=2),
-    Rule('spatial', 'columns', max_group_outputs=8),
+    Rule('spatial', 'columns', max_group_outputs=16),
     Rule('spatial', 'group'),
     Rule('reactivate', 'dense', max_inputs=8),
     Rule('reactivate', 'dense-plain', max_inputs=16, aligned=False),

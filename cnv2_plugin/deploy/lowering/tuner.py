@@ -116,7 +116,7 @@ class _Search:
             return
         candidates, seen = {'': with_forms(self.graph, self.best)[0]}, [self.best]
         for form in FORMS[kind]:
-            wanted = {**self.best, **{site: form for site in sites if self._fits(site, form)}}
+            wanted = {**self.best, **dict.fromkeys(sites, form)}
             rewritten, taken = with_forms(self.graph, wanted)
             if taken not in seen and rewritten.parameters() <= self.most:
                 seen.append(taken)
@@ -131,13 +131,6 @@ class _Search:
             self.best = seen[list(candidates).index(fastest)]
         name = layer_name(self.part.name, sites[0]) if len(sites) == 1 else f'{self.part.name} ({kind})'
         self.progress(f'{name}: {self.best[sites[0]]} ({times[fastest] * 1e3:.2f} ms, was {times[""] * 1e3:.2f})')
-
-    def _fits(self, site: str, form: str) -> bool:
-        if not form.startswith('tiled'):
-            return True
-        node = next(node for node in self.graph.sites() if node.site == site)
-        height, _ = self.graph.sizes(*self.part.input_shape[2:])[node.id]
-        return height % int(form.removeprefix('tiled')) == 0
 
 
 def _measure(candidates: Mapping[str, Graph], shape: tuple[int, ...], runtime: str, threads: int) -> dict[str, float]:

@@ -25,7 +25,6 @@ from .layout import use_plain_layout
 from .push_pool import push_pool
 from .scatter import scatter_dense, scatter_levels, scatter_split
 from .split_concat import split_concat
-from .tile import tile_rows
 
 Rewrite = Callable[[Graph, Node], Optional[int]]
 
@@ -77,6 +76,5 @@ __all__ = [
     'split_concat',
     'split_columns',
     'swap_gather',
-    'tile_rows',
     'use_plain_layout',
 ]
