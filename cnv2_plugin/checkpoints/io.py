@@ -63,6 +63,16 @@ def check_target(path: Union[str, Path]) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder; give the name of a file.')
+    check_folder(path)
+
+
+def check_folder(path: Union[str, Path]) -> None:
+    """Raise where the folder that a file is to be in does not exist or cannot be written.
+
+    Raises:
+        OSError: so it is.
+    """
+    path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
     if not os.access(path.parent, os.W_OK):

@@ -1,5 +1,7 @@
 """Files of other runtimes: run here, compared with PyTorch, and never left half-written."""
 
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -78,9 +80,50 @@ def test_bad_arguments_are_told(runtime, name, options, message, tmp_path):
         export_runtime(small(), runtime, tmp_path / name, SIZE, **options)
 
 
-def test_the_second_file_of_another_runtime_is_kept(tmp_path):
-    (tmp_path / 'a.xml').write_text('openvino')
-    (tmp_path / 'a.bin').write_text('its weights')
-    with pytest.raises(ValueError, match='a.bin exists and belongs to another file than .*a.param; give another name'):
+@pytest.mark.parametrize('present', ['a.bin', 'a.param'])
+def test_of_several_files_none_is_replaced(present, tmp_path):
+    (tmp_path / present).write_text('older')
+    with pytest.raises(
+        FileExistsError, match=f'{present} exists, and ncnn writes more than one file.*remove it or give'
+    ):
         export_runtime(torch.nn.Conv2d(3, 4, 1).eval(), 'ncnn', tmp_path / 'a.param', (3, 8, 8))
-    assert (tmp_path / 'a.bin').read_text() == 'its weights'
+    assert [p.name for p in tmp_path.iterdir()] == [present] and (tmp_path / present).read_text() == 'older'
+
+
+def test_of_a_folder_nothing_is_replaced(tmp_path):
+    (tmp_path / 'a.mlpackage').mkdir()
+    with pytest.raises(FileExistsError, match='a.mlpackage exists'):
+        export_runtime(torch.nn.Conv2d(3, 4, 1).eval(), 'coreml', tmp_path / 'a.mlpackage', (3, 8, 8))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from cnv2_plugin.deploy.runtimes import base
+
+model = torch.nn.Conv2d(3, 4, 1).eval()
+base.import_module = lambda name: SimpleNamespace(
+    write=lambda lowered, path, example: [path.with_suffix(s).write_text('new') for s in ('.xml', '.bin')],
+    load=lambda path: lambda x: [model(x)],
+)
+base.find_spec = lambda package: True
+rename, renames = Path.replace, iter(range(9))
+
+def replace(source, target):
+    if next(renames) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+
+Path.replace = replace
+base.export_runtime(model, 'openvino', sys.argv[1], (3, 8, 8))
+"""
+
+
+@pytest.mark.parametrize(('renames', 'left'), [(0, set()), (1, {'a.bin'}), (2, {'a.bin', 'a.xml'})])
+def test_a_kill_between_two_files_leaves_no_mixed_pair(renames, left, tmp_path):
+    """The name that users give comes last, and stands for a whole pair."""
+    command = [sys.executable, '-W', 'ignore', '-c', KILLED, str(tmp_path / 'a.xml'), str(renames)]
+    assert subprocess.run(command).returncode == (0 if renames == 2 else -signal.SIGKILL)
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith('.')} == left

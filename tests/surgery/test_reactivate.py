@@ -154,6 +154,15 @@ class DependsOnValues(nn.Module):
         return x + self.convs(x) if x.sum() > 0 else x
 
 
+class Silent(DependsOnValues):
+    """A block that fails without a word when it is traced."""
+
+    def forward(self, x):
+        if not isinstance(x, torch.Tensor):
+            raise NotImplementedError
+        return x + self.convs(x)
+
+
 class DependsOnMode(DependsOnValues):
     """A block with functional dropout."""
 
@@ -213,6 +222,7 @@ def test_cross_stage_layers_and_defaults():
     ('make', 'message'),
     [
         (lambda: around(DependsOnValues()), '1: its forward pass is not a fixed graph .*control flow'),
+        (lambda: around(Silent()), r'1: its forward pass is not a fixed graph \(NotImplementedError\)'),
         (lambda: around(DependsOnMode()), 'behaves differently in training mode'),
         (lambda: around(Overwritten()), 'neither concatenates old features nor adds shortcuts'),
         (lambda: torchvision.models.vgg11(), 'neither concatenates'),

@@ -11,7 +11,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints.io import check_target
+from ...checkpoints.io import check_folder, check_target
 from ..lowering import lower, lowered_forms
 from ..verify import VerifyReport, verify
 
@@ -27,6 +27,7 @@ class Runtime:
         suffixes: of the files that belong together; the first one is the name that users give.
         packages: Python packages that writing takes.
         table: whose table of forms is used; see :mod:`cnv2_plugin.deploy.lowering.table`.
+        is_folder: whether the files are in a folder of that name.
         exact: whether float32 results agree to rounding.
         runs: whether the file is run and compared here.
         note: what users should know.
@@ -36,6 +37,7 @@ class Runtime:
     suffixes: tuple[str, ...]
     packages: tuple[str, ...]
     table: str
+    is_folder: bool = False
     exact: bool = True
     runs: bool = True
     note: str = ''
@@ -79,7 +81,7 @@ RUNTIMES: dict[str, Runtime] = {
         Runtime('torch_export', ('.pt2',), (), 'onnxruntime', note='load with torch.export.load'),
         Runtime('executorch', ('.pte',), ('executorch',), 'onnxruntime', note='XNNPACK delegate; fixed batch'),
         Runtime('ncnn', ('.param', '.bin'), ('ncnn', 'pnnx'), 'ncnn', note='no channel gather: dense 1x1 convolutions'),
-        Runtime('coreml', ('.mlpackage',), ('coremltools',), 'onnxruntime', runs=False, note='runs on Apple systems'),
+        Runtime('coreml', ('.mlpackage',), ('coremltools',), 'onnxruntime', True, runs=False, note='for Apple systems'),
     )
 }  # fmt: skip
 
@@ -116,8 +118,9 @@ def export_runtime(
         choices: form by layer in place of the default table's.
 
     Raises:
-        ValueError: an unknown runtime, a wrong suffix, sizes that do not fit, or a second file (``.bin``) that belongs
-            to another runtime's file.
+        ValueError: an unknown runtime, a wrong suffix, or sizes that do not fit.
+        FileExistsError: what the runtime reads is several files or a folder, and one exists; a single file takes the
+            place of an older one.
         ImportError: a package of the runtime is missing.
         UnfinishedPruningError: pruning is not finished.
         VerificationError: the file does not agree with PyTorch; nothing is written.
@@ -129,11 +132,11 @@ def export_runtime(
         raise ValueError(
             f'batch is {batch!r} and input_size {tuple(input_size)}; both take whole numbers of at least 1.'
         )
-    if not path.is_dir() or path.suffix != '.mlpackage':  # CoreML's file is a folder
+    paths = tuple(path.with_suffix(suffix) for suffix in kind.suffixes)
+    if len(paths) == 1 and not kind.is_folder:
         check_target(path)
-    for companion in map(path.with_suffix, kind.suffixes[1:]):
-        if companion.exists() and not path.exists():
-            raise ValueError(f'{companion} exists and belongs to another file than {path}; give another name.')
+    else:
+        _check_free(paths, runtime)
     module = kind.module()
     lowered = lower(model, input_size, kind.table, choices)
     with TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
@@ -143,10 +146,9 @@ def export_runtime(
         if kind.runs:
             report = verify(model, module.load(temporary), input_size, batch_size=batch)
             report.check(tolerance, f'the {runtime} file')
-        paths = tuple(path.with_suffix(suffix) for suffix in kind.suffixes)
         size = sum(_bytes(temporary.with_suffix(suffix)) for suffix in kind.suffixes)
-        for target in paths:
-            _move(temporary.with_suffix(target.suffix), target, Path(folder) / 'older')
+        for target in reversed(paths):  # the one that users name comes last: with it, the others are there
+            temporary.with_suffix(target.suffix).replace(target)
     return RuntimeReport(runtime, paths, size, report, lowered_forms(lowered))
 
 
@@ -154,7 +156,12 @@ def _bytes(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
-def _move(source: Path, target: Path, aside: Path) -> None:
-    if target.is_dir():
-        target.rename(aside)
-    source.replace(target)
+def _check_free(paths: tuple[Path, ...], runtime: str) -> None:
+    """Raise where one exists: of several files, an old and a new one could be left together if writing is stopped."""
+    check_folder(paths[0])
+    taken = [str(path) for path in paths if path.exists()]
+    if taken:
+        raise FileExistsError(
+            f'{" and ".join(taken)} exists, and {runtime} writes more than one file, which cannot take the place of '
+            f'older ones at one stroke; remove it or give another name.'
+        )
