@@ -160,6 +160,20 @@ def test_gather_once():
     assert rewrites.gather_once(few, few[few.output]) is None
 
 
+def test_gather_by_conv():
+    graph = chain(6, Gather(torch.tensor([5, 0, 0, 2])), Pointwise(nn.ReLU()), Gather(torch.tensor([1, 2, 3])))
+    for node in [n for n in graph.nodes.values() if isinstance(n.op, Gather)]:
+        assert (rewrites.gather_by_conv(graph.copy(), node) is None) == (node.id == graph.output)
+    check(chain(6, Gather(torch.tensor([5, 0, 0, 2]))), rewrites.gather_by_conv, lambda g: count(g, Gather) == 0)
+
+
+def test_halve_permutation():
+    order = Gather(torch.tensor([5, 0, 4, 2, 1, 3]))
+    check(chain(6, order), rewrites.halve_permutation, lambda g: count(g, Concat) == 1 and count(g, Gather) == 2)
+    kept = chain(6, order, conv(4, 6, groups=2))
+    assert all(rewrites.halve_permutation(kept, node) is None for node in list(kept.nodes.values()))
+
+
 @pytest.mark.parametrize('merged', [2, 3, 6])
 def test_merge_groups(merged):
     graph = chain(12, conv(18, 12, 3, groups=6, bias=True, stride=2))

@@ -37,6 +37,24 @@ def test_batches_and_foreign_models(runtime, tmp_path):
     assert report.verification.max_rel <= 1e-5
 
 
+@pytest.mark.parametrize('runtime', ['openvino', 'ncnn'])
+@pytest.mark.parametrize(
+    ('name', 'arch'),
+    [
+        ('condensenet', dict(layers=(1, 2), growth=(8, 16))),
+        ('sfr_shufflenetv2', dict(channels=(32, 56), repeats=(2, 3), final_width=40)),
+        ('shufflenetv2', dict(channels=(32, 56), repeats=(2, 3), final_width=40)),
+    ],
+)
+def test_families(runtime, name, arch, tmp_path, capfd):
+    needs(runtime)
+    model = hostile(timm.create_model(name, arch=arch, num_classes=5))
+    report = export_runtime(model, runtime, tmp_path / f'x{RUNTIMES[runtime].suffixes[0]}', (3, 64, 64))
+    assert report.verification.max_rel <= 1e-5
+    if runtime == 'ncnn':
+        assert capfd.readouterr() == ('', '')
+
+
 def test_several_outputs(tmp_path):
     model = hostile(timm.create_model('condensenetv2', arch=dict(layers=(1, 1), growth=(8, 16)), features_only=True))
     report = export_runtime(condense(model), 'torch_export', tmp_path / 'x.pt2', SIZE)

@@ -34,6 +34,9 @@ SHORTER = {
 }
 """What is added to commands that would take minutes."""
 
+FAST_MODEL = 'sfr_shufflenetv2_x0_5'
+"""Stands for the networks of benchmarks: its files are written in seconds."""
+
 OPTIONAL = ('openvino',)
 """Packages of blocks that are run only where they are installed."""
 
@@ -117,8 +120,9 @@ def run_cnv2(arguments: list[str]) -> None:
     """``cnv2`` in this process, unless it writes for a runtime that is not installed; ``--help`` ends well too."""
     if arguments[0] == 'export' and lacks_runtime(arguments):
         return
-    if arguments[0] == 'benchmark' and arguments[1].startswith('-'):
-        arguments.insert(1, 'sfr_shufflenetv2_x0_5')
+    if arguments[0] == 'benchmark':
+        options = next(i for i, argument in enumerate(arguments) if argument.startswith('-'))
+        arguments = ['benchmark', FAST_MODEL, *arguments[options:]]
     try:
         code = main([*arguments, *SHORTER.get(arguments[0], [])])
     except SystemExit as exit_:

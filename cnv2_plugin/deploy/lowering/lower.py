@@ -14,7 +14,8 @@ from .describe import DESCRIBERS, describe, is_chain_of_stages
 from .forms import with_forms
 from .graph import Graph
 from .module import LoweredGraph, PooledSqueezeExcite
-from .table import MAX_GROWTH, default_choices
+from .rewrites import clean_up
+from .table import LAST_REWRITES, MAX_GROWTH, default_choices
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def lower(
         }
         rewritten, taken = _within(allowance, graph, wanted, asked)
         allowance -= rewritten.parameters() - graph.parameters()
+        if runtime in LAST_REWRITES:
+            clean_up(rewritten, [LAST_REWRITES[runtime]])
         module = LoweredGraph(rewritten, *_dtype_device(part.module))
         module.choices = taken
         lowered = _put(lowered, part.name, module)

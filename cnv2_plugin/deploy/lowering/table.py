@@ -11,6 +11,7 @@ from typing import Optional
 
 from .forms import role
 from .graph import Affine, Gather, Graph, Node, Pointwise, ScatterSum
+from .rewrites import Rewrite, gather_by_conv, halve_permutation
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,22 @@ _ONNXRUNTIME = (
     Rule('reactivate', 'split'),
 )
 
+_OPENVINO = (
+    *(rule for rule in _ONNXRUNTIME if rule.role != 'spatial'),
+    Rule('spatial', 'depthwise-sum', max_group_outputs=2),
+    Rule('spatial', 'merged2', max_group_outputs=4),
+    Rule('spatial', 'group'),
+)
+
 _WITHOUT_GATHER = (Rule('select', 'dense'), Rule('spatial', 'group'), Rule('reactivate', 'dense'))
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     'onnxruntime': _ONNXRUNTIME,
-    'openvino': _ONNXRUNTIME,
+    'openvino': _OPENVINO,
     'ncnn': _WITHOUT_GATHER,
 }
+LAST_REWRITES: Mapping[str, Rewrite] = {'ncnn': gather_by_conv, 'openvino': halve_permutation}
+"""What is done wherever it fits once forms are chosen: ncnn has no gather, and OpenVINO misreads some."""
 MAX_GROWTH: Mapping[str, float] = {'onnxruntime': 0.2, 'openvino': 0.2, 'ncnn': inf}
 """Share of the condensed parameters by which zeros filled in may enlarge a model; ncnn has no channel gather."""
 

@@ -1,6 +1,8 @@
 """ncnn, through pnnx."""
 
 import os
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +23,7 @@ def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
 
     with TemporaryDirectory(dir=path.parent) as folder:
         traced = Path(folder) / 'model.pt'
-        with torch.no_grad(), redirect_stdout(None), _quiet_descriptors():
+        with torch.no_grad(), redirect_stdout(None), _quiet():
             pnnx.export(lowered, str(traced), (example,), fp16=False)
         param = traced.with_name('model.ncnn.param')
         if not param.exists():
@@ -60,13 +62,17 @@ def load(path: Path) -> Loaded:
 
 
 @contextmanager
-def _quiet_descriptors():
-    """Send what the pnnx program itself prints nowhere."""
-    saved, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
+def _quiet() -> Iterator[None]:
+    """Send what the pnnx program prints, to both of its outputs, and the tracer's warnings nowhere."""
+    saved, nowhere = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}, os.open(os.devnull, os.O_WRONLY)
+    for descriptor in saved:
+        os.dup2(nowhere, descriptor)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+        for descriptor, copy in saved.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
         os.close(nowhere)

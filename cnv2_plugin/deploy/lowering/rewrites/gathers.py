@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from ..graph import Affine, Conv, Gather, Graph, Node, Pointwise
+from ..graph import Affine, Concat, Conv, Gather, Graph, Node, Pointwise
 
 
 def is_permutation(index: Tensor, channels: int) -> bool:
@@ -116,6 +116,36 @@ def absorb_permutation(graph: Graph, node: Node) -> Optional[int]:
     if not is_permutation(source.op.index, graph.channels(source.inputs[0])):
         return None
     return absorb_into_conv(graph, node)
+
+
+def gather_by_conv(graph: Graph, node: Node) -> Optional[int]:
+    """A gather as a 0/1 1x1 convolution, for runtimes that have no gather; neighbouring channels stay a slice."""
+    if not isinstance(node.op, Gather):
+        return None
+    index, channels = node.op.index, graph.channels(node.inputs[0])
+    if torch.equal(index - index[0], torch.arange(index.numel())):
+        return None
+    weight = torch.zeros(index.numel(), channels, 1, 1, dtype=torch.float64)
+    weight[torch.arange(index.numel()), index] = 1
+    return graph.add(Conv(weight), *node.inputs)
+
+
+def halve_permutation(graph: Graph, node: Node) -> Optional[int]:
+    """A permutation as the concatenation of two gathers, unless group convolutions read it.
+
+    OpenVINO (2026.4) takes any permutation in front of a dense or depthwise convolution for a reversal of the channels,
+    and computes something else then.
+    """
+    if not isinstance(node.op, Gather) or not is_permutation(node.op.index, graph.channels(node.inputs[0])):
+        return None
+    if node.op.index.numel() < 2 or graph.consumers(node.id) and all(map(_mixes_groups, graph.consumers(node.id))):
+        return None
+    halves = [graph.add(Gather(index), *node.inputs) for index in node.op.index.tensor_split(2)]
+    return graph.add(Concat(), *halves)
+
+
+def _mixes_groups(node: Node) -> bool:
+    return isinstance(node.op, Conv) and node.op.groups > 1 and not node.op.is_depthwise
 
 
 def raise_gather(graph: Graph, node: Node) -> Optional[int]:
