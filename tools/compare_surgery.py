@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from cnv2_plugin.analysis import count_cost
+from cnv2_plugin.benchmark import Measurement, benchmark, machine
 from cnv2_plugin.checkpoints import atomic_path, load_checkpoint, save_checkpoint
 from cnv2_plugin.deploy import condense, verify
-from cnv2_plugin.deploy.benchmark import Measurement, benchmark, machine
 from cnv2_plugin.sparsify import StagedSparsifier, add_reactivation, to_learned_groups
 
 INPUT_SIZE = (1, 32, 32)

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 import cnv2_plugin  # noqa: F401  (registers the models with timm)
 from cnv2_plugin.analysis import connection_map, count_cost, plot_maps, plot_sparsity, sparsity_report
+from cnv2_plugin.benchmark import benchmark, machine
 from cnv2_plugin.checkpoints import atomic_path, save_checkpoint
 from cnv2_plugin.deploy import condense, export_onnx, verify
-from cnv2_plugin.deploy.benchmark import benchmark, machine
 from cnv2_plugin.deploy.quantize import quantize_onnx
 from cnv2_plugin.deploy.verify import as_runner
 from cnv2_plugin.layers import LearnedGroupConv, SparseFeatureReactivation

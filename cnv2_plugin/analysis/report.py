@@ -200,7 +200,7 @@ def _deployment(model: nn.Module, input_size: tuple[int, int, int]) -> Section:
 
 
 def _latency(model: nn.Module, input_size: tuple[int, int, int], rounds: int) -> list[Section]:
-    from ..deploy.benchmark import benchmark, machine
+    from ..benchmark import benchmark, machine
     from ..layers import GroupSparseConv2d
 
     layers = [layer for layer in model.modules() if isinstance(layer, GroupSparseConv2d)]

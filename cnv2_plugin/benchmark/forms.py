@@ -11,9 +11,9 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ..deploy.condense import condense
 from ..layers import ChannelScatterSum, GroupSparseConv2d
-from .condense import condense
-from .lowering import lower
+from ..lowering import lower
 
 Size = tuple[int, int, int]
 Choices = Optional[Mapping[str, str]]

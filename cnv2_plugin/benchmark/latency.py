@@ -14,11 +14,11 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from .benchmark_forms import FORMS
-from .benchmark_machine import count_mult_adds
-from .benchmark_machine import machine as machine
-from .benchmark_runtimes import RUNTIMES, Prepared, Runner, peak_memory
-from .lowering.table import RULES
+from ..lowering.table import RULES
+from .forms import FORMS
+from .machine import count_mult_adds
+from .machine import machine as machine
+from .runtimes import RUNTIMES, Prepared, Runner, peak_memory
 
 Progress = Callable[[str], None]
 PEER = 'as published'
@@ -46,8 +46,8 @@ class Measurement:
 
     Attributes:
         model: name of the model.
-        form: see ``benchmark_forms.FORMS``; ``PEER`` for networks that are not ours.
-        runtime: see ``benchmark_runtimes.RUNTIMES``.
+        form: see ``forms.FORMS``; ``PEER`` for networks that are not ours.
+        runtime: see ``runtimes.RUNTIMES``.
         batch: images in a call.
         threads: threads of the runtime.
         height: of the images.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .benchmark_machine import count_mult_adds
+from .machine import count_mult_adds
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Union
 
-from .benchmark import Measurement, exponent
+from .latency import Measurement, exponent
 
 
 def plot_latency(measurements: Sequence[Measurement], limits: Mapping[str, float], path: Union[str, Path]) -> None:

@@ -75,7 +75,7 @@ def written(name: str) -> Callable[..., Prepared]:
     """A runtime with files of its own, see :mod:`cnv2_plugin.deploy.runtimes`."""
 
     def prepare(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
-        from .runtimes import runtime_named
+        from ..deploy.runtimes import runtime_named
 
         kind = runtime_named(name)
         file = folder / f'{_digest(module, images, optimize)}{kind.suffixes[0]}'
@@ -101,7 +101,7 @@ def onnx_session(path: Path, threads: int = 1):
 
 def onnx_file(module: nn.Module, images: Tensor, folder: Path, optimize: bool) -> Path:
     """Export once: a module of the same structure and weights finds its file again."""
-    from .export import export_onnx
+    from ..deploy.export import export_onnx
 
     file = folder / f'{_digest(module, images, optimize)}.onnx'
     if not file.exists():

@@ -11,8 +11,8 @@ def run_train(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from .. import toolkits  # noqa: F401  (registers the models)
-    from ..analysis.train_cost import training_cost
-    from ..deploy.benchmark import machine
+    from ..benchmark import machine
+    from ..benchmark.train_cost import training_cost
 
     console = Console(stderr=True, quiet=args.quiet)
     costs = training_cost(

@@ -55,8 +55,7 @@ def run(args: argparse.Namespace) -> int:
         return run_train(args)
     from rich.console import Console
 
-    from ..deploy.benchmark import benchmark, machine, pinned
-    from ..deploy.benchmark_machine import count_mult_adds, roofline
+    from ..benchmark import benchmark, count_mult_adds, machine, pinned, roofline
     from ..deploy.condense import condense
 
     console = Console(stderr=True, quiet=args.quiet)
@@ -95,7 +94,7 @@ def _model(name: str, checkpoint, count: int):
     import torch
 
     from .. import toolkits  # noqa: F401  (registers the models)
-    from ..deploy.benchmark import random_finished
+    from ..benchmark import random_finished
 
     torch.manual_seed(0)
     model = timm.create_model(name)
@@ -111,7 +110,7 @@ def _model(name: str, checkpoint, count: int):
 
 def _peers(work: dict[str, int], args: argparse.Namespace) -> dict:
     """For each model the networks of nearest multiply-adds, by name."""
-    from ..deploy.benchmark_peers import nearest_peers
+    from ..benchmark.peers import nearest_peers
 
     families = tuple(args.peers)
     return {name: nearest_peers(m, args.input_size, families) if families else {} for name, m in work.items()}
@@ -130,7 +129,7 @@ def _tuned(models, args: argparse.Namespace) -> dict:
 
 
 def _scaling(models, args: argparse.Namespace, common: dict):
-    from ..deploy.benchmark import benchmark, exponent
+    from ..benchmark import benchmark, exponent
 
     measure = dict(rounds=args.rounds, warmup=args.warmup, threads=args.threads[0], **common)
     channels = args.input_size[0]
@@ -208,7 +207,7 @@ def _write(args: argparse.Namespace, content, limits, scaling) -> None:
 
     by_size, by_batch = scaling
     if args.png:
-        from ..deploy.benchmark_plot import plot_latency, plot_scaling
+        from ..benchmark.plot import plot_latency, plot_scaling
 
         first = [m for m in content['measurements'] if (m.batch, m.threads) == (args.batch[0], args.threads[0])]
         with atomic_path(args.png) as temporary:

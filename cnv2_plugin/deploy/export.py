@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
 from ..layers import ChannelScatterSum
-from .lowering import lower, lowered_forms
+from ..lowering import lower, lowered_forms
 from .verify import VerifyReport, verify
 
 OPSET = 20

@@ -8,9 +8,9 @@ from typing import Any, Optional, Union
 
 import numpy
 
+from ..benchmark.latency import Timing, interleave
+from ..benchmark.runtimes import onnx_session
 from ..checkpoints import atomic_path
-from .benchmark import Timing, interleave
-from .benchmark_runtimes import onnx_session
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 

@@ -7,9 +7,9 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from ...layers import ChannelGather, ChannelScatterSum, GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
-from ...models.condensenet import DenseLayer, DenseStage
-from ...models.shufflenet import ShuffleStage, ShuffleUnit
+from ..layers import ChannelGather, ChannelScatterSum, GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
+from ..models.condensenet import DenseLayer, DenseStage
+from ..models.shufflenet import ShuffleStage, ShuffleUnit
 from .graph import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Opaque, Pointwise, ScatterSum, try_module
 
 POINTWISE = (

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from ...layers import ChannelGather, ChannelScatterSum, SqueezeExcite
+from ..layers import ChannelGather, ChannelScatterSum, SqueezeExcite
 from .graph import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum
 
 

@@ -13,7 +13,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ..condense import condense
+from ..deploy.condense import condense
 from .describe import describe
 from .forms import FORMS, role, with_forms
 from .graph import Graph
@@ -205,7 +205,7 @@ class _Cache:
     def put(self, key: str, choices: dict[str, str]) -> None:
         self.content[key] = choices
         if self.path is not None:
-            from ...checkpoints import atomic_path
+            from ..checkpoints import atomic_path
 
             with atomic_path(self.path) as temporary:
                 Path(temporary).write_text(json.dumps(self.content, indent=1, sort_keys=True))

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 import cnv2_plugin  # noqa: F401
+from cnv2_plugin.benchmark import Timing, benchmark, exponent, interleave, random_finished
+from cnv2_plugin.benchmark.forms import FORMS
+from cnv2_plugin.benchmark.machine import count_mult_adds
+from cnv2_plugin.benchmark.peers import nearest_peers
+from cnv2_plugin.benchmark.runtimes import peak_memory
 from cnv2_plugin.cli import main
 from cnv2_plugin.deploy import export_onnx
-from cnv2_plugin.deploy.benchmark import Timing, benchmark, exponent, interleave, random_finished
-from cnv2_plugin.deploy.benchmark_forms import FORMS
-from cnv2_plugin.deploy.benchmark_machine import count_mult_adds
-from cnv2_plugin.deploy.benchmark_peers import nearest_peers
-from cnv2_plugin.deploy.benchmark_runtimes import peak_memory
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
 TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)

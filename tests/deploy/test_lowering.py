@@ -9,10 +9,10 @@ from torch import nn
 
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import condense, lower, lowered_forms
-from cnv2_plugin.deploy.lowering.describe import describe
-from cnv2_plugin.deploy.lowering.forms import FORMS, role, with_forms
-from cnv2_plugin.deploy.lowering.module import LoweredGraph
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
+from cnv2_plugin.lowering.describe import describe
+from cnv2_plugin.lowering.forms import FORMS, role, with_forms
+from cnv2_plugin.lowering.module import LoweredGraph
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 
 SMALL = dict(

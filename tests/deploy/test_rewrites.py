@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnv2_plugin.deploy.lowering import rewrites
-from cnv2_plugin.deploy.lowering.graph import (
+from cnv2_plugin.lowering import rewrites
+from cnv2_plugin.lowering.graph import (
     Add,
     Affine,
     AveragePool,
@@ -18,7 +18,7 @@ from cnv2_plugin.deploy.lowering.graph import (
     Pointwise,
     ScatterSum,
 )
-from cnv2_plugin.deploy.lowering.module import FoldedAvgPool2d, LoweredGraph
+from cnv2_plugin.lowering.module import FoldedAvgPool2d, LoweredGraph
 
 
 def random(*shape):

@@ -8,9 +8,9 @@ from torch import nn
 import cnv2_plugin.toolkits  # noqa: F401  (registers the models)
 from cnv2_plugin.analysis import connection_map, sparsity_report
 from cnv2_plugin.archs import CondenseNetArch, ShuffleNetArch, arch_from, find_variant
+from cnv2_plugin.benchmark import benchmark, interleave
 from cnv2_plugin.checkpoints import atomic_path, find_state_dict, import_official, init_from_shufflenet, save_checkpoint
 from cnv2_plugin.deploy import condense, export_onnx, verify
-from cnv2_plugin.deploy.benchmark import benchmark, interleave
 from cnv2_plugin.layers import (
     GroupSparseConv2d,
     LearnedGroupConv,

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from cnv2_plugin.analysis.authors_form import restated
+from cnv2_plugin.benchmark.authors_form import restated
 from cnv2_plugin.sparsify import condense_while_training
 
 

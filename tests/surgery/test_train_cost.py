@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import cnv2_plugin  # noqa: F401
-from cnv2_plugin.analysis.authors_form import RestatedLayer, restated
-from cnv2_plugin.analysis.train_cost import TRAINING_FORMS, peak_memory, training_cost
+from cnv2_plugin.benchmark.authors_form import RestatedLayer, restated
+from cnv2_plugin.benchmark.train_cost import TRAINING_FORMS, peak_memory, training_cost
 from cnv2_plugin.cli import main
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoints.io import check_folder, check_target
-from ..lowering import lower, lowered_forms
+from ...lowering import lower, lowered_forms
 from ..verify import VerifyReport, verify
 
 Loaded = Callable[[Tensor], list[Tensor]]
@@ -26,7 +26,7 @@ class Runtime:
         name: as typed.
         suffixes: of the files that belong together; the first one is the name that users give.
         packages: Python packages that writing takes.
-        table: whose table of forms is used; see :mod:`cnv2_plugin.deploy.lowering.table`.
+        table: whose table of forms is used; see :mod:`cnv2_plugin.lowering.table`.
         is_folder: whether the files are in a folder of that name.
         exact: whether float32 results agree to rounding.
         runs: whether the file is run and compared here.
