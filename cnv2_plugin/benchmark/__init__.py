@@ -1,0 +1,17 @@
+"""Measuring: latency of every form in several runtimes, training cost, peers, the authors' form restated."""
+
+from .latency import Measurement, Timing, benchmark, exponent, interleave, pinned, random_finished
+from .machine import count_mult_adds, machine, roofline
+
+__all__ = [
+    'Measurement',
+    'Timing',
+    'benchmark',
+    'count_mult_adds',
+    'exponent',
+    'interleave',
+    'machine',
+    'pinned',
+    'random_finished',
+    'roofline',
+]
