@@ -1,10 +1,13 @@
 """The layers of the papers in plain PyTorch, each with a training form and an exact group-convolution form."""
 
+from .checks import UnfinishedPruningError
+from .memory_format import SpatialGroupConv2d
 from .permute import ChannelGather, ChannelScatterSum
 from .reactivation import LearnedGroupConv, SparseFeatureReactivation
 from .selective_linear import SelectiveLinear
-from .sparse import GroupSparseConv2d, UnfinishedPruningError, kept_units
+from .sparse import GroupSparseConv2d
 from .squeeze_excite import SqueezeExcite
+from .units import kept_units
 
 __all__ = [
     'ChannelGather',
@@ -13,6 +16,7 @@ __all__ = [
     'LearnedGroupConv',
     'SelectiveLinear',
     'SparseFeatureReactivation',
+    'SpatialGroupConv2d',
     'SqueezeExcite',
     'UnfinishedPruningError',
     'kept_units',

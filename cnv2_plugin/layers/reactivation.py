@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Optional
 
-import torch
 from torch import Tensor, nn
 
+from .condensed import gather_norm
 from .sparse import GroupSparseConv2d
 
 NormLayer = Callable[[int], nn.Module]
@@ -84,7 +84,7 @@ class LearnedGroupConv(_PreActivation):
         return self.scatter(self._convolve(self.drop(self.act(self.norm(self.gather(x))))))
 
     def _prepare_deploy(self, kept: Tensor) -> None:
-        self.norm = _gather_norm(self.norm, kept)
+        self.norm = gather_norm(self.norm, kept)
 
 
 class SparseFeatureReactivation(_PreActivation):
@@ -120,22 +120,3 @@ class SparseFeatureReactivation(_PreActivation):
     def forward(self, x: Tensor) -> Tensor:
         """Map new features ``(N, I, H, W)`` to the update ``(N, O, H, W)`` of the old ones."""
         return self.scatter(self._convolve(self.gather(self.drop(self.act(self.norm(x))))))
-
-
-def _gather_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
-    """Batch normalisation of the gathered channels; any batch normalisation (SyncBN too) becomes a plain one."""
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        raise TypeError(
-            f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}.'
-        )
-    reference = norm.weight if norm.affine else norm.running_mean
-    gathered = nn.BatchNorm2d(
-        index.numel(), norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
-        device=index.device, dtype=None if reference is None else reference.dtype,
-    )  # fmt: skip
-    with torch.no_grad():
-        for name, target in [*gathered.named_parameters(), *gathered.named_buffers()]:
-            source = getattr(norm, name)
-            target.copy_(source[index] if source.ndim else source)
-            target.requires_grad_(source.requires_grad)
-    return gathered

@@ -4,17 +4,13 @@ from functools import partial
 from typing import Optional
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..archs import CondenseNetArch
-from ..layers import LearnedGroupConv, SparseFeatureReactivation, SqueezeExcite
-from ..layers.memory_format import channels_last_to_train, stored_like
+from ..layers import LearnedGroupConv, SparseFeatureReactivation, SpatialGroupConv2d, SqueezeExcite
 from ..layers.reactivation import ActLayer, NormLayer
 from .base import DeployMixin, init_weights
-
-fx.wrap('channels_last_to_train')
-fx.wrap('stored_like')
 
 
 class DenseLayer(nn.Module):
@@ -51,10 +47,9 @@ class DenseLayer(nn.Module):
         self.conv_1 = LearnedGroupConv(
             in_channels, width, arch.groups_1x1, arch.condense_factor, drop_rate=drop_rate, **shared
         )
-        self.conv_1.feeds_group_conv = True
         self.norm_2 = nn.BatchNorm2d(width, **dd) if norm_layer is None else norm_layer(width)
         self.act_2 = act_layer()
-        self.conv_2 = nn.Conv2d(width, growth, 3, padding=1, groups=arch.groups_3x3, bias=False, **dd)
+        self.conv_2 = SpatialGroupConv2d(width, growth, 3, padding=1, groups=arch.groups_3x3, bias=False, **dd)
         self.se = SqueezeExcite(growth, max(1, growth // arch.se_reduction), **dd) if with_se else nn.Identity()
         self.sfr = None
         if arch.groups_sfr:
@@ -62,8 +57,7 @@ class DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, c, H, W)`` to ``(N, c + k, H, W)``."""
-        hidden = channels_last_to_train(self.conv_1(x), self.training)
-        new = self.se(stored_like(self.conv_2(self.act_2(self.norm_2(hidden))), x))
+        new = self.se(self.conv_2(self.act_2(self.norm_2(self.conv_1(x)))))
         if self.sfr is not None:
             x = x + self.sfr(new)
         return torch.cat((x, new), 1)

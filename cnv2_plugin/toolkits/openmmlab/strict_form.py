@@ -3,6 +3,7 @@
 from torch import nn
 
 from ...layers import GroupSparseConv2d
+from ...layers.state_dicts import state_dict_faults
 
 
 class StrictForm(nn.Module):
@@ -16,7 +17,7 @@ class StrictForm(nn.Module):
             fault
             for name, layer in self.named_modules()
             if isinstance(layer, GroupSparseConv2d)
-            for fault in layer._state_dict_faults(state_dict, f'{prefix}{name}.')
+            for fault in state_dict_faults(layer, state_dict, f'{prefix}{name}.')
         ]
         if faults:
             more = f' The same holds for {len(faults) - 1} more layers.' if len(faults) > 1 else ''
