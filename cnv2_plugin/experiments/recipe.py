@@ -1,0 +1,54 @@
+"""How a network is trained and pruned in an experiment: plain values, so that a run can be told by them."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images a step.
+        rate: highest learning rate; rises linearly over ``warmup``, then falls as a half cosine to 0.
+        warmup: share of training in which the learning rate rises.
+        momentum: Nesterov momentum of SGD.
+        weight_decay: of every parameter.
+        label_smoothing: of the cross-entropy.
+        shift: pixels that an image is shifted by at most.
+        flip: mirror images at random.
+        masks: ``'learned'`` prunes in stages, ``'none'`` never, ``'random'`` starts with random final masks,
+            ``'given'`` with those of another run.
+        sparsifier: options of :class:`~cnv2_plugin.sparsify.StagedSparsifier`.
+        condense: train the surviving weights only, once the last stage is done.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    rate: float = 0.1
+    warmup: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    shift: int = 2
+    flip: bool = True
+    masks: str = 'learned'
+    sparsifier: dict[str, Any] = field(default_factory=dict)
+    condense: bool = True
+
+    def __post_init__(self) -> None:
+        if self.masks not in ('learned', 'none', 'random', 'given'):
+            raise ValueError(f"masks is {self.masks!r}; it takes 'learned', 'none', 'random' or 'given'.")
+
+    def learning_rate(self, progress: float) -> float:
+        """Learning rate of the step that begins at a progress between 0 and 1."""
+        if progress < self.warmup:
+            return self.rate * progress / self.warmup
+        return self.rate * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values; those that are as by default are left out, so that new options change no old run."""
+        default = Recipe()
+        return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}

@@ -1,0 +1,235 @@
+"""Runs by name: each is trained once, with one seed at a time, and leaves one small JSON file.
+
+A run is told by the fingerprint of its settings. Where its file is there, nothing is done; where its work folder holds
+a checkpoint, training goes on from there. Two processes may work through the same list side by side: a run that another
+one holds is passed over.
+"""
+
+import base64
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..analysis import count_cost
+from ..benchmark.machine import machine
+from ..checkpoints import atomic_path
+from ..deploy import condense, verify
+from . import data as image_sets
+from .networks import NETWORKS
+from .recipe import Recipe
+from .train import accuracy, fit, unit_masks
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where runs read and write.
+
+    Attributes:
+        results: folder of the JSON files that stay.
+        work: folder of checkpoints, which may go once the results are there.
+        fashion_mnist: folder that ``tools/prepare_fashion_mnist.py`` filled.
+        command: what is written into results as the way to get them.
+    """
+
+    results: Path
+    work: Path
+    fashion_mnist: Path = Path('data/fashion_mnist')
+    command: str = ''
+
+
+class Run(Protocol):
+    """What :func:`complete` takes: a name, settings that tell one run from another, and the work itself."""
+
+    name: str
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values."""
+
+    def perform(self, seed: int, folder: Path, place: Place) -> dict[str, Any]:
+        """Train and test, going on from what the folder holds; returns figures as plain values."""
+
+
+class BusyError(RuntimeError):
+    """Another process works on this run."""
+
+
+@dataclass(frozen=True)
+class NetworkRun:
+    """One network of :data:`~cnv2_plugin.experiments.networks.NETWORKS`, trained by one recipe.
+
+    Attributes:
+        name: of the run, and of its file.
+        network: name of the network.
+        recipe: how it is trained.
+        images: name of the image set.
+        train_images: at most so many to train on.
+        test_images: at most so many to test on.
+        masks_of: the run whose final masks it starts with.
+        note: what a table says of it.
+    """
+
+    name: str
+    network: str
+    recipe: Recipe
+    images: str = 'fashion-mnist'
+    train_images: Optional[int] = None
+    test_images: Optional[int] = None
+    masks_of: Optional['NetworkRun'] = None
+    note: str = ''
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(
+            network=NETWORKS[self.network].settings(), recipe=self.recipe.settings(), images=self.images,
+            train_images=self.train_images, test_images=self.test_images,
+            masks_of=self.masks_of and self.masks_of.settings(),
+        )  # fmt: skip
+
+    def perform(self, seed: int, folder: Path, place: Place) -> dict[str, Any]:
+        """Train, test as trained and condensed, count."""
+        data = image_sets.load(self.images, self.train_images, self.test_images, place.fashion_mnist)
+        masks = None
+        if self.masks_of is not None:
+            masks = decoded_masks(complete(self.masks_of, seed, place)['masks'])
+        torch.manual_seed(seed)
+        model = NETWORKS[self.network].build(data.train.pixels.shape[1], int(data.train.labels.max()) + 1)
+        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', masks, f'{self.name}, seed {seed}')
+        figures = dict(
+            train_images=len(data.train), test_images=len(data.test), **_cost(model, self.recipe.masks == 'none')
+        )
+        figures['accuracy'] = history[-1]['accuracy']
+        if self.recipe.masks != 'none' and unit_masks(model):
+            condensed = condense(model)
+            report = verify(model, condensed, tuple(data.train.pixels.shape[1:]))
+            report.check(1e-5, 'the condensed network')
+            figures['accuracy_condensed'] = accuracy(condensed, data, data.test)
+            figures['masks'] = encoded_masks(unit_masks(model))
+        figures['seconds'] = round(sum(row['seconds'] for row in history), 1)
+        figures['history'] = {key: [round(row[key], 4) for row in history] for key in history[0]}
+        return figures
+
+    def cost(self) -> dict[str, int]:
+        """Multiply-adds and parameters, without training."""
+        return _cost(NETWORKS[self.network].build(), self.recipe.masks == 'none')
+
+
+def _cost(model: torch.nn.Module, unpruned: bool = False) -> dict[str, int]:
+    cost = count_cost(model, (1, image_sets.SIZE, image_sets.SIZE))
+    found = dict(
+        mult_adds=cost.mult_adds_pruned, params=cost.params_pruned, mult_adds_unpruned=cost.mult_adds,
+        params_unpruned=cost.params,
+    )  # fmt: skip
+    if unpruned:
+        found.update(mult_adds=cost.mult_adds, params=cost.params)
+    return found
+
+
+def result_path(run: Run, seed: int, place: Place) -> Path:
+    """The JSON file of a run."""
+    return place.results / f'{run.name}_seed{seed}.json'
+
+
+def fingerprint(run: Run) -> str:
+    """Twelve digits that change with every setting."""
+    text = json.dumps(run.settings(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def finished(run: Run, seed: int, place: Place) -> Optional[dict[str, Any]]:
+    """The figures of a run, or None where it is not done yet.
+
+    Raises:
+        ValueError: the file of that name is of a run with other settings.
+    """
+    path = result_path(run, seed, place)
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    if found.get('fingerprint') != fingerprint(run):
+        raise ValueError(
+            f'{path} holds the figures of other settings than {run.name} has now; rename the run or move the file away.'
+        )
+    return found
+
+
+def complete(run: Run, seed: int, place: Place) -> dict[str, Any]:
+    """The figures of a run, which is trained first where it has to be.
+
+    Raises:
+        BusyError: another process is at it.
+        ValueError: a file of that name is of other settings.
+    """
+    found = finished(run, seed, place)
+    if found is not None:
+        return found
+    folder = place.work / f'{run.name}_seed{seed}'
+    folder.mkdir(parents=True, exist_ok=True)
+    place.results.mkdir(parents=True, exist_ok=True)
+    with _held(folder / 'lock'):
+        found = finished(run, seed, place)
+        if found is not None:
+            return found
+        figures = run.perform(seed, folder, place)
+        found = dict(
+            name=run.name, seed=seed, fingerprint=fingerprint(run), settings=run.settings(), command=place.command,
+            date=time.strftime('%Y-%m-%d', time.gmtime()), machine=machine(), **figures,
+        )  # fmt: skip
+        with atomic_path(result_path(run, seed, place)) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + '\n')
+    return json.loads(result_path(run, seed, place).read_text())
+
+
+def complete_all(runs: list[tuple[Run, int]], place: Place) -> list[tuple[Run, int]]:
+    """Work through a list in its order; returns what other processes are at."""
+    busy = []
+    for run, seed in runs:
+        try:
+            complete(run, seed, place)
+        except BusyError as error:
+            print(error, file=sys.stderr)
+            busy.append((run, seed))
+    return busy
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, whatever ends it; where the system has none, there is none."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BusyError(f'{path.parent.name} is being trained by another process; it is passed over.') from error
+        yield
+
+
+def encoded_masks(masks: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Masks as text: their shape, and their bits in base 64."""
+    return {
+        name: dict(shape=list(mask.shape), bits=base64.b64encode(np.packbits(mask.numpy())).decode())
+        for name, mask in masks.items()
+    }
+
+
+def decoded_masks(encoded: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+    """The inverse of :func:`encoded_masks`."""
+    masks = {}
+    for name, mask in encoded.items():
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(mask['bits']), np.uint8))
+        rows, columns = mask['shape']
+        masks[name] = torch.from_numpy(bits[: rows * columns].reshape(rows, columns).astype(bool))
+    return masks

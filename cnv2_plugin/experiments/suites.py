@@ -1,0 +1,52 @@
+"""The lists of runs behind the tables, in the order in which they are worked through."""
+
+from dataclasses import replace
+from typing import Optional
+
+from .recipe import Recipe
+from .runs import NetworkRun
+
+PAPERS = Recipe()
+"""The papers' staged schedule: stages spread evenly over the first half of training, L1 importance."""
+
+NEVER = replace(PAPERS, masks='none')
+RANDOM = replace(PAPERS, masks='random')
+GIVEN = replace(PAPERS, masks='given')
+
+TRAIN_IMAGES = 20_000
+
+_FAMILIES = ('condensenetv2', 'condensenet', 'shufflenetv2', 'sfr-shufflenetv2', 'dense', 'mobilenetv3')
+
+
+def headline(size: str) -> list[NetworkRun]:
+    """Every family at one size of multiply-adds (``'s'`` or ``'l'``)."""
+    return [_run(f'{family}-{size}') for family in _FAMILIES]
+
+
+def pruning(size: str) -> list[NetworkRun]:
+    """One trunk, CondenseNetV2, pruned in every way and not at all."""
+    network = f'condensenetv2-{size}'
+    papers = _run(network)
+    return [
+        _run(network, 'never', NEVER, 'never pruned (upper bound)'),
+        papers,
+        _run(network, 'scratch', GIVEN, 'from scratch with the final masks', masks_of=papers),
+        _run(network, 'random', RANDOM, 'random groups'),
+    ]
+
+
+def _run(
+    network: str, suffix: str = '', recipe: Recipe = PAPERS, note: str = "the papers' recipe",
+    masks_of: Optional[NetworkRun] = None,
+) -> NetworkRun:  # fmt: skip
+    name = f'{network}_{suffix}' if suffix else network
+    return NetworkRun(name, network, recipe, train_images=TRAIN_IMAGES, masks_of=masks_of, note=note)
+
+
+SUITES = {
+    'headline-s': lambda: headline('s'),
+    'pruning-s': lambda: pruning('s'),
+    'headline-l': lambda: headline('l'),
+    'pruning-l': lambda: pruning('l'),
+}
+"""Lists by the name that ``tools/compare_runs.py`` takes."""

@@ -1,0 +1,38 @@
+"""Markdown tables of finished runs."""
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; the first column is text, the others are aligned right."""
+    lines = ['| ' + ' | '.join(header) + ' |', '|' + '---|' + '---:|' * (len(header) - 1)]
+    return '\n'.join([*lines, *('| ' + ' | '.join(map(str, row)) + ' |' for row in rows)]) + '\n'
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean, standard deviation over the seeds, and how many there are."""
+    spread = f' ± {stdev(values):.2f}' if len(values) > 1 else ''
+    return f'{fmean(values):.2f}{spread} ({len(values)})'
+
+
+def network_table(found: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
+    """Runs with their figures, one seed each; a run without any figures is left out.
+
+    Args:
+        found: label of a run, and the figures of its seeds that are there.
+    """
+    header = ['run', 'multiply-adds (M)', 'parameters (k)', 'test accuracy, mean ± spread (seeds)', 'each seed',
+              'training, CPU seconds']  # fmt: skip
+    rows = []
+    for label, figures in found:
+        if not figures:
+            continue
+        values = [one.get('accuracy_condensed', one['accuracy']) for one in figures]
+        rows.append([
+            label, f'{figures[0]["mult_adds"] / 1e6:.3f}', f'{figures[0]["params"] / 1e3:.1f}',
+            mean_and_spread(values), ' / '.join(f'{value:.2f}' for value in values),
+            f'{fmean(one["seconds"] for one in figures):.0f}',
+        ])  # fmt: skip
+    return markdown(header, rows)

@@ -1,0 +1,211 @@
+"""Trains a network in plain PyTorch, in the form that is fastest on a CPU, and goes on where it stopped."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..checkpoints import atomic_path, load_checkpoint
+from ..layers import GroupSparseConv2d
+from ..sparsify import StagedSparsifier, condense_while_training, restore_masked
+from .data import Data, Images, batches
+from .recipe import Recipe
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Optional[Path] = None,
+    masks: Optional[Mapping[str, Tensor]] = None,
+    title: str = 'training',
+) -> list[dict[str, float]]:
+    """Train in place; the model ends in evaluation mode, masked where it is sparse.
+
+    Order and augmentation of the images depend on the seed and the epoch alone, so that a run which is stopped and goes
+    on from its checkpoint ends as one that was not.
+
+    Args:
+        model: before training.
+        data: what it is trained and tested on.
+        recipe: how.
+        seed: of batches and augmentation.
+        checkpoint: written after every epoch and read where it is there.
+        masks: final masks by layer, for ``recipe.masks='given'``.
+        title: of the progress bar.
+
+    Returns:
+        One row an epoch: ``loss`` (mean of training), ``accuracy`` (test, percent), ``kept`` (share of prunable
+        weights), ``seconds`` (processor time of the training steps).
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        ValueError: it is of another recipe or seed, or masks are missing.
+    """
+    training = _Training(model, data, recipe, seed, masks)
+    if checkpoint is not None and checkpoint.exists():
+        training.load(load_checkpoint(checkpoint), checkpoint)
+    remaining = range(len(training.history), recipe.epochs)
+    with tqdm(total=recipe.epochs, initial=len(training.history), desc=title, unit='epoch', disable=None) as progress:
+        for epoch in remaining:
+            training.run_epoch(epoch)
+            progress.update()
+            if checkpoint is not None:
+                with atomic_path(checkpoint) as temporary:
+                    torch.save(training.state(), temporary)
+    training.finish()
+    return training.history
+
+
+class _Training:
+    """A model with its optimiser, its sparsifier and what happened so far."""
+
+    def __init__(
+        self, model: nn.Module, data: Data, recipe: Recipe, seed: int, masks: Optional[Mapping[str, Tensor]]
+    ) -> None:
+        self.model = model.to(memory_format=torch.channels_last)
+        self.data, self.recipe, self.seed = data, recipe, seed
+        self.steps = len(data.train) // recipe.batch_size
+        self.history: list[dict[str, float]] = []
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), recipe.rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+        )
+        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, GroupSparseConv2d) and m.factor > 1}
+        self.packed = False
+        self.sparsifier = None
+        if self.layers and recipe.masks == 'random':
+            set_masks(self.layers, random_masks(self.layers, seed))
+        elif self.layers and recipe.masks == 'given':
+            if masks is None:
+                raise ValueError("masks='given' takes the masks of another run, but there are none.")
+            set_masks(self.layers, masks)
+        if self.layers and recipe.masks != 'none':
+            self.sparsifier = StagedSparsifier(model, max(self.steps * recipe.epochs, 1), **recipe.sparsifier)
+        self._pack_when_finished()
+
+    def run_epoch(self, epoch: int) -> None:
+        """Train on every image once, then test."""
+        recipe, total = self.recipe, self.steps * self.recipe.epochs
+        torch.manual_seed(self.seed * 1000 + epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
+        self.model.train()
+        losses, start = 0.0, time.process_time()
+        stream = batches(self.data, recipe.batch_size, recipe.shift, recipe.flip, generator)
+        for i, (images, labels) in enumerate(stream):
+            step = epoch * self.steps + i
+            for group in self.optimizer.param_groups:
+                group['lr'] = recipe.learning_rate((step + 1) / total)
+            loss = self._loss(images, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            losses += loss.item()
+            if self.sparsifier is not None and self.sparsifier.step():
+                self._pack_when_finished()
+        seconds = time.process_time() - start
+        kept = 1.0 if self.sparsifier is None else self.sparsifier.sparsity()['total']
+        self.history.append(
+            dict(
+                loss=losses / self.steps, accuracy=accuracy(self.model, self.data, self.data.test), kept=kept,
+                seconds=seconds,
+            )
+        )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a later sitting needs."""
+        return dict(
+            state_dict=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            sparsifier=None if self.sparsifier is None else self.sparsifier.state_dict(),
+            packed=self.packed, history=self.history, settings=self._settings(),
+        )  # fmt: skip
+
+    def load(self, state: Mapping[str, Any], path: Path) -> None:
+        """Go on from a state of :meth:`state`."""
+        if state.get('settings') != self._settings():
+            raise ValueError(f'{path} was written by another recipe or seed; move it away, or go on with the same.')
+        self.model.load_state_dict(state['state_dict'])
+        if state['packed'] and not self.packed:
+            self._pack()
+        self.optimizer.load_state_dict(state['optimizer'])
+        if self.sparsifier is not None:
+            self.sparsifier.load_state_dict(state['sparsifier'])
+        self.history = list(state['history'])
+
+    def finish(self) -> None:
+        """Leave the model as tests and conversions want it."""
+        if self.packed:
+            restore_masked(self.model)
+        self.model.eval().to(memory_format=torch.contiguous_format)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        if self.sparsifier is not None and self.sparsifier.group_lasso:
+            loss = loss + self.sparsifier.regularization()
+        return loss
+
+    def _pack_when_finished(self) -> None:
+        wanted = self.recipe.condense and self.sparsifier is not None
+        if wanted and not self.packed and self.sparsifier.finished:
+            self._pack()
+
+    def _pack(self) -> None:
+        condense_while_training(self.model, self.optimizer)
+        self.model.to(memory_format=torch.channels_last)
+        self.packed = True
+
+    def _settings(self) -> dict[str, Any]:
+        return dict(recipe=self.recipe.settings(), seed=self.seed, images=len(self.data.train))
+
+
+def set_masks(layers: Mapping[str, GroupSparseConv2d], masks: Mapping[str, Tensor]) -> None:
+    """Give layers their final masks.
+
+    Args:
+        layers: by name.
+        masks: bool, ``(groups, units)`` by name of the layer.
+
+    Raises:
+        ValueError: a layer has none, or one of another shape.
+    """
+    for name, layer in layers.items():
+        kept = masks.get(name)
+        if kept is None or kept.shape != (layer.groups, layer.num_units()):
+            raise ValueError(f'{name} has no mask of its shape; give the masks of a run of the same network.')
+        layer.by_unit(layer.mask).copy_(kept[..., None])
+        layer.stage.fill_(layer.num_stages)
+
+
+def unit_masks(model: nn.Module) -> dict[str, Tensor]:
+    """Which units each layer keeps: bool, ``(groups, units)`` by name of the layer."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, GroupSparseConv2d) and m.factor > 1}
+    return {name: layer.by_unit(layer.mask)[..., 0].clone() for name, layer in layers.items()}
+
+
+def random_masks(layers: Mapping[str, GroupSparseConv2d], seed: int) -> dict[str, Tensor]:
+    """As many units as pruning would leave, chosen at random."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, layer in layers.items():
+        order = torch.rand(layer.groups, layer.num_units(), generator=generator).argsort(1)
+        masks[name] = order < layer.kept_per_group()
+    return masks
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Data, images: Images) -> float:
+    """Share of images that are classified rightly, in percent; the mode of the model stays."""
+    mode = model.training
+    model.eval()
+    right = 0
+    for pixels, labels in zip(images.pixels.split(500), images.labels.split(500)):
+        right += (model(data.normalised(pixels)).argmax(1) == labels).sum().item()
+    model.train(mode)
+    return round(100 * right / len(images), 4)
