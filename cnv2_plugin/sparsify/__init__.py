@@ -8,6 +8,7 @@ from .condensed_training import (
     restore_masked,
 )
 from .reactivate import AddedReactivation, ReactivationPlan, ReactivationReport, add_reactivation
+from .recalibration import recalibrate_norms
 from .schedule import SparsificationSchedule
 from .sparsifier import StagedSparsifier
 from .surgery import LayerPlan, SkippedLayer, SurgeryReport, plan_learned_groups, to_learned_groups
@@ -27,6 +28,7 @@ __all__ = [
     'masked_optimizer_state',
     'masked_state_dict',
     'plan_learned_groups',
+    'recalibrate_norms',
     'restore_masked',
     'to_learned_groups',
 ]
