@@ -219,7 +219,7 @@ def find_variant(name: str) -> Variant:
         return VARIANTS[name]
     from difflib import get_close_matches
 
-    close = get_close_matches(name, VARIANTS, n=3, cutoff=0.4) or list(VARIANTS)
+    close = get_close_matches(name, VARIANTS, n=3, cutoff=0.0)
     raise ValueError(f'There is no variant {name!r}; did you mean {", ".join(close)}?')
 
 

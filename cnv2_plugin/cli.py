@@ -1,12 +1,17 @@
+# PYTHON_ARGCOMPLETE_OK
 """``cnv2 <command>``: works from an installed package, inside or outside a checkout."""
 
 import argparse
 import sys
+from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Optional
 
 from . import __version__, commands
+from .commands._tables import tables_as_json
+from .commands._usage import UsageError
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)
 """Errors whose message says what was wrong; anything else is a defect and shows its traceback."""
@@ -16,7 +21,7 @@ EXTRAS = {
     'timm': ('timm',),
     'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'),
     'deploy': ('onnx', 'onnxscript', 'onnxruntime', 'safetensors'),
-    'analysis': ('matplotlib', 'rich', 'jinja2', 'tqdm', 'fvcore', 'sklearn'),
+    'analysis': ('argcomplete', 'matplotlib', 'rich', 'jinja2', 'tqdm', 'fvcore', 'sklearn'),
 }
 """Packages by the extra that installs them."""
 
@@ -35,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         module = import_module(f'{commands.__name__}.{name.replace("-", "_")}')
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(subparser)
+        if getattr(module, 'PRINTS_TABLES', False):
+            subparser.add_argument('--json', action='store_true', help='print the tables as JSON, and nothing else')
         subparser.add_argument('--debug', action='store_true', help='show the traceback of an error')
         subparser.set_defaults(run=module.run)
     return parser
@@ -44,11 +51,16 @@ def main(argv: Optional[list[str]] = None) -> int:
     """Run a command.
 
     Returns:
-        0 for success, 1 for a failure told in one sentence; usage errors exit with 2.
+        0 for success, 1 for a failure and 2 for wrong usage, each told in one sentence; what the parser finds wrong
+        exits with 2.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    complete(parser)
+    args = parser.parse_args(argv)
+    as_json = getattr(args, 'json', None) is True
     try:
-        return args.run(args) or 0
+        with tables_as_json(args.command) if as_json else nullcontext():
+            return args.run(args) or 0
     except KeyboardInterrupt:
         print('cnv2: interrupted', file=sys.stderr)
         return 130
@@ -57,14 +69,23 @@ def main(argv: Optional[list[str]] = None) -> int:
             raise
         message = _message(error)
         print(f'cnv2 {args.command}: {" ".join(message.split())}', file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell's request for completions, where argcomplete is installed and the shell asks."""
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        return
+    argcomplete.autocomplete(parser)
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.split('.')[0]
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-        wanted = f'-e ".[{extra}]" (in the checkout of cnv2_plugin)' if extra else package
+        wanted = _with_extra(extra) if extra else package
         return f'{package} is not installed, and this command needs it; run: pip install {wanted}.'
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
@@ -72,6 +93,13 @@ def _message(error: Exception) -> str:
         where = f'{error.filename}: ' if error.filename else ''
         return f'{where}{error.strerror}; check the path, its permissions and the free space, then try again.'
     return str(error)
+
+
+def _with_extra(extra: str) -> str:
+    """What pip is to install: the checkout, or the installed package."""
+    if (Path(__file__).parents[1] / 'setup.py').is_file():
+        return f'-e ".[{extra}]" (in the checkout of cnv2_plugin)'
+    return f'"cnv2_plugin[{extra}]"'
 
 
 if __name__ == '__main__':

@@ -77,20 +77,20 @@ def test_deploy_refuses_to_write_when_verification_fails(trained, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'message'),
+    ('arguments', 'code', 'message'),
     [
-        (['cost'], 'give one variant'),
-        (['cost', 'condensenetv2_z'], 'did you mean condensenetv2_'),
-        (['deploy', 'missing.pth', '--arch', 'condensenetv2_a', '--out', 'x.pth'], 'missing.pth is not a file'),
-        (['deploy', 'x', '--arch', 'condensenetv2_a', '--out', 'x.bin'], 'ends in .bin'),
-        (['deploy', 'x', '--arch', 'condensenetv2_a', '--out', 'no/such/x.pth'], 'does not exist'),
-        (['deploy', '{trained}', '--arch', 'condensenetv2_b', '--out', 'x.pth'], 'does not fit condensenetv2_b'),
-        (['deploy', '{trained}', '--arch', 'condensnetv2_a', '--out', 'x.pth'], 'did you mean condensenetv2_a'),
+        (['cost'], 2, 'give one variant'),
+        (['cost', 'condensenetv2_z'], 1, 'did you mean condensenetv2_'),
+        (['deploy', 'missing.pth', '--arch', 'condensenetv2_a', '--out', 'x.pth'], 1, 'missing.pth is not a file'),
+        (['deploy', 'x', '--arch', 'condensenetv2_a', '--out', 'x.bin'], 2, 'ends in .bin'),
+        (['deploy', 'x', '--arch', 'condensenetv2_a', '--out', 'no/such/x.pth'], 1, 'does not exist'),
+        (['deploy', '{trained}', '--arch', 'condensenetv2_b', '--out', 'x.pth'], 1, 'does not fit condensenetv2_b'),
+        (['deploy', '{trained}', '--arch', 'condensnetv2_a', '--out', 'x.pth'], 1, 'did you mean condensenetv2_a'),
     ],
 )
-def test_failures_are_one_sentence(trained, arguments, message, capsys, monkeypatch, tmp_path):
+def test_failures_are_one_sentence(trained, arguments, code, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert main([argument.format(trained=trained) for argument in arguments]) == 1
+    assert main([argument.format(trained=trained) for argument in arguments]) == code
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1
     assert list(tmp_path.iterdir()) == []

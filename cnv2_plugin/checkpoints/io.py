@@ -7,7 +7,7 @@ import argparse
 import os
 import pickle
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -77,6 +77,28 @@ def check_folder(path: Union[str, Path]) -> None:
         raise FileNotFoundError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f'the folder {path.parent} of {path.name} cannot be written; choose another folder.')
+
+
+def check_finite(state_dict: Mapping[str, Any], source: Union[str, Path]) -> None:
+    """Raise where weights or statistics are NaN or infinite.
+
+    Args:
+        state_dict: tensors by name.
+        source: where they are from, for the message.
+
+    Raises:
+        CheckpointError: so they are; names the first tensor.
+    """
+    broken = [
+        name
+        for name, value in state_dict.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
+    ]
+    if broken:
+        more = f' (and {len(broken) - 1} more tensors)' if len(broken) > 1 else ''
+        raise CheckpointError(
+            f'{broken[0]} of {source} has NaN or infinite values{more}; give a checkpoint from before that.'
+        )
 
 
 def _umask() -> int:

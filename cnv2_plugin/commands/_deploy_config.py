@@ -46,6 +46,7 @@ class HeadOutputs(nn.Module):
 def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
     """Condense, verify, export and write, and print what changed."""
     from ..checkpoints import load_checkpoint
+    from ..checkpoints.io import check_finite
     from ..deploy import condense, export_onnx, verify
     from ..toolkits.openmmlab.deploy_files import save_deployed
     from ..toolkits.openmmlab.runs import load_config
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
     cfg = load_config(config)
     loaded = load_checkpoint(checkpoint, args.trust)
     model = build(cfg).eval()
-    load_exactly(model, weights(loaded, use_ema=not args.no_ema), config, 'that the checkpoint is of this config')
+    state_dict = weights(loaded, use_ema=not args.no_ema)
+    check_finite(state_dict, checkpoint)
+    load_exactly(model, state_dict, config, 'that the checkpoint is of this config')
     input_size = tuple(args.input) if args.input else input_size_of(cfg)
     condensed = condense(model).eval()
     differences = []

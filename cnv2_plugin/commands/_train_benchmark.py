@@ -1,32 +1,24 @@
 """``cnv2 benchmark --train``: time and memory of training steps."""
 
 import argparse
-import json
-from pathlib import Path
+
+from ._progress import progress_printer
 
 
-def run_train(args: argparse.Namespace) -> int:
-    """Measure training steps, print the table and write the JSON file."""
+def run_train(args: argparse.Namespace) -> dict:
+    """Measure training steps, print the table and return the figures."""
     import timm
-    from rich.console import Console
 
     from .. import toolkits  # noqa: F401  (registers the models)
     from ..benchmark import machine
     from ..benchmark.train_cost import training_cost
 
-    console = Console(stderr=True, quiet=args.quiet)
     costs = training_cost(
         {name: timm.create_model(name) for name in args.models}, tuple(args.input_size), args.batch, args.threads,
-        args.rounds, min(args.warmup, 2), progress=lambda text: console.print(text, highlight=False),
+        args.rounds, min(args.warmup, 2), progress=progress_printer(args.quiet),
     )  # fmt: skip
     _print(costs, args)
-    if args.json:
-        from ..checkpoints import atomic_path
-
-        content = {'machine': machine(), 'training': [cost.as_dict() for cost in costs]}
-        with atomic_path(args.json) as temporary:
-            Path(temporary).write_text(json.dumps(content, indent=2))
-    return 0
+    return {'machine': machine(), 'training': [cost.as_dict() for cost in costs]}
 
 
 def _print(costs, args: argparse.Namespace) -> None:

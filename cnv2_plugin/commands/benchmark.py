@@ -1,8 +1,13 @@
 """``cnv2 benchmark``: latency of the forms of a model in several runtimes."""
 
 import argparse
-import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+
+from ._json import write_json
+from ._progress import progress_printer
+from ._usage import UsageError, check_input
 
 HELP = 'compare the latency of training, condensed and optimised forms in several runtimes'
 SIZES = (128, 192, 256, 384, 512)
@@ -40,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--roofline', action='store_true', help="also the machine's limit for each model")
     parser.add_argument('--scaling', action='store_true', help='also latency against image size and batch')
     parser.add_argument('--files', type=Path, help='folder where exported files are kept and found again')
-    parser.add_argument('--json', type=Path, help='also write the figures to this file')
+    parser.add_argument('--json', nargs='?', const='-', metavar='FILE',
+                        help='also write the figures to this file; without a name print them alone')  # fmt: skip
     parser.add_argument('--png', type=Path, help='also draw them')
     parser.add_argument('--markdown', action='store_true', help='print the tables as Markdown')
     parser.add_argument('--quiet', action='store_true', help='no progress')
@@ -48,18 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables and write the files that were asked for."""
+    _check(args)
+    with redirect_stdout(sys.stderr) if args.json == '-' else nullcontext():
+        content = _measure(args)
+    if args.json:
+        write_json(args.json, content)
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> dict:
     if args.train:
         from ._train_benchmark import run_train
 
         args.batch, args.threads = args.batch[0], args.threads[0]
         return run_train(args)
-    from rich.console import Console
-
     from ..benchmark import benchmark, count_mult_adds, machine, pinned, roofline
     from ..deploy.condense import condense
 
-    console = Console(stderr=True, quiet=args.quiet)
-    args.progress = lambda text: console.print(text, highlight=False)
+    args.progress = progress_printer(args.quiet)
     args.input_size = tuple(args.input_size)
     models = {name: _model(name, args.checkpoint, len(args.models)) for name in args.models}
     work = {name: count_mult_adds(condense(model), args.input_size) for name, model in models.items()}
@@ -85,8 +97,25 @@ def run(args: argparse.Namespace) -> int:
         content['roofline'] = {'mult_adds': best.mult_adds, 'bandwidth': best.bandwidth, 'limits': limits}
         _print_limits(best, limits, work, args)
     scaling = _scaling(models, args, common) if args.scaling else ([], [])
-    _write(args, content, limits, scaling)
-    return 0
+    if args.png:
+        _draw(args, content['measurements'], limits, scaling)
+    content['measurements'] = [m.as_dict() for m in content['measurements']]
+    if args.scaling:
+        content['scaling'] = {key: [m.as_dict() for m in by] for key, by in zip(('by_size', 'by_batch'), scaling)}
+    return content
+
+
+def _check(args: argparse.Namespace) -> None:
+    from ..benchmark.forms import FORMS
+    from ..benchmark.runtimes import RUNTIMES
+
+    for option, given, known in (('--forms', args.forms, FORMS), ('--runtimes', args.runtimes, RUNTIMES)):
+        unknown = [name for name in given if name not in known]
+        if unknown and not args.train:
+            raise UsageError(f'{option} has {", ".join(unknown)}; choose from {", ".join(known)}.')
+    check_input(args.input_size)
+    if args.rounds < 1:
+        raise UsageError(f'rounds is {args.rounds}; give at least 1.')
 
 
 def _model(name: str, checkpoint, count: int):
@@ -202,24 +231,13 @@ def _print_limits(best, limits, work, args: argparse.Namespace) -> None:
     print_table(title, ['model', 'M multiply-adds, condensed', 'limit ms'], rows, args.markdown)
 
 
-def _write(args: argparse.Namespace, content, limits, scaling) -> None:
+def _draw(args: argparse.Namespace, measurements, limits, scaling) -> None:
+    from ..benchmark.plot import plot_latency, plot_scaling
     from ..checkpoints import atomic_path
 
-    by_size, by_batch = scaling
-    if args.png:
-        from ..benchmark.plot import plot_latency, plot_scaling
-
-        first = [m for m in content['measurements'] if (m.batch, m.threads) == (args.batch[0], args.threads[0])]
-        with atomic_path(args.png) as temporary:
-            plot_latency(first, limits, temporary)
-        if by_size:
-            with atomic_path(args.png.with_stem(f'{args.png.stem}-scaling')) as temporary:
-                plot_scaling(by_size, by_batch, temporary)
-    if args.json:
-        content = {**content, 'measurements': [m.as_dict() for m in content['measurements']]}
-        if by_size:
-            content['scaling'] = {
-                'by_size': [m.as_dict() for m in by_size], 'by_batch': [m.as_dict() for m in by_batch]
-            }  # fmt: skip
-        with atomic_path(args.json) as temporary:
-            Path(temporary).write_text(json.dumps(content, indent=2))
+    first = [m for m in measurements if (m.batch, m.threads) == (args.batch[0], args.threads[0])]
+    with atomic_path(args.png) as temporary:
+        plot_latency(first, limits, temporary)
+    if args.scaling:
+        with atomic_path(args.png.with_stem(f'{args.png.stem}-scaling')) as temporary:
+            plot_scaling(*scaling, temporary)

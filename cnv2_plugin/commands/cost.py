@@ -3,7 +3,9 @@
 import argparse
 
 from ._tables import print_table
+from ._usage import UsageError, check_input
 
+PRINTS_TABLES = True
 HELP = 'count parameters and multiply-adds of a variant, or of all variants beside the published figures'
 
 
@@ -21,9 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
     if args.all == bool(args.arch):
-        raise ValueError('give one variant, such as condensenetv2_a, or --all.')
-    if args.input and min(args.input) < 1:
-        raise ValueError(f'--input is {args.input}; it takes three positive numbers C H W.')
+        raise UsageError('give one variant, such as condensenetv2_a, or --all.')
+    check_input(args.input)
     if args.all:
         header, rows = _published_rows(args.input)
         print_table('Every variant after pruning, beside the published figures', header, rows, args.markdown)
@@ -74,7 +75,7 @@ def _published_rows(input_size):
     header = ['variant', 'params (M)', 'published', 'diff', "mult-adds, authors' (M)", 'published', 'diff',
               'mult-adds, plain (M)', 'note']  # fmt: skip
     rows = []
-    for name, variant in tqdm(VARIANTS.items(), desc='counting', leave=False):
+    for name, variant in tqdm(VARIANTS.items(), desc='counting', leave=False, disable=None):
         cost = count_variant(name, False, input_size)
         params, counted, plain, published = (
             cost.params_pruned,

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Union
 
 from ._tables import print_table
+from ._usage import UsageError, check_input
 
+PRINTS_TABLES = True
 HELP = 'condense a trained checkpoint to group convolutions, verify it, and write it (and its ONNX file)'
 
 
@@ -37,13 +39,14 @@ def run(args: argparse.Namespace) -> None:
     """Condense, verify, write, and print what changed."""
     *config, args.checkpoint = args.files
     if len(config) > 1 or bool(config) == bool(args.arch):
-        raise ValueError('give a checkpoint and --arch NAME, or a config and a checkpoint without --arch.')
+        raise UsageError('give a checkpoint and --arch NAME, or a config and a checkpoint without --arch.')
+    check_input(args.input)
     if args.onnx:
         _check_output(args.onnx, ('.onnx',))
     if config:
         _check_output(args.out, ('.pth',))
         if args.classifier_keep is not None or args.model_kwargs:
-            raise ValueError('--classifier-keep and --model-kwargs are for timm models; a config says it all itself.')
+            raise UsageError('--classifier-keep and --model-kwargs are for timm models; a config says it all itself.')
         from . import _deploy_config
 
         _deploy_config.run(args, config[0], args.checkpoint)
@@ -54,10 +57,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _deploy_timm(args: argparse.Namespace) -> None:
     from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
-    from ..checkpoints.io import check_target
+    from ..checkpoints.io import check_finite, check_target
     from ..deploy import classifier_cost, condense, export_onnx, verify
 
     state_dict = find_state_dict(load_checkpoint(args.checkpoint, args.trust), use_ema=not args.no_ema)
+    check_finite(state_dict, args.checkpoint)
     model = build_for(state_dict, args.arch, dict(args.model_kwargs)).eval()
     input_size = tuple(args.input or model.pretrained_cfg['input_size'])
     input_size = (model.in_chans, *input_size[1:])
@@ -151,7 +155,7 @@ def print_report(
 def _check_output(path: str, suffixes: tuple[str, ...]) -> None:
     path = Path(path)
     if path.suffix not in suffixes:
-        raise ValueError(
+        raise UsageError(
             f'{path} ends in {path.suffix or "nothing"}; give a name that ends in {" or ".join(suffixes)}.'
         )
     if not path.parent.is_dir():

@@ -4,8 +4,11 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
+from ._progress import progress_printer
 from ._tables import print_table
+from ._usage import UsageError, check_input
 
+PRINTS_TABLES = True
 HELP = 'write a finished model for a runtime (ONNX, OpenVINO, ExecuTorch, ncnn, ...), optimised and checked'
 CACHE = '~/.cache/cnv2_plugin/tuning.json'
 
@@ -36,24 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Tune where asked to, write, check, and print what was written."""
-    from ..checkpoints.io import check_target
+    from ..checkpoints.io import check_finite, check_target
     from ..deploy.runtimes import RUNTIMES
 
+    check_input(args.input)
     runtimes = {kind.suffixes[0]: name for name, kind in RUNTIMES.items()} | {'.onnx': 'onnx'}
     if args.out.suffix not in runtimes:
-        raise ValueError(f'--out {args.out} does not tell the runtime; end it in {", ".join(sorted(runtimes))}.')
+        raise UsageError(f'--out {args.out} does not tell the runtime; end it in {", ".join(sorted(runtimes))}.')
     runtime = runtimes[args.out.suffix]
     if runtime != 'onnx' and (args.no_optimize or args.int8 or args.batch == 'dynamic'):
-        raise ValueError(f'--no-optimize, --int8 and --batch dynamic are for .onnx files, not for {runtime}.')
+        raise UsageError(f'--no-optimize, --int8 and --batch dynamic are for .onnx files, not for {runtime}.')
     if args.tune and args.no_optimize:
-        raise ValueError('--tune chooses forms, and --no-optimize leaves none to choose; give one of them.')
+        raise UsageError('--tune chooses forms, and --no-optimize leaves none to choose; give one of them.')
     if not args.out.is_dir() or runtime != 'coreml':
         check_target(args.out)
     if args.int8:
         check_target(_int8_path(args.out))
     title, model = open_model(args.model, args)
     size = _input_size(model, args)
-    _check_finite(model, args.model)
+    check_finite(model.state_dict(), args.model)
     images = _calibration(model, size, args) if args.int8 else None
     choices = _tune(model, size, args) if args.tune else None
     if runtime == 'onnx':
@@ -89,12 +93,6 @@ def _input_size(model, args: argparse.Namespace) -> tuple[int, int, int]:
     return size
 
 
-def _check_finite(model, source: str) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f'{name} of {source} has NaN or infinite values; give a checkpoint from before that.')
-
-
 def _calibration(model, size: tuple[int, int, int], args: argparse.Namespace):
     from ..deploy.quantize import image_batches
 
@@ -102,17 +100,14 @@ def _calibration(model, size: tuple[int, int, int], args: argparse.Namespace):
 
 
 def _tune(model, size, args: argparse.Namespace) -> dict[str, str]:
-    from rich.console import Console
-
     from ..deploy import tune
 
-    console = Console(stderr=True, quiet=args.quiet)
     cache = args.cache.expanduser()
     cache.parent.mkdir(parents=True, exist_ok=True)
     batch = args.batch if isinstance(args.batch, int) else 1
     return tune(
         model, size, args.tune, batch, args.threads, args.budget, cache,
-        progress=lambda text: console.print(text, highlight=False),
+        progress=progress_printer(args.quiet),
     )  # fmt: skip
 
 

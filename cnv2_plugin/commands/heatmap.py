@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
+from ._usage import UsageError
 
 HELP = 'draw which older features each layer reads (LGC) and reactivates (SFR), for one model or two side by side'
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
 
     names = [name for name in (args.model, args.other) if name]
     if args.titles and len(args.titles) != len(names):
-        raise ValueError(f'--titles gives {len(args.titles)} names for {len(names)} models; give one for each.')
+        raise UsageError(f'--titles gives {len(args.titles)} names for {len(names)} models; give one for each.')
     models = [open_model(name, args) for name in names]
     titles = args.titles or [title for title, _ in models]
     kinds = [{use.kind for use in trace(model).uses} for _, model in models]

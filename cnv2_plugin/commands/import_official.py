@@ -5,6 +5,8 @@ import ast
 import json
 from pathlib import Path
 
+from ._usage import UsageError
+
 HELP = "turn a file that the papers' authors released into a checkpoint of ours, exactly"
 
 
@@ -26,10 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Import, prove that both forms agree, write, and print what the file is."""
     from ..checkpoints import import_official
+    from ..checkpoints.io import check_finite
 
     for out in filter(None, (args.out, args.deploy_out)):
         _check_output(Path(out))
     imported = import_official(args.file, args.trust, use_ema=not args.no_ema, **dict(args.arch))
+    check_finite(imported.state_dict, args.file)
     deployed = imported.deployed_state_dict() if imported.finished or args.deploy_out else None
     difference = _prove(imported, deployed)
     _save(imported.state_dict, args.out, imported.model_name, imported.model_kwargs, args.file)
@@ -77,7 +81,7 @@ def _prove(imported, deployed):
 
 def _check_output(path: Path) -> None:
     if path.suffix not in ('.pth', '.pt', '.safetensors'):
-        raise ValueError(f'{path} ends in {path.suffix or "nothing"}; give a name that ends in .pth or .safetensors.')
+        raise UsageError(f'{path} ends in {path.suffix or "nothing"}; give a name that ends in .pth or .safetensors.')
     if not path.parent.is_dir():
         raise ValueError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
+from ._usage import UsageError, check_input
 
 HELP = 'write one self-contained HTML page: shapes, cost, sparsity, maps, training curve, deployment, latency'
 
@@ -25,11 +26,10 @@ def run(args: argparse.Namespace) -> None:
     from ..analysis.report import write_report
 
     if args.out.suffix not in ('.html', '.htm'):
-        raise ValueError(f'{args.out} ends in {args.out.suffix or "nothing"}; give a name that ends in .html.')
-    if args.input and min(args.input) < 1:
-        raise ValueError(f'--input is {args.input}; it takes three positive numbers C H W.')
+        raise UsageError(f'{args.out} ends in {args.out.suffix or "nothing"}; give a name that ends in .html.')
+    check_input(args.input)
     if args.rounds < 0:
-        raise ValueError(f'--rounds is {args.rounds}; it takes 0 or more.')
+        raise UsageError(f'--rounds is {args.rounds}; it takes 0 or more.')
     title, model = open_model(args.model, args)
     input_size = tuple(args.input or (model.in_chans, *model.pretrained_cfg['input_size'][1:]))
     write_report(model, args.out, title, input_size, args.log, args.rounds, dict(model=Path(args.model).name))

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from ._models import add_model_options, open_model
 from ._tables import print_table
+from ._usage import UsageError
 
+PRINTS_TABLES = True
 HELP = 'report kept weights, features that are never reused or never reactivated, and how often the others are'
 
 
@@ -25,7 +27,10 @@ def run(args: argparse.Namespace) -> None:
     from ..analysis.sparsity import write_csv
 
     if args.plot:
-        check_format(args.plot)
+        try:
+            check_format(args.plot)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     title, model = open_model(args.model, args)
     report = sparsity_report(model)
     print_table(f'{title}: layers', *layer_table(report), args.markdown)

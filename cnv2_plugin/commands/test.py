@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+from ._json import write_json
 from ._tables import print_table
 from .train import add_launch_arguments
 
+PRINTS_TABLES = True
 HELP = 'evaluate a checkpoint of an MMPretrain or MMDetection config'
 
 
@@ -43,16 +45,6 @@ def run(args: argparse.Namespace) -> None:
         print_table('Metrics', ['metric', 'value'], [[name, f'{value:.4f}'] for name, value in metrics.items()])
         if args.out:
             write_json(args.out, {name: float(value) for name, value in metrics.items()})
-
-
-def write_json(path: str, values: dict) -> None:
-    """Write plain values so that the file appears whole or not at all."""
-    import json
-
-    from ..checkpoints import atomic_path
-
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + '\n')
 
 
 def _painting(cfg, folder: str) -> dict:

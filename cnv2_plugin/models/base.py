@@ -17,11 +17,22 @@ class DeployMixin:
         """Check the images where Python runs (not in compiled, exported or traced graphs), then run the model.
 
         Raises:
-            ValueError: the images have another rank, number of channels, device or type than the model takes.
+            ValueError: the images have another rank, number of channels, device or type than the model takes, or are
+                too small for its stages.
         """
         if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
             weight = next(module.weight for module in self.stem.modules() if isinstance(module, nn.Conv2d))
             check_images(args[0], weight)
+            try:
+                return super().__call__(*args, **kwargs)
+            except RuntimeError as error:
+                smallest = getattr(self, 'smallest_input', 1)
+                if min(args[0].shape[-2:]) >= smallest:
+                    raise
+                raise ValueError(
+                    f'the images are {args[0].shape[-2]} x {args[0].shape[-1]} pixels; the smallest that this network '
+                    f'takes is {smallest} x {smallest}, so resize them or take fewer stages.'
+                ) from error
         return super().__call__(*args, **kwargs)
 
     def switch_to_deploy(self) -> None:

@@ -114,6 +114,7 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         norm: batch normalisation and ReLU of the last stage's features.
         stage_channels: channels that leave each stage.
         stage_strides: stride of each stage's features relative to the input.
+        smallest_input: height and width that leave one pixel after the last pool.
 
     Args:
         arch: shape.
@@ -159,6 +160,7 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         norm = nn.BatchNorm2d(channels, **dd) if norm_layer is None else norm_layer(channels)
         self.norm = nn.Sequential(norm, nn.ReLU(inplace=True) if act_layer is None else act_layer())
         self.num_features = channels
+        self.smallest_input = arch.stem_stride * (2 ** (len(arch.layers) - 1) - 1) + 1
         self.apply(init_weights)
 
     def forward_stem(self, x: Tensor) -> Tensor:

@@ -14,9 +14,7 @@ A = ['--arch', 'condensenetv2_a', '--out', 'x.pth']
 SMALL = ['--input', '3', '32', '32']
 
 FAILURES = {
-    'cost of nothing': (['cost'], ('give one variant', '--all')),
     'cost of an unknown variant': (['cost', 'resnet50'], ('resnet50', 'did you mean')),
-    'cost of no pixels': (['cost', 'condensenetv2_a', '--input', '3', '0', '5'], ('[3, 0, 5]', 'positive')),
     'deploy of no file': (['deploy', 'none.pth', *A], ('none.pth', 'give the path')),
     'deploy of a folder': (['deploy', '.', *A], ('is not a file', 'give the path')),
     'deploy under no name': (['deploy', '{good}', '--arch', 'condensenet_z', '--out', 'x.pth'], ('did you mean',)),
@@ -26,48 +24,28 @@ FAILURES = {
         ['deploy', '{half}', '--arch', 'condensenetv2', '--out', 'x.pth', '--model-kwargs', '{arch}'],
         ('stage 0 of', 'finish')),
     'deploy twice': (['deploy', '{condensed}', *DEPLOY], ('condensed already', 'training form')),
-    'deploy to another format': (['deploy', '{good}', '--arch', 'x', '--out', 'x.onnx'], ('.onnx', '.pth')),
     'deploy into no folder': (['deploy', '{good}', '--arch', 'x', '--out', 'no/x.pth'], ('no', 'make it first')),
     'deploy with strange text': (['deploy', '{good}', *DEPLOY, '--model-kwargs', 'depth=3'], ('depth', 'check')),
-    'deploy to strange ONNX': (['deploy', '{good}', *DEPLOY, '--onnx', 'x.pb'], ('.pb', '.onnx')),
     'deploy with tolerance 0': (
         ['deploy', '{good}', *DEPLOY, '--model-kwargs', '{arch}', '--tolerance', '-1', '--input', '3', '32', '32'],
         ('above the tolerance -1', 'nothing was written')),
-    'deploy of no pixels': (
-        ['deploy', '{good}', *DEPLOY, '--model-kwargs', '{arch}', '--input', '3', '0', '9'],
-        ('(3, 0, 9)', '(C, H, W)')),
     'convert an unknown layout': (['convert-keys', '{resnet}', 'x.pth', '--to', 'timm'], ('conv1.weight', 'neither')),
     'convert into no folder': (['convert-keys', '{good}', 'no/x.pth', '--to', 'timm'], ('no', 'make it first')),
     'convert no file': (['convert-keys', 'none.pth', 'x.pth', '--to', 'timm'], ('none.pth', 'give the path')),
     'import our own file': (['import-official', '{good}', '--out', 'x.pth'], ('our own form', 'load it')),
     'import another network': (['import-official', '{resnet}', '--out', 'x.pth'], ('no CondenseNet', 'give a file')),
     'import half a file': (['import-official', '{half_official}', '--out', 'x.pth'], ('half_official', 'give')),
-    'import to another format': (['import-official', '{good}', '--out', 'x.txt'], ('.txt', '.pth')),
-    'benchmark of an unknown form': (['benchmark', 'condensenetv2_a', '--forms', 'fast'], ('fast', 'choose from')),
-    'benchmark in no runtime': (['benchmark', 'condensenetv2_a', '--runtimes', 'tpu'], ('tpu', 'choose from')),
-    'benchmark with no rounds': (
-        ['benchmark', 'condensenet_50_cifar', '--rounds', '0', '--forms', 'condensed', '--runtimes', 'eager',
-         '--input-size', '3', '32', '32'], ('rounds is 0', 'at least 1')),
     'export of no file': (['export', 'none.pth', '--out', 'x.onnx'], ('none.pth', 'give the path')),
     'export of nobody': (['export', 'vgg16', '--out', 'x.onnx'], ('vgg16', 'did you mean')),
     'export of what fits nothing': (['export', '{good}', '--out', 'x.pt2'], ('fits none of', '--arch')),
-    'export for no runtime': (['export', '{named}', '--out', 'x.pb'], ('x.pb', '.onnx', '.pte')),
     'export into no folder': (['export', '{named}', '--out', 'no/x.onnx'], ('no', 'make it first')),
     'export when half pruned': (
         ['export', '{half_named}', '--out', 'x.onnx', *SMALL], ('stage 0 of', 'finish the sparsification')),
     'export for another runtime when half pruned': (
         ['export', '{half_named}', '--out', 'x.pt2', *SMALL], ('stage 0 of',)),
     'export of NaN': (['export', '{nan}', '--out', 'x.onnx', *SMALL], ('stem.weight', 'NaN', 'from before')),
-    'export of no pixels': (
-        ['export', '{named}', '--out', 'x.onnx', '--input', '3', '0', '9'], ('(3, 0, 9)', '(3, H, W)')),
     'export of other channels': (
         ['export', '{named}', '--out', 'x.pt2', '--input', '1', '32', '32'], ('(1, 32, 32)', '(3, H, W)')),
-    'export of int8 for OpenVINO': (
-        ['export', '{named}', '--out', 'x.xml', '--int8', '{no_images}'], ('--int8', '.onnx files', 'openvino')),
-    'export of a free batch for ExecuTorch': (
-        ['export', '{named}', '--out', 'x.pte', '--batch', 'dynamic'], ('--batch dynamic', '.onnx files')),
-    'export tuned but as it is': (
-        ['export', '{named}', '--out', 'x.onnx', '--tune', 'onnxruntime', '--no-optimize'], ('--tune', 'give one')),
     'export tuned with a broken cache': (
         ['export', '{named}', '--out', 'x.onnx', '--tune', 'onnxruntime', '--cache', '{text_csv}', *SMALL],
         ('text.csv is no tuning cache', 'delete it')),
@@ -83,17 +61,12 @@ FAILURES = {
         ('holds 1 images', 'batch of 4', 'give more')),
     'heatmap of nobody': (['heatmap', 'vgg16'], ('vgg16', 'did you mean')),
     'heatmap of a plain shufflenet': (['heatmap', 'shufflenetv2_x0_5'], ('neither learned group', 'draw')),
-    'heatmap with three titles': (['heatmap', 'condensenetv2_a', '--titles', 'a', 'b'], ('2 names for 1', 'for each')),
     'heatmap of what fits nothing': (['heatmap', '{good}'], ('fits none of', '--arch')),
     'heatmap of another name': (['heatmap', '{named}', '--arch', 'condensenetv2_b'], ('does not fit', '--arch')),
     'heatmap of a giant': (['heatmap', '{giant}'], ('layers=[1000000000000, 1]', 'cannot fill')),
     'heatmap of a wide one': (['heatmap', '{wide}'], ('growth=[1000000000000, 8]', 'cannot fill')),
     'sparsity of nothing sparse': (['sparsity', 'shufflenetv2_x0_5'], ('no group-sparse layer',)),
-    'sparsity picture format': (['sparsity', 'condensenetv2_a', '--plot', 'x.gif'], ('.gif', '.png')),
     'sparsity into no folder': (['sparsity', '{named}', '--csv', 'no/x.csv'], ('no', 'make it first')),
-    'report to a picture': (['report', '{named}', '--out', 'x.png'], ('.png', '.html')),
-    'report of no pixels': (['report', '{named}', '--input', '3', '0', '5'], ('[3, 0, 5]', 'positive')),
-    'report with negative rounds': (['report', '{named}', '--rounds', '-2'], ('-2', '0 or more')),
     'report of no log': (['report', '{named}', '--log', 'none.csv', '--rounds', '0'], ('none.csv', 'give the path')),
     'report of a strange log': (
         ['report', '{named}', '--log', '{text_csv}', '--rounds', '0', '--input', '3', '32', '32'],
@@ -102,6 +75,36 @@ FAILURES = {
     'train a broken config': (['train', '{broken_py}'], ('broken.py', 'line 1')),
     'train a config without a model': (['train', '{no_model_py}'], ('no_model.py', 'whole run')),
     'test no checkpoint': (['test', '{no_model_py}', 'none.pth'], ('none.pth', 'give the path')),
+}  # fmt: skip
+
+WRONG_USES = {
+    'cost of nothing': (['cost'], ('give one variant', '--all')),
+    'cost of no pixels': (['cost', 'condensenetv2_a', '--input', '3', '0', '5'], ('(3, 0, 5)', 'positive')),
+    'deploy to another format': (['deploy', '{good}', '--arch', 'x', '--out', 'x.onnx'], ('.onnx', '.pth')),
+    'deploy to strange ONNX': (['deploy', '{good}', *DEPLOY, '--onnx', 'x.pb'], ('.pb', '.onnx')),
+    'deploy of no pixels': (
+        ['deploy', '{good}', *DEPLOY, '--model-kwargs', '{arch}', '--input', '3', '0', '9'],
+        ('(3, 0, 9)', '(C, H, W)')),
+    'import to another format': (['import-official', '{good}', '--out', 'x.txt'], ('.txt', '.pth')),
+    'benchmark of an unknown form': (['benchmark', 'condensenetv2_a', '--forms', 'fast'], ('fast', 'choose from')),
+    'benchmark in no runtime': (['benchmark', 'condensenetv2_a', '--runtimes', 'tpu'], ('tpu', 'choose from')),
+    'benchmark with no rounds': (
+        ['benchmark', 'condensenet_50_cifar', '--rounds', '0', '--forms', 'condensed', '--runtimes', 'eager',
+         '--input-size', '3', '32', '32'], ('rounds is 0', 'at least 1')),
+    'export for no runtime': (['export', '{named}', '--out', 'x.pb'], ('x.pb', '.onnx', '.pte')),
+    'export of no pixels': (
+        ['export', '{named}', '--out', 'x.onnx', '--input', '3', '0', '9'], ('(3, 0, 9)', '(C, H, W)')),
+    'export of int8 for OpenVINO': (
+        ['export', '{named}', '--out', 'x.xml', '--int8', '{no_images}'], ('--int8', '.onnx files', 'openvino')),
+    'export of a free batch for ExecuTorch': (
+        ['export', '{named}', '--out', 'x.pte', '--batch', 'dynamic'], ('--batch dynamic', '.onnx files')),
+    'export tuned but as it is': (
+        ['export', '{named}', '--out', 'x.onnx', '--tune', 'onnxruntime', '--no-optimize'], ('--tune', 'give one')),
+    'heatmap with three titles': (['heatmap', 'condensenetv2_a', '--titles', 'a', 'b'], ('2 names for 1', 'for each')),
+    'sparsity picture format': (['sparsity', 'condensenetv2_a', '--plot', 'x.gif'], ('.gif', '.png')),
+    'report to a picture': (['report', '{named}', '--out', 'x.png'], ('.png', '.html')),
+    'report of no pixels': (['report', '{named}', '--input', '3', '0', '5'], ('(3, 0, 5)', 'positive')),
+    'report with negative rounds': (['report', '{named}', '--rounds', '-2'], ('-2', '0 or more')),
 }  # fmt: skip
 
 USAGE = [
@@ -137,6 +140,16 @@ def test_failures_exit_with_1_and_one_sentence(name, files, tmp_path, monkeypatc
     arguments, expected = FAILURES[name]
     code, lines = run_failing([fill(argument, files) for argument in arguments], capsys)
     assert code == 1 and len(lines) == 1
+    check_sentence(lines[0], f'cnv2 {arguments[0]}: ', *expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', WRONG_USES)
+def test_what_no_file_could_mend_exits_with_2_and_one_sentence(name, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = WRONG_USES[name]
+    code, lines = run_failing([fill(argument, files) for argument in arguments], capsys)
+    assert code == 2 and len(lines) == 1
     check_sentence(lines[0], f'cnv2 {arguments[0]}: ', *expected)
     assert list(tmp_path.iterdir()) == []
 
