@@ -123,4 +123,4 @@ def test_peak_memory_grows_with_the_work(tmp_path):
 
 def test_command_tells_of_an_unknown_form(capsys):
     assert main(['benchmark', 'condensenetv2_110_cifar', '--forms', 'dense', '--quiet']) == 2
-    assert 'form dense: choose from' in capsys.readouterr().err
+    assert '--forms has dense; choose from' in capsys.readouterr().err
