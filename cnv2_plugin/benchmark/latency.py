@@ -3,8 +3,7 @@
 import math
 import os
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,29 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ..lowering.table import RULES
+from ..lowering.timing import Progress, Timing
+from ..lowering.timing import interleave as interleave
 from .forms import FORMS
 from .machine import count_mult_adds
 from .machine import machine as machine
-from .runtimes import RUNTIMES, Prepared, Runner, peak_memory
+from .runtimes import RUNTIMES, Prepared, peak_memory
 
-Progress = Callable[[str], None]
 PEER = 'as published'
 """Form of networks that are not ours."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Latency of one call in milliseconds over all rounds."""
-
-    min: float
-    median: float
-    max: float
-    rounds: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> 'Timing':
-        """Summarise measured seconds."""
-        return cls(min(seconds) * 1e3, statistics.median(seconds) * 1e3, max(seconds) * 1e3, len(seconds))
 
 
 @dataclass(frozen=True)
@@ -71,36 +56,6 @@ class Measurement:
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
-
-
-def interleave(
-    runners: Mapping[Any, Runner], rounds: int = 40, warmup: int = 5, progress: Optional[Progress] = None
-) -> dict[Any, Timing]:
-    """Time every runner once a round, in turn, so that a drift of the machine meets all alike.
-
-    Args:
-        runners: callables without arguments.
-        rounds: measured rounds.
-        warmup: calls of each runner before the first round.
-        progress: called with a short text now and then.
-
-    Raises:
-        ValueError: ``rounds`` is below 1.
-    """
-    if rounds < 1:
-        raise ValueError(f'rounds is {rounds}; a measurement takes at least 1 round.')
-    for run in runners.values():
-        for _ in range(warmup):
-            run()
-    seconds: dict[Any, list[float]] = {key: [] for key in runners}
-    for i in range(rounds):
-        for key, run in runners.items():
-            start = time.perf_counter()
-            run()
-            seconds[key].append(time.perf_counter() - start)
-        if progress and (i + 1) % max(1, rounds // 10) == 0:
-            progress(f'round {i + 1} of {rounds}')
-    return {key: Timing.of(values) for key, values in seconds.items()}
 
 
 def benchmark(

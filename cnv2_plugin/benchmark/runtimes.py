@@ -11,7 +11,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-Runner = Callable[[], object]
+from ..lowering.timing import Runner, onnx_session
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,6 @@ def written(name: str) -> Callable[..., Prepared]:
         return Prepared(lambda: load(images), sum(file.with_suffix(s).stat().st_size for s in kind.suffixes))
 
     return prepare
-
-
-def onnx_session(path: Path, threads: int = 1):
-    """A session with every graph optimisation and ``threads`` threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
 def onnx_file(module: nn.Module, images: Tensor, folder: Path, optimize: bool) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..archs import CondenseNetArch, variants_of
 from ..models import CondenseNetTrunk
+from ..models.condense import condense_state_dict
 from .io import CheckpointError, find_state_dict, load_checkpoint
 from .official_arch import Layout, read_layout, settle_arch
 from .official_layers import ReadOnce, read_lgc, read_norm, read_sfr
@@ -62,8 +63,6 @@ class ImportedCheckpoint:
         Raises:
             UnfinishedPruningError: the file is from before the last pruning stage.
         """
-        from ..deploy.condense import condense_state_dict
-
         trunk = CondenseNetTrunk(self.arch, deploy=True, device='meta')
         return condense_state_dict(self.state_dict, trunk, keep=self.classifier_keep)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ._deployed import load_exactly, print_report
+
 
 class Logits(nn.Module):
     """A classifier from normalised images to logits."""
@@ -50,7 +52,6 @@ def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
     from ..deploy import condense, export_onnx, verify
     from ..toolkits.openmmlab.deploy_files import save_deployed
     from ..toolkits.openmmlab.runs import load_config
-    from .deploy import load_exactly, print_report
 
     written = Path(args.out).with_suffix('.py')
     for given, new in ((config, written), (checkpoint, Path(args.out))):

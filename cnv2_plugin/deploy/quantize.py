@@ -8,9 +8,8 @@ from typing import Any, Optional, Union
 
 import numpy
 
-from ..benchmark.latency import Timing, interleave
-from ..benchmark.runtimes import onnx_session
 from ..checkpoints import atomic_path
+from ..lowering.timing import Timing, interleave, onnx_session
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 

@@ -8,8 +8,8 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from ..deploy.condense import condense
 from ..layers import SqueezeExcite
+from ..models.condense import condense
 from .describe import DESCRIBERS, describe, is_chain_of_stages
 from .forms import with_forms
 from .graph import Graph

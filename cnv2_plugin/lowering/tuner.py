@@ -13,15 +13,16 @@ from typing import Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ..deploy.condense import condense
+from ..checkpoints import atomic_path
+from ..models.condense import condense
 from .describe import describe
 from .forms import FORMS, role, with_forms
 from .graph import Graph
 from .lower import Part, layer_name, parts
 from .onnx_graph import to_onnx
 from .table import default_choices, layer_of
+from .timing import Progress, interleave, onnx_session
 
-Progress = Callable[[str], None]
 ROUNDS = 15
 MARGIN = 0.98
 """A form replaces the one chosen so far only if it takes less than this share of its time, twice in a row."""
@@ -137,24 +138,11 @@ def _measure(candidates: Mapping[str, Graph], shape: tuple[int, ...], runtime: s
     """Least seconds of each graph in interleaved rounds."""
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0)).numpy()
     runners = {name: MEASURED[runtime](to_onnx(graph, shape), images, threads) for name, graph in candidates.items()}
-    for run in runners.values():
-        run(), run()
-    least = dict.fromkeys(runners, float('inf'))
-    for _ in range(ROUNDS):
-        for name, run in runners.items():
-            start = time.perf_counter()
-            run()
-            least[name] = min(least[name], time.perf_counter() - start)
-    return least
+    return {name: timing.min / 1e3 for name, timing in interleave(runners, ROUNDS, warmup=2).items()}
 
 
 def _onnxruntime(proto, images, threads: int) -> Callable[[], object]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=['CPUExecutionProvider'])
+    session = onnx_session(proto.SerializeToString(), threads)
     return lambda: session.run(None, {'input': images})
 
 
@@ -205,7 +193,5 @@ class _Cache:
     def put(self, key: str, choices: dict[str, str]) -> None:
         self.content[key] = choices
         if self.path is not None:
-            from ..checkpoints import atomic_path
-
             with atomic_path(self.path) as temporary:
                 Path(temporary).write_text(json.dumps(self.content, indent=1, sort_keys=True))

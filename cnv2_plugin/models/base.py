@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
+from .condense import condense
 
 
 class DeployMixin:
@@ -41,8 +42,6 @@ class DeployMixin:
         Raises:
             UnfinishedPruningError: pruning stages are left; nothing is changed then.
         """
-        from ..deploy.condense import condense
-
         condense(self, inplace=True)
 
     def sparse_layers(self) -> Iterator[GroupSparseConv2d]:

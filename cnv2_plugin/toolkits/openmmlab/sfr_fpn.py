@@ -9,6 +9,7 @@ from mmdet.models.necks import FPN
 from torch import Tensor, nn
 
 from ...layers import SparseFeatureReactivation
+from ...models.condense import condense
 from .building import norm_layer_from
 from .strict_form import StrictForm
 
@@ -68,8 +69,6 @@ class SFRFPN(StrictForm, FPN):
         Raises:
             UnfinishedPruningError: pruning stages are left; nothing is changed then.
         """
-        from ...deploy import condense
-
         condense(self, inplace=True)
 
     def extra_multiply_adds(self, sizes: list[tuple[int, int]]) -> int:

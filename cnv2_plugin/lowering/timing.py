@@ -1,0 +1,77 @@
+"""Timing of callables in interleaved rounds, and the sessions of ONNX Runtime that are timed."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Runner = Callable[[], object]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one call in milliseconds over all rounds."""
+
+    min: float
+    median: float
+    max: float
+    rounds: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> 'Timing':
+        """Summarise measured seconds."""
+        return cls(min(seconds) * 1e3, statistics.median(seconds) * 1e3, max(seconds) * 1e3, len(seconds))
+
+
+def interleave(
+    runners: Mapping[Any, Runner], rounds: int = 40, warmup: int = 5, progress: Optional[Progress] = None
+) -> dict[Any, Timing]:
+    """Time every runner once a round, in turn, so that a drift of the machine meets all alike.
+
+    Args:
+        runners: callables without arguments.
+        rounds: measured rounds.
+        warmup: calls of each runner before the first round.
+        progress: called with a short text now and then.
+
+    Raises:
+        ValueError: ``rounds`` is below 1.
+    """
+    if rounds < 1:
+        raise ValueError(f'rounds is {rounds}; a measurement takes at least 1 round.')
+    for run in runners.values():
+        for _ in range(warmup):
+            run()
+    seconds: dict[Any, list[float]] = {key: [] for key in runners}
+    for i in range(rounds):
+        for key, run in runners.items():
+            start = time.perf_counter()
+            run()
+            seconds[key].append(time.perf_counter() - start)
+        if progress and (i + 1) % max(1, rounds // 10) == 0:
+            progress(f'round {i + 1} of {rounds}')
+    return {key: Timing.of(values) for key, values in seconds.items()}
+
+
+def onnx_session(model: Union[Path, bytes], threads: int = 1) -> 'InferenceSession':
+    """A session of ONNX Runtime with every graph optimisation and ``threads`` threads.
+
+    Args:
+        model: ONNX file, or what would stand in it.
+        threads: threads of one operator.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    content = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
