@@ -1,10 +1,11 @@
 """A spatial group convolution that stores its features position by position where a CPU trains it faster so."""
 
+from typing import Any, Optional
+
 import torch
 from torch import Tensor, fx, nn
 
-fx.wrap('channels_last_to_train')
-fx.wrap('stored_like')
+fx.wrap('trained_on_cpu')
 
 
 class SpatialGroupConv2d(nn.Conv2d):
@@ -16,17 +17,43 @@ class SpatialGroupConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, I, H, W)`` to ``(N, O, H', W')``."""
-        y = self._conv_forward(channels_last_to_train(x, self.training), self.weight, self.bias)
-        return stored_like(y, x)
+        if not torch.jit.is_scripting():
+            if self.training and self.bias is None and self.padding_mode == 'zeros':
+                return trained_on_cpu(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+        return self._conv_forward(x, self.weight, self.bias)
 
 
-def channels_last_to_train(x: Tensor, training: bool) -> Tensor:
-    """Features ``(N, C, H, W)``, stored channels last where a CPU will be asked for gradients; else as they are."""
-    if training and torch.is_grad_enabled() and x.device.type == 'cpu':
-        return x.contiguous(memory_format=torch.channels_last)
-    return x
+def trained_on_cpu(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> Tensor:
+    """The convolution of ``(N, I, H, W)``, computed channels last where a CPU will be asked for gradients."""
+    arguments = (stride, padding, dilation, groups)
+    if torch.is_grad_enabled() and x.device.type == 'cpu' and x.is_contiguous():
+        return _ChannelsLastConv.apply(x, weight, *arguments)
+    return nn.functional.conv2d(x, weight, None, *arguments)
 
 
-def stored_like(x: Tensor, reference: Tensor) -> Tensor:
-    """``x``, stored contiguously if ``reference`` is."""
-    return x.contiguous() if reference.is_contiguous() else x
+class _ChannelsLastConv(torch.autograd.Function):
+    """Stores the copy twice, once in each direction, so that the activation in front and this share what they save."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups).contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, weight, *ctx.arguments = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Optional[Tensor], ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.arguments
+        stored, given = (t.to(gradient.dtype).contiguous(memory_format=torch.channels_last) for t in (x, gradient))
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            given, stored, weight.to(gradient.dtype), None, stride, padding, dilation, False, [0, 0], groups,
+            [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False],
+        )  # fmt: skip
+        of_x = None if of_x is None else of_x.contiguous().to(x.dtype)
+        return of_x, None if of_weight is None else of_weight.to(weight.dtype), None, None, None, None
