@@ -1,0 +1,9 @@
+"""Native kernels for deployed networks on x86-64 and ARM64 processors: float32, inference.
+
+``csrc`` holds the kernels, which know no toolkit; ``library`` loads them, ``plan`` writes what they run, ``operator``
+gives them to PyTorch.
+"""
+
+from .library import KernelsMissingError, available, instruction_set, onnxruntime_library
+
+__all__ = ['KernelsMissingError', 'available', 'instruction_set', 'onnxruntime_library']

@@ -1,0 +1,104 @@
+// The kernels of one instruction set, on maps whose channels are planes of memory.
+//
+// A plane holds the rows of one channel one after the other with one spare column behind each row. Where a map is
+// padded, that column and what lies in front of and behind the plane are zero: a 3x3 convolution then reads its
+// neighbours at fixed distances, and every kernel runs over flat positions without looking at rows.
+#pragma once
+
+#include <cstdint>
+
+namespace cnv2 {
+
+enum Activation : int32_t { kIdentity, kRelu, kRelu6, kHardswish, kActivations };
+
+struct Geometry {
+    int64_t height, width;
+    int64_t row() const { return width + 1; }
+    int64_t positions() const { return height * row(); }
+};
+
+// Planes of a map; `base` is the first position of channel 0.
+struct Planes {
+    float* base;
+    int64_t stride;
+    float* at(int64_t channel) const { return base + channel * stride; }
+};
+
+// A 1x1 group convolution between selected channels: dst[target] (+)= act(bias + weight * act(scale * src[index] + shift)).
+struct Select {
+    Planes src, dst;
+    Geometry size;
+    int32_t groups, inputs, rows;        // inputs and rows of each group
+    int32_t act_in, act_out;
+    bool accumulate, zero_pads;
+    const int32_t *index, *target;       // [groups][inputs], [groups][rows]
+    const float *weight, *bias;          // [groups][inputs][rows]; [groups][rows] or null
+    const float *scale, *shift;          // [groups][inputs] or both null
+};
+
+// A 3x3 group convolution with zero padding from a padded map; stride 1 or 2.
+struct Spatial {
+    Planes src, dst;
+    Geometry size, out_size;
+    int32_t groups, inputs, rows, stride, act_out;
+    bool zero_pads;
+    const int32_t *index, *target;       // [groups][inputs], [groups][rows]
+    const float *weight, *bias;          // [groups][inputs][9][rows]; [groups][rows] or null
+};
+
+// The mean of 2x2 windows of rows that are `src_row` apart.
+struct Pool {
+    const float* src;
+    int64_t src_stride, src_row;
+    Planes dst;
+    Geometry out_size;
+    int32_t channels;
+    bool zero_pads;
+};
+
+// Squeeze-and-excitation in place on the channels from `first` on.
+struct Excite {
+    Planes map;
+    Geometry size;
+    int32_t first, channels, hidden;
+    const float *squeeze, *excite;       // [channels][hidden], [hidden][channels]
+    float* scratch;                      // channels + hidden floats
+};
+
+// Selected channels, normalised and activated, as contiguous (C, H, W).
+struct Store {
+    Planes src;
+    float* dst;
+    Geometry size;
+    int32_t channels, act;
+    const int32_t* index;
+    const float *scale, *shift;          // or both null
+};
+
+struct Kernels {
+    const char* name;
+    int64_t lanes;
+    void (*select)(const Select&, int64_t begin, int64_t end, float* scratch);   // scratch: select_scratch floats
+    void (*spatial)(const Spatial&, int64_t begin, int64_t end);
+    void (*pool)(const Pool&, int64_t begin, int64_t end);                       // channels
+    void (*excite)(const Excite&);
+    void (*store)(const Store&, int64_t begin, int64_t end);                     // channels
+};
+
+constexpr int64_t kMaxLanes = 16;
+constexpr int64_t kMaxTile = 8;                          // vectors side by side in one tile
+inline int64_t select_scratch(int64_t inputs) { return inputs * kMaxTile * kMaxLanes; }
+
+// Ranges of positions begin at multiples of this, so that no two of them write one vector.
+constexpr int64_t kStep = 16;
+
+extern const Kernels kBaselineKernels;
+#ifdef CNV2_X86
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+// The fastest kernels that this processor runs, or those named by the environment variable CNV2_KERNELS.
+const Kernels& kernels();
+
+}  // namespace cnv2

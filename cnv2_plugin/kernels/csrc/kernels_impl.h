@@ -1,0 +1,412 @@
+// Included once for every instruction set, with CNV2_LANES, CNV2_TILE (vectors of accumulators that fit the registers),
+// CNV2_NAME and CNV2_TABLE defined. Vectors are the compiler's own (GCC, Clang), so one text serves every processor.
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "kernels.h"
+
+#if defined(__SSE__)
+#include <immintrin.h>
+#endif
+
+namespace cnv2 {
+namespace {
+
+constexpr int N = CNV2_LANES;
+constexpr int kRows = 8;
+
+typedef float Vec __attribute__((vector_size(N * 4)));
+typedef float Unaligned __attribute__((vector_size(N * 4), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
+inline Vec all(float value) { return Vec{} + value; }
+
+// The larger and the smaller one; where the second is NaN, that.
+inline Vec larger(Vec a, Vec b) {
+#if CNV2_LANES == 16 && defined(__AVX512F__)
+    return _mm512_max_ps(a, b);
+#elif CNV2_LANES == 8 && defined(__AVX__)
+    return _mm256_max_ps(a, b);
+#elif CNV2_LANES == 4 && defined(__SSE__)
+    return _mm_max_ps(a, b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+inline Vec smaller(Vec a, Vec b) {
+#if CNV2_LANES == 16 && defined(__AVX512F__)
+    return _mm512_min_ps(a, b);
+#elif CNV2_LANES == 8 && defined(__AVX__)
+    return _mm256_min_ps(a, b);
+#elif CNV2_LANES == 4 && defined(__SSE__)
+    return _mm_min_ps(a, b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+inline Vec activate(Vec x, int32_t act) {
+    switch (act) {
+        case kRelu: return larger(all(0), x);
+        case kRelu6: return smaller(all(6), larger(all(0), x));
+        case kHardswish: return x * smaller(all(1), larger(all(0), x * (1.0f / 6) + 0.5f));
+        default: return x;
+    }
+}
+
+inline float activate(float x, int32_t act) {
+    switch (act) {
+        case kRelu: return x < 0 ? 0 : x;
+        case kRelu6: return x < 0 ? 0 : x > 6 ? 6 : x;
+        case kHardswish: {
+            float gate = x * (1.0f / 6) + 0.5f;
+            return x * (gate < 0 ? 0 : gate > 1 ? 1 : gate);
+        }
+        default: return x;
+    }
+}
+
+// How many vectors the next tile takes of those that are left: never one alone behind a full tile.
+inline int next_tile(int64_t left, int wanted) {
+    if (left <= wanted) return int(left);
+    return left == wanted + 1 && wanted > 2 ? wanted - 1 : wanted;
+}
+
+// Rows x vectors accumulators of a tile: rows that divide the group where that leaves at least three vectors.
+struct TileShape { int rows, vectors; };
+
+inline TileShape tile_shape(int rows) {
+    constexpr int kMost = CNV2_TILE / 3 < kRows ? CNV2_TILE / 3 : kRows;
+    int tall = rows < kMost ? rows : kMost;
+    for (int r = kMost; r > 2; --r)
+        if (rows % r == 0) {
+            tall = r;
+            break;
+        }
+    int vectors = CNV2_TILE / tall;
+    return {tall, vectors > kMaxTile ? int(kMaxTile) : vectors};
+}
+
+void zero_pad_columns(float* plane, const Geometry& size, int64_t begin, int64_t end) {
+    int64_t row = size.row();
+    for (int64_t p = begin / row * row + size.width; p < end; p += row)
+        if (p >= begin) plane[p] = 0;
+    if (end == size.positions())
+        for (int64_t p = end; p % kMaxLanes; ++p) plane[p] = 0;
+}
+
+// ---- 1x1 ----
+
+struct SelectTile {
+    const float* x;                  // packed: [inputs][vectors][N]
+    const float* const* sources;     // not packed: one pointer an input
+    int inputs, rows;                // rows: of the group, the distance of two inputs' weights
+    const float *weight, *bias;
+    float* const* targets;
+    int64_t position;
+    int act;
+    bool accumulate;
+};
+
+template <int R, int V, bool kPacked>
+void select_tile(const SelectTile& t) {
+    Vec sum[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        Vec start = all(t.bias ? t.bias[r] : 0);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[r][v] = start;
+    }
+    const float* w = t.weight;
+    const float* packed = t.x;
+    for (int k = 0; k < t.inputs; ++k) {
+        const float* source = kPacked ? packed : t.sources[k] + t.position;
+        Vec x[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) x[v] = load(source + v * N);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            Vec weight = all(w[r]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sum[r][v] += weight * x[v];
+        }
+        w += t.rows;
+        packed += V * N;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        float* out = t.targets[r] + t.position;
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+            Vec y = activate(sum[r][v], t.act);
+            if (t.accumulate) y += load(out + v * N);
+            store(out + v * N, y);
+        }
+    }
+}
+
+using SelectFunction = void (*)(const SelectTile&);
+
+// Tiles that do not fit the registers are never asked for.
+template <int R, int V, bool kPacked>
+constexpr SelectFunction select_or_null() {
+    if constexpr (R * V <= CNV2_TILE) return select_tile<R, V, kPacked>;
+    return nullptr;
+}
+
+template <bool kPacked, int... I>
+constexpr void fill_select(SelectFunction* table, std::integer_sequence<int, I...>) {
+    ((table[I] = select_or_null<I / kMaxTile + 1, I % kMaxTile + 1, kPacked>()), ...);
+}
+
+struct SelectTable {
+    SelectFunction packed[kRows * kMaxTile] = {}, direct[kRows * kMaxTile] = {};
+    constexpr SelectTable() {
+        fill_select<true>(packed, std::make_integer_sequence<int, kRows * kMaxTile>());
+        fill_select<false>(direct, std::make_integer_sequence<int, kRows * kMaxTile>());
+    }
+};
+constexpr SelectTable kSelect;
+
+template <int kAct>
+void pack(const Select& s, const int32_t* index, const float* scale, const float* shift, int64_t position, int vectors,
+          float* packed) {
+    for (int k = 0; k < s.inputs; ++k) {
+        const float* source = s.src.at(index[k]) + position;
+        Vec a = all(scale ? scale[k] : 1), b = all(shift ? shift[k] : 0);
+        for (int v = 0; v < vectors; ++v, packed += N) store(packed, activate(load(source + v * N) * a + b, kAct));
+    }
+}
+
+using Pack = void (*)(const Select&, const int32_t*, const float*, const float*, int64_t, int, float*);
+constexpr Pack kPack[kActivations] = {pack<kIdentity>, pack<kRelu>, pack<kRelu6>, pack<kHardswish>};
+
+void select(const Select& s, int64_t begin, int64_t end, float* scratch) {
+    constexpr int kTargets = 64;
+    bool packs = s.scale || s.act_in != kIdentity;
+    TileShape shape = tile_shape(s.rows);
+    const float* sources[kTargets];
+    bool direct = !packs && s.inputs <= kTargets;
+    for (int g = 0; g < s.groups; ++g) {
+        const int32_t *index = s.index + int64_t(g) * s.inputs, *target = s.target + int64_t(g) * s.rows;
+        const float* scale = s.scale ? s.scale + int64_t(g) * s.inputs : nullptr;
+        const float* shift = s.shift ? s.shift + int64_t(g) * s.inputs : nullptr;
+        const float* weight = s.weight + int64_t(g) * s.inputs * s.rows;
+        const float* bias = s.bias ? s.bias + int64_t(g) * s.rows : nullptr;
+        if (direct)
+            for (int k = 0; k < s.inputs; ++k) sources[k] = s.src.at(index[k]);
+        for (int64_t p = begin; p < end;) {
+            int vectors = next_tile((end - p + N - 1) / N, shape.vectors);
+            if (!direct) kPack[s.act_in](s, index, scale, shift, p, vectors, scratch);
+            for (int r = 0; r < s.rows;) {
+                int rows = s.rows - r < shape.rows ? s.rows - r : shape.rows;
+                float* targets[kRows];
+                for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
+                SelectTile tile{scratch, sources, s.inputs, s.rows, weight + r, bias ? bias + r : nullptr, targets, p,
+                                s.act_out, s.accumulate};
+                (direct ? kSelect.direct : kSelect.packed)[(rows - 1) * kMaxTile + vectors - 1](tile);
+                r += rows;
+            }
+            p += int64_t(vectors) * N;
+        }
+        if (s.zero_pads)
+            for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(target[r]), s.size, begin, end);
+    }
+}
+
+// ---- 3x3 ----
+
+struct SpatialTile {
+    const float* const* sources;
+    int inputs, rows;
+    int64_t row;                     // positions from one image row to the next
+    const float *weight, *bias;
+    float* const* targets;
+    int64_t position;
+    int act;
+};
+
+template <int R, int V>
+void spatial_tile(const SpatialTile& t) {
+    Vec sum[R][V];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        Vec start = all(t.bias ? t.bias[r] : 0);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[r][v] = start;
+    }
+    const float* w = t.weight;
+    for (int k = 0; k < t.inputs; ++k) {
+        const float* source = t.sources[k] + t.position - t.row - 1;
+        for (int y = 0; y < 3; ++y, source += t.row) {
+#pragma GCC unroll 3
+            for (int x = 0; x < 3; ++x) {
+                Vec in[V];
+#pragma GCC unroll 8
+                for (int v = 0; v < V; ++v) in[v] = load(source + x + v * N);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    Vec weight = all(w[r]);
+#pragma GCC unroll 8
+                    for (int v = 0; v < V; ++v) sum[r][v] += weight * in[v];
+                }
+                w += t.rows;
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) store(t.targets[r] + t.position + v * N, activate(sum[r][v], t.act));
+}
+
+using SpatialFunction = void (*)(const SpatialTile&);
+
+template <int R, int V>
+constexpr SpatialFunction spatial_or_null() {
+    if constexpr (R * V <= CNV2_TILE) return spatial_tile<R, V>;
+    return nullptr;
+}
+
+struct SpatialTable {
+    SpatialFunction tile[kRows * kMaxTile] = {};
+    template <int... I>
+    constexpr void fill(std::integer_sequence<int, I...>) {
+        ((tile[I] = spatial_or_null<I / kMaxTile + 1, I % kMaxTile + 1>()), ...);
+    }
+    constexpr SpatialTable() { fill(std::make_integer_sequence<int, kRows * kMaxTile>()); }
+};
+constexpr SpatialTable kSpatial;
+
+void spatial_stride_1(const Spatial& s, int64_t begin, int64_t end) {
+    constexpr int kInputs = 256;
+    TileShape shape = tile_shape(s.rows);
+    const float* sources[kInputs];
+    for (int g = 0; g < s.groups; ++g) {
+        const int32_t *index = s.index + int64_t(g) * s.inputs, *target = s.target + int64_t(g) * s.rows;
+        const float* bias = s.bias ? s.bias + int64_t(g) * s.rows : nullptr;
+        for (int k = 0; k < s.inputs; ++k) sources[k] = s.src.at(index[k]);
+        for (int r = 0; r < s.rows;) {
+            int rows = s.rows - r < shape.rows ? s.rows - r : shape.rows;
+            float* targets[kRows];
+            for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
+            SpatialTile tile{sources, s.inputs, s.rows, s.size.row(),
+                             s.weight + int64_t(g) * s.inputs * 9 * s.rows + r, bias ? bias + r : nullptr,
+                             targets, 0, s.act_out};
+            for (int64_t p = begin; p < end;) {
+                int vectors = next_tile((end - p + N - 1) / N, shape.vectors);
+                tile.position = p;
+                kSpatial.tile[(rows - 1) * kMaxTile + vectors - 1](tile);
+                p += int64_t(vectors) * N;
+            }
+            r += rows;
+        }
+        if (s.zero_pads)
+            for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(target[r]), s.size, begin, end);
+    }
+}
+
+// Every second position of every second row: rows of the result one by one, a plain loop for the compiler's vectors.
+void spatial_stride_2(const Spatial& s, int64_t begin, int64_t end) {
+    int64_t row = s.size.row(), out_row = s.out_size.row();
+    int64_t first = (begin + out_row - 1) / out_row, last = (end + out_row - 1) / out_row;
+    if (last > s.out_size.height) last = s.out_size.height;
+    for (int g = 0; g < s.groups; ++g)
+        for (int r = 0; r < s.rows; ++r) {
+            float* plane = s.dst.at(s.target[int64_t(g) * s.rows + r]);
+            float start = s.bias ? s.bias[int64_t(g) * s.rows + r] : 0;
+            for (int64_t y = first; y < last; ++y) {
+                float* out = plane + y * out_row;
+                for (int64_t x = 0; x < s.out_size.width; ++x) out[x] = start;
+                for (int k = 0; k < s.inputs; ++k) {
+                    const float* in = s.src.at(s.index[int64_t(g) * s.inputs + k]) + (2 * y - 1) * row - 1;
+                    const float* w = s.weight + (int64_t(g) * s.inputs + k) * 9 * s.rows + r;
+                    float w0 = w[0], w1 = w[s.rows], w2 = w[2 * s.rows], w3 = w[3 * s.rows], w4 = w[4 * s.rows];
+                    float w5 = w[5 * s.rows], w6 = w[6 * s.rows], w7 = w[7 * s.rows], w8 = w[8 * s.rows];
+                    const float *a = in, *b = in + row, *c = in + 2 * row;
+                    for (int64_t x = 0; x < s.out_size.width; ++x)
+                        out[x] += w0 * a[2 * x] + w1 * a[2 * x + 1] + w2 * a[2 * x + 2] + w3 * b[2 * x] +
+                                  w4 * b[2 * x + 1] + w5 * b[2 * x + 2] + w6 * c[2 * x] + w7 * c[2 * x + 1] +
+                                  w8 * c[2 * x + 2];
+                }
+                if (s.act_out != kIdentity)
+                    for (int64_t x = 0; x < s.out_size.width; ++x) out[x] = activate(out[x], s.act_out);
+                out[s.out_size.width] = 0;
+            }
+            if (last == s.out_size.height)
+                for (int64_t p = s.out_size.positions(); p % kMaxLanes; ++p) plane[p] = 0;
+        }
+}
+
+void spatial(const Spatial& s, int64_t begin, int64_t end) {
+    s.stride == 1 ? spatial_stride_1(s, begin, end) : spatial_stride_2(s, begin, end);
+}
+
+// ---- the rest: one pass over memory each ----
+
+void pool(const Pool& s, int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+        const float* in = s.src + c * s.src_stride;
+        float* out = s.dst.at(c);
+        for (int64_t y = 0; y < s.out_size.height; ++y, in += 2 * s.src_row, out += s.out_size.row()) {
+            const float *a = in, *b = in + s.src_row;
+            for (int64_t x = 0; x < s.out_size.width; ++x)
+                out[x] = 0.25f * ((a[2 * x] + a[2 * x + 1]) + (b[2 * x] + b[2 * x + 1]));
+            out[s.out_size.width] = 0;
+        }
+        for (int64_t p = s.out_size.positions(); p % kMaxLanes; ++p) s.dst.at(c)[p] = 0;
+    }
+}
+
+void excite(const Excite& s) {
+    int64_t row = s.size.row(), count = s.size.height * s.size.width;
+    float *hidden = s.scratch, *gate = s.scratch + s.hidden;
+    for (int j = 0; j < s.hidden; ++j) hidden[j] = 0;
+    for (int c = 0; c < s.channels; ++c) {
+        const float* plane = s.map.at(s.first + c);
+        float sum = 0;
+        for (int64_t y = 0; y < s.size.height; ++y) {
+            const float* in = plane + y * row;
+            for (int64_t x = 0; x < s.size.width; ++x) sum += in[x];
+        }
+        float mean = sum / count;
+        const float* w = s.squeeze + int64_t(c) * s.hidden;
+        for (int j = 0; j < s.hidden; ++j) hidden[j] += w[j] * mean;
+    }
+    for (int c = 0; c < s.channels; ++c) gate[c] = 0;
+    for (int j = 0; j < s.hidden; ++j) {
+        float value = hidden[j] < 0 ? 0 : hidden[j];
+        const float* w = s.excite + int64_t(j) * s.channels;
+        for (int c = 0; c < s.channels; ++c) gate[c] += w[c] * value;
+    }
+    for (int c = 0; c < s.channels; ++c) {
+        float factor = 1 / (1 + std::exp(-gate[c]));
+        float* plane = s.map.at(s.first + c);
+        for (int64_t p = 0; p < s.size.positions(); ++p) plane[p] *= factor;
+    }
+}
+
+void store_rows(const Store& s, int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+        const float* in = s.src.at(s.index[c]);
+        float* out = s.dst + c * s.size.height * s.size.width;
+        float a = s.scale ? s.scale[c] : 1, b = s.shift ? s.shift[c] : 0;
+        bool copies = !s.scale && s.act == kIdentity;
+        for (int64_t y = 0; y < s.size.height; ++y, in += s.size.row(), out += s.size.width) {
+            if (copies)
+                std::memcpy(out, in, s.size.width * sizeof(float));
+            else
+                for (int64_t x = 0; x < s.size.width; ++x) out[x] = activate(in[x] * a + b, s.act);
+        }
+    }
+}
+
+}  // namespace
+
+extern const Kernels CNV2_TABLE = {CNV2_NAME, N, select, spatial, pool, excite, store_rows};
+
+}  // namespace cnv2

@@ -1,0 +1,575 @@
+// Words of a plan:
+//   kMagic, input channels, output channels, maps, slots, instructions; for each map: channels, padded, slot;
+//   for each instruction: operation, words that follow, then
+//   load        dst, pooled
+//   pool        src, dst
+//   zero        dst
+//   select      src, dst, groups, inputs, rows, act_in, act_out, flags, weight, bias, affine, followers,
+//               index [groups][inputs], target [groups][rows]
+//   spatial     src, dst, groups, inputs, rows, stride, act_out, flags, weight, bias,
+//               index [groups][inputs], target [groups][rows]
+//   excite      map, first, channels, hidden, squeeze, excite
+//   store       src, act, flags, affine, index [output channels]
+// weight, bias, affine, squeeze and excite are offsets into the weights; affine is all scales, then all shifts.
+#include "program.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels.h"
+
+namespace cnv2 {
+namespace {
+
+constexpr int32_t kMagic = 0x434e5632;
+constexpr int64_t kMostFloats = int64_t(1) << 33;
+constexpr int64_t kBandFloats = 40000;
+constexpr int32_t kMostSpatialInputs = 256;
+
+enum Operation : int32_t { kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kStore, kOperations };
+enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4 };
+
+struct Map {
+    int32_t channels = 0, slot = 0;
+    bool padded = false, written = false;
+    Geometry size{0, 0};
+    int64_t front = 0, stride = 0;
+};
+
+struct Instruction {
+    int32_t operation = 0;
+    int32_t src = -1, dst = -1, followers = 0;
+    bool pooled = false, first = false;   // first: nothing wrote its target map before
+    Select select{};
+    Spatial spatial{};
+    Excite excite{};
+    Store store{};
+};
+
+struct Program {
+    std::vector<Map> maps;
+    std::vector<Instruction> instructions;
+    std::vector<int64_t> slots;           // floats
+    OutputShape output{0, 0, 0};
+    int64_t scratch = 0, excite_scratch = 0;
+};
+
+int64_t round_up(int64_t value) { return (value + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
+
+[[noreturn]] void refuse(const std::string& what) { throw Refusal(what); }
+
+// Reads words one by one and checks what they name.
+class Reader {
+  public:
+    Reader(const int32_t* words, int64_t count, const float* weights, int64_t weight_count)
+        : word_(words), end_(words + count), weights_(weights), weight_count_(weight_count) {}
+
+    int32_t next(const char* what, int64_t low, int64_t high) {
+        if (word_ == end_) refuse(std::string("the plan ends where ") + what + " is expected");
+        int32_t value = *word_++;
+        if (value < low || value > high)
+            refuse(std::string("the plan gives ") + std::to_string(value) + " for " + what + ", outside of " +
+                   std::to_string(low) + " to " + std::to_string(high));
+        return value;
+    }
+
+    const int32_t* list(const char* what, int64_t count, int64_t below) {
+        if (count > end_ - word_) refuse(std::string("the plan ends within ") + what);
+        int32_t most = 0, least = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            most = std::max(most, word_[i]);
+            least = std::min(least, word_[i]);
+        }
+        if (least < 0 || most >= below)
+            refuse(std::string("the plan has a channel of ") + what + " outside of the map's " + std::to_string(below));
+        const int32_t* start = word_;
+        word_ += count;
+        return start;
+    }
+
+    const float* floats(const char* what, int64_t count) {
+        int64_t offset = next(what, 0, INT32_MAX);
+        if (count > weight_count_ || offset > weight_count_ - count)
+            refuse(std::string(what) + " reach beyond the " + std::to_string(weight_count_) + " weights");
+        return weights_ ? weights_ + offset : nullptr;
+    }
+
+    void skip() { next("an unused offset", INT32_MIN, INT32_MAX); }
+    bool at_end() const { return word_ == end_; }
+    const int32_t* position() const { return word_; }
+
+  private:
+    const int32_t *word_, *end_;
+    const float* weights_;
+    int64_t weight_count_;
+};
+
+class Parser {
+  public:
+    Parser(Reader reader, int64_t channels, Geometry size) : read_(reader), channels_(channels), size_(size) {}
+
+    Program parse() {
+        if (read_.next("the mark of a plan", INT32_MIN, INT32_MAX) != kMagic) refuse("this is no plan of these kernels");
+        int32_t channels = read_.next("input channels", 1, 1 << 20);
+        if (channels != channels_)
+            refuse("the input has " + std::to_string(channels_) + " channels, but the plan takes " +
+                   std::to_string(channels));
+        out_channels_ = read_.next("output channels", 1, 1 << 20);
+        int32_t maps = read_.next("the number of maps", 1, 1 << 16);
+        int32_t slots = read_.next("the number of slots", 1, maps);
+        int32_t instructions = read_.next("the number of instructions", 1, 1 << 20);
+        program_.slots.assign(slots, 0);
+        for (int32_t i = 0; i < maps; ++i) {
+            Map map;
+            map.channels = read_.next("channels of a map", 1, 1 << 20);
+            map.padded = read_.next("padding of a map", 0, 1);
+            map.slot = read_.next("slot of a map", 0, slots - 1);
+            program_.maps.push_back(map);
+        }
+        for (int32_t i = 0; i < instructions; ++i) program_.instructions.push_back(instruction());
+        if (!read_.at_end()) refuse("the plan has words behind its last instruction");
+        if (program_.output.channels == 0) refuse("the plan stores no result");
+        check_followers();
+        for (const Map& map : program_.maps) {
+            int64_t& size = program_.slots[map.slot];
+            size = std::max(size, map.channels * map.stride);
+        }
+        return std::move(program_);
+    }
+
+  private:
+    Instruction instruction() {
+        Instruction made;
+        made.operation = read_.next("an operation", 0, kOperations - 1);
+        int32_t words = read_.next("the length of an instruction", 0, INT32_MAX);
+        const int32_t* start = read_.position();
+        switch (made.operation) {
+            case kLoad: load(made); break;
+            case kPool: pool(made); break;
+            case kZero: made.dst = map_index(); made.first = begin(made.dst, last_size(made.dst)); break;
+            case kSelect: select(made); break;
+            case kSpatial: spatial(made); break;
+            case kExcite: excite(made); break;
+            default: store(made);
+        }
+        if (read_.position() - start != words) refuse("the length of an instruction is not that of its words");
+        return made;
+    }
+
+    void load(Instruction& made) {
+        made.dst = map_index();
+        made.pooled = read_.next("pooling of the input", 0, 1);
+        if (map(made.dst).channels < channels_) refuse("the input does not fit the map that it is loaded into");
+        made.first = begin(made.dst, made.pooled ? halved(size_) : size_);
+    }
+
+    void pool(Instruction& made) {
+        made.src = source();
+        made.dst = map_index();
+        if (map(made.dst).channels < map(made.src).channels) refuse("a pooled map does not fit its target");
+        made.first = begin(made.dst, halved(map(made.src).size));
+    }
+
+    void select(Instruction& made) {
+        Select& s = made.select;
+        made.src = source();
+        made.dst = map_index();
+        s.groups = read_.next("groups", 1, 1 << 20);
+        s.inputs = read_.next("inputs of a group", 1, 1 << 20);
+        s.rows = read_.next("rows of a group", 1, 1 << 20);
+        s.act_in = read_.next("an activation", 0, kActivations - 1);
+        s.act_out = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, 7);
+        int64_t columns = int64_t(s.groups) * s.inputs, rows = int64_t(s.groups) * s.rows;
+        s.weight = read_.floats("weights of a 1x1 convolution", columns * s.rows);
+        s.bias = optional(flags & kBias, "biases", rows);
+        s.scale = optional(flags & kAffine, "scales and shifts", 2 * columns);
+        s.shift = s.scale ? s.scale + columns : nullptr;
+        made.followers = read_.next("instructions that follow in bands", 0, 2);
+        s.index = read_.list("the inputs", columns, map(made.src).channels);
+        s.target = read_.list("the results", rows, map(made.dst).channels);
+        s.accumulate = flags & kAccumulate;
+        made.first = begin(made.dst, map(made.src).size);
+        if (s.accumulate && made.first) refuse("a convolution adds to a map that nothing was written to");
+        s.size = map(made.src).size;
+        s.zero_pads = map(made.dst).padded;
+        program_.scratch = std::max(program_.scratch, select_scratch(s.inputs));
+    }
+
+    void spatial(Instruction& made) {
+        Spatial& s = made.spatial;
+        made.src = source();
+        made.dst = map_index();
+        s.groups = read_.next("groups", 1, 1 << 20);
+        s.inputs = read_.next("inputs of a group", 1, kMostSpatialInputs);
+        s.rows = read_.next("rows of a group", 1, 1 << 20);
+        s.stride = read_.next("stride", 1, 2);
+        s.act_out = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, 7);
+        int64_t columns = int64_t(s.groups) * s.inputs, rows = int64_t(s.groups) * s.rows;
+        s.weight = read_.floats("weights of a 3x3 convolution", columns * s.rows * 9);
+        s.bias = optional(flags & kBias, "biases", rows);
+        s.index = read_.list("the inputs", columns, map(made.src).channels);
+        s.target = read_.list("the results", rows, map(made.dst).channels);
+        if (!map(made.src).padded) refuse("a 3x3 convolution reads a map without padding");
+        if (made.src == made.dst) refuse("a 3x3 convolution writes into the map that it reads");
+        s.size = map(made.src).size;
+        s.out_size = s.stride == 1 ? s.size : Geometry{(s.size.height + 1) / 2, (s.size.width + 1) / 2};
+        s.zero_pads = map(made.dst).padded;
+        made.first = begin(made.dst, s.out_size);
+    }
+
+    void excite(Instruction& made) {
+        Excite& s = made.excite;
+        made.src = made.dst = source();
+        s.first = read_.next("the first excited channel", 0, map(made.src).channels - 1);
+        s.channels = read_.next("excited channels", 1, map(made.src).channels - s.first);
+        s.hidden = read_.next("the hidden width of an excitation", 1, 1 << 20);
+        s.squeeze = read_.floats("weights of a squeeze", int64_t(s.channels) * s.hidden);
+        s.excite = read_.floats("weights of an excitation", int64_t(s.channels) * s.hidden);
+        s.size = map(made.src).size;
+        program_.excite_scratch = std::max<int64_t>(program_.excite_scratch, s.channels + s.hidden);
+    }
+
+    void store(Instruction& made) {
+        Store& s = made.store;
+        if (program_.output.channels) refuse("the plan stores two results");
+        made.src = source();
+        s.act = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, 7);
+        s.channels = out_channels_;
+        s.scale = optional(flags & kAffine, "scales and shifts", 2 * int64_t(out_channels_));
+        s.shift = s.scale ? s.scale + out_channels_ : nullptr;
+        s.index = read_.list("the result", out_channels_, map(made.src).channels);
+        s.size = map(made.src).size;
+        program_.output = {out_channels_, s.size.height, s.size.width};
+    }
+
+    // Instructions that run in bands read what the first one wrote, at one size.
+    void check_followers() {
+        auto& all = program_.instructions;
+        for (size_t i = 0; i < all.size(); ++i) {
+            int32_t followers = all[i].followers;
+            if (!followers) continue;
+            if (i + followers >= all.size()) refuse("a band has fewer instructions than it says");
+            const Instruction &conv = all[i + 1];
+            bool fits = conv.operation == kSpatial && conv.spatial.stride == 1 && conv.src == all[i].dst &&
+                        conv.dst == all[i].src;
+            if (followers == 2) {
+                const Instruction& last = all[i + 2];
+                fits = fits && last.operation == kSelect && !last.followers && last.src == conv.dst && last.dst == conv.dst;
+            }
+            if (!fits) refuse("the instructions of a band do not follow each other");
+        }
+    }
+
+    const float* optional(bool there, const char* what, int64_t count) {
+        if (there) return read_.floats(what, count);
+        read_.skip();
+        return nullptr;
+    }
+
+    Map& map(int32_t index) { return program_.maps[index]; }
+    int32_t map_index() { return read_.next("a map", 0, int64_t(program_.maps.size()) - 1); }
+
+    int32_t source() {
+        int32_t index = map_index();
+        if (!map(index).written) refuse("an instruction reads a map that nothing was written to");
+        return index;
+    }
+
+    // Size of the map that is zeroed: that of the map written last.
+    Geometry last_size(int32_t) { return last_; }
+
+    Geometry halved(Geometry size) {
+        Geometry half{size.height / 2, size.width / 2};
+        if (half.height < 1 || half.width < 1)
+            refuse("a map of " + std::to_string(size.height) + " x " + std::to_string(size.width) +
+                   " pixels is too small to be halved; give larger images");
+        return half;
+    }
+
+    // Marks a map as written; true for the first time. A slot then belongs to this map alone.
+    bool begin(int32_t index, Geometry size) {
+        Map& target = map(index);
+        last_ = size;
+        if (target.written) {
+            if (target.size.height != size.height || target.size.width != size.width)
+                refuse("two instructions write one map at two sizes");
+            return false;
+        }
+        target.size = size;
+        int64_t pad = target.padded ? round_up(size.row() + 1) : 0;
+        target.front = pad;
+        target.stride = pad + round_up(size.positions()) + (target.padded ? pad + kMaxLanes * kMaxTile : 0);
+        if (target.stride * target.channels > kMostFloats) refuse("the maps are too large for these kernels");
+        for (Map& other : program_.maps)
+            if (other.slot == target.slot) other.written = false;
+        target.written = true;
+        return true;
+    }
+
+    Reader read_;
+    int64_t channels_;
+    Geometry size_, last_{0, 0};
+    int32_t out_channels_ = 0;
+    Program program_;
+};
+
+Program parse(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count, int64_t channels,
+              int64_t height, int64_t width) {
+    if (height < 1 || width < 1 || height > (1 << 24) || width > (1 << 24))
+        refuse("the images have " + std::to_string(height) + " x " + std::to_string(width) +
+               " pixels; at least 1 x 1 are needed");
+    return Parser(Reader(plan, words, weights, weight_count), channels, {height, width}).parse();
+}
+
+// ---- memory ----
+
+struct Free {
+    void operator()(float* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<float, Free>;
+
+// Buffers that were used before, so that no call touches fresh pages; as many as were ever used at once.
+class Workspaces {
+  public:
+    struct Entry {
+        Buffer data;
+        int64_t size = 0;
+    };
+
+    Entry take(int64_t floats) {
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            for (size_t i = 0; i < kept_.size(); ++i)
+                if (kept_[i].size >= floats) {
+                    Entry entry = std::move(kept_[i]);
+                    kept_.erase(kept_.begin() + i);
+                    return entry;
+                }
+            if (!kept_.empty()) kept_.pop_back();
+        }
+        size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
+        Entry entry{Buffer(static_cast<float*>(std::aligned_alloc(64, bytes))), floats};
+        if (!entry.data) refuse("there is not enough memory for the maps");
+        return entry;
+    }
+
+    void give_back(Entry entry) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        kept_.push_back(std::move(entry));
+    }
+
+  private:
+    std::mutex mutex_;
+    std::vector<Entry> kept_;
+};
+
+Workspaces& workspaces() {
+    static Workspaces* all = new Workspaces;  // outlives threads that run while the process ends
+    return *all;
+}
+
+// ---- running ----
+
+// One image at a time through all instructions.
+class Runner {
+  public:
+    Runner(const Program& program, int64_t threads) : program_(program), threads_(threads) {
+        int64_t total = 0;
+        for (int64_t size : program.slots) {
+            starts_.push_back(total);
+            total += round_up(size);
+        }
+        scratch_ = total;
+        total += threads * round_up(program.scratch);
+        excite_ = total;
+        total += round_up(program.excite_scratch);
+        memory_ = workspaces().take(std::max<int64_t>(total, 1));
+    }
+    ~Runner() { workspaces().give_back(std::move(memory_)); }
+    Runner(const Runner&) = delete;
+    Runner& operator=(const Runner&) = delete;
+
+    void run(const float* image, Geometry size, float* output, const Executor& executor) {
+        for (size_t i = 0; i < program_.instructions.size(); ++i) {
+            const Instruction& it = program_.instructions[i];
+            if (it.followers && threads_ == 1) {
+                band(&it);
+                i += it.followers;
+            } else {
+                single(it, image, size, output, executor);
+            }
+        }
+    }
+
+  private:
+    float* data() const { return memory_.data.get(); }
+    Planes planes(int32_t index) const {
+        const Map& map = program_.maps[index];
+        return {data() + starts_[map.slot] + map.front, map.stride};
+    }
+
+    // What surrounds every plane of a padded map.
+    void zero_margins(int32_t index) const {
+        const Map& map = program_.maps[index];
+        if (!map.padded) return;
+        Planes at = planes(index);
+        int64_t end = round_up(map.size.positions());
+        for (int32_t c = 0; c < map.channels; ++c) {
+            std::fill(at.at(c) - map.front, at.at(c), 0.0f);
+            std::fill(at.at(c) + map.size.positions(), at.at(c) + map.stride - map.front, 0.0f);
+        }
+        (void)end;
+    }
+
+    void single(const Instruction& it, const float* image, Geometry size, float* output, const Executor& executor) {
+        if (it.first) zero_margins(it.dst);
+        switch (it.operation) {
+            case kLoad: load(it, image, size); break;
+            case kPool: {
+                const Map &from = program_.maps[it.src], &to = program_.maps[it.dst];
+                Pool pool{planes(it.src).base, from.stride, from.size.row(), planes(it.dst), to.size, from.channels,
+                          to.padded};
+                over(executor, from.channels, 1, [&](int64_t b, int64_t e, int64_t) { kernels().pool(pool, b, e); });
+                break;
+            }
+            case kZero: {
+                const Map& map = program_.maps[it.dst];
+                for (int32_t c = 0; c < map.channels; ++c)
+                    std::fill_n(planes(it.dst).at(c), round_up(map.size.positions()), 0.0f);
+                break;
+            }
+            case kSelect:
+                over(executor, it.select.size.positions(), kStep,
+                     [&](int64_t b, int64_t e, int64_t thread) { select(it, b, e, thread); });
+                break;
+            case kSpatial:
+                over(executor, it.spatial.out_size.positions(), kStep,
+                     [&](int64_t b, int64_t e, int64_t) { spatial(it, b, e); });
+                break;
+            case kExcite: {
+                Excite excite = it.excite;
+                excite.map = planes(it.src);
+                excite.scratch = data() + excite_;
+                kernels().excite(excite);
+                break;
+            }
+            default: {
+                Store store = it.store;
+                store.src = planes(it.src);
+                store.dst = output;
+                over(executor, store.channels, 1, [&](int64_t b, int64_t e, int64_t) { kernels().store(store, b, e); });
+            }
+        }
+    }
+
+    void load(const Instruction& it, const float* image, Geometry size) const {
+        const Map& map = program_.maps[it.dst];
+        Planes to = planes(it.dst);
+        int64_t plane = size.height * size.width;
+        if (it.pooled) {
+            kernels().pool({image, plane, size.width, to, map.size, channels_, map.padded}, 0, channels_);
+            return;
+        }
+        for (int32_t c = 0; c < channels_; ++c) {
+            float* row = to.at(c);
+            for (int64_t y = 0; y < size.height; ++y, row += size.row()) {
+                const float* in = image + c * plane + y * size.width;
+                std::copy(in, in + size.width, row);
+                row[size.width] = 0;
+            }
+            std::fill(row, to.at(c) + round_up(size.positions()), 0.0f);
+        }
+    }
+
+    void select(const Instruction& it, int64_t begin, int64_t end, int64_t thread) const {
+        Select select = it.select;
+        select.src = planes(it.src);
+        select.dst = planes(it.dst);
+        kernels().select(select, begin, end, data() + scratch_ + thread * round_up(program_.scratch));
+    }
+
+    void spatial(const Instruction& it, int64_t begin, int64_t end) const {
+        Spatial spatial = it.spatial;
+        spatial.src = planes(it.src);
+        spatial.dst = planes(it.dst);
+        kernels().spatial(spatial, begin, end);
+    }
+
+    // A 1x1 convolution, the 3x3 convolution of its result and what follows, band by band, so that what one writes is
+    // still in the cache when the next one reads it. The 3x3 convolution stays a row and a position behind.
+    void band(const Instruction* it) const {
+        const Map& hidden = program_.maps[it->dst];
+        if (it->first) zero_margins(it->dst);
+        int64_t all = hidden.size.positions();
+        int64_t step = std::max<int64_t>(kBandFloats / (hidden.channels + it->select.groups * it->select.inputs),
+                                         4 * hidden.size.row());
+        step = round_up(step);
+        int64_t done = 0, convolved = 0;
+        while (convolved < all) {
+            int64_t end = all - done > step + step / 2 ? done + step : all;
+            if (done < end) select(*it, done, end, 0);
+            done = end;
+            int64_t behind = done == all ? all : (done - hidden.size.row() - 1) / kStep * kStep;
+            if (behind > convolved) {
+                spatial(it[1], convolved, behind);
+                if (it->followers == 2) select(it[2], convolved, behind, 0);
+                convolved = behind;
+            }
+        }
+    }
+
+    // Splits a range into one part for each thread, at multiples of `step`.
+    template <typename Function>
+    void over(const Executor& executor, int64_t count, int64_t step, const Function& function) const {
+        int64_t parts = std::min<int64_t>(threads_, (count + 4 * step - 1) / (4 * step));
+        if (parts < 2) return function(0, count, 0);
+        int64_t size = ((count + parts - 1) / parts + step - 1) / step * step;
+        parallel_for(executor, parts, [&](int64_t i) {
+            int64_t begin = i * size, end = std::min(count, begin + size);
+            if (begin < end) function(begin, end, i);
+        });
+    }
+
+  public:
+    int32_t channels_ = 0;
+
+  private:
+    const Program& program_;
+    int64_t threads_, scratch_ = 0, excite_ = 0;
+    std::vector<int64_t> starts_;
+    Workspaces::Entry memory_;
+};
+
+}  // namespace
+
+OutputShape output_shape(const int32_t* plan, int64_t words, int64_t weights, int64_t channels, int64_t height,
+                         int64_t width) {
+    return parse(plan, words, nullptr, weights, channels, height, width).output;
+}
+
+void run(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count, const Input& input,
+         float* output, const Executor& executor) {
+    Program program = parse(plan, words, weights, weight_count, input.channels, input.height, input.width);
+    int64_t in = input.channels * input.height * input.width;
+    int64_t out = program.output.channels * program.output.height * program.output.width;
+    bool by_image = input.batch >= executor.threads || executor.threads < 2;
+    auto images = [&](int64_t begin, int64_t end, int64_t threads) {
+        Runner runner(program, threads);
+        runner.channels_ = int32_t(input.channels);
+        for (int64_t i = begin; i < end; ++i)
+            runner.run(input.data + i * in, {input.height, input.width}, output + i * out, executor);
+    };
+    if (!by_image) return images(0, input.batch, executor.threads);
+    int64_t parts = std::min(executor.threads, input.batch);
+    parallel_for(executor, parts, [&](int64_t i) {
+        images(input.batch * i / parts, input.batch * (i + 1) / parts, 1);
+    });
+}
+
+}  // namespace cnv2

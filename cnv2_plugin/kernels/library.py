@@ -1,0 +1,120 @@
+"""The compiled kernels, loaded where they were built."""
+
+import ctypes
+from functools import lru_cache
+from pathlib import Path
+from typing import Optional
+
+from torch import Tensor
+
+FILE = Path(__file__).with_name('_native.so')
+VERSION = 1
+
+
+class KernelsMissingError(RuntimeError):
+    """The native kernels were not built with this installation."""
+
+
+def available() -> bool:
+    """Whether the native kernels are built and can be loaded."""
+    try:
+        load()
+    except KernelsMissingError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1)
+def load() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        KernelsMissingError: it was not built, or is of another version.
+    """
+    if not FILE.exists():
+        raise KernelsMissingError(
+            'the native kernels are not built in this installation; install cnv2_plugin again where a C++17 compiler '
+            '(g++ or clang++) is on the path, or a wheel for this platform, or leave out "native".'
+        )
+    try:
+        library = ctypes.CDLL(str(FILE))
+    except OSError as error:
+        raise KernelsMissingError(
+            f'the native kernels cannot be loaded on this machine ({error}); install cnv2_plugin again where a C++17 '
+            f'compiler is on the path.'
+        ) from error
+    if library.cnv2_version() != VERSION:
+        raise KernelsMissingError(
+            f'the native kernels are of version {library.cnv2_version()}, but this package needs {VERSION}; install '
+            f'cnv2_plugin again so that they are built anew.'
+        )
+    library.cnv2_instruction_set.restype = ctypes.c_char_p
+    return library
+
+
+def instruction_set() -> str:
+    """Name of the instruction set that the kernels use on this processor.
+
+    Raises:
+        KernelsMissingError: the kernels are not built.
+    """
+    return load().cnv2_instruction_set().decode()
+
+
+def onnxruntime_library() -> str:
+    """Path of the library that adds the native operators to ONNX Runtime.
+
+    Give it to ``SessionOptions.register_custom_ops_library`` before a session opens a file with native operators.
+
+    Raises:
+        KernelsMissingError: the kernels are not built.
+    """
+    load()
+    return str(FILE)
+
+
+def output_shape(plan: Tensor, weights: int, channels: int, height: int, width: int) -> tuple[int, int, int]:
+    """Shape ``(C, H, W)`` of one image's result.
+
+    Raises:
+        ValueError: the plan, its weights or the size do not fit.
+        KernelsMissingError: the kernels are not built.
+    """
+    shape = (ctypes.c_int64 * 3)()
+    _checked(load().cnv2_output_shape, _pointer(plan), plan.numel(), weights, channels, height, width, shape)
+    return tuple(shape)
+
+
+def run(plan: Tensor, weights: Tensor, images: Tensor, result: Tensor, threads: int) -> None:
+    """Run a plan; all tensors are contiguous and on the CPU.
+
+    Args:
+        plan: int32 ``(words,)``.
+        weights: float32 ``(floats,)``.
+        images: float32 ``(N, C, H, W)``.
+        result: float32 ``(N, C', H', W')``, written.
+        threads: number of threads.
+
+    Raises:
+        ValueError: the plan, its weights or the images do not fit.
+        KernelsMissingError: the kernels are not built.
+    """
+    _checked(
+        load().cnv2_run, _pointer(plan), plan.numel(), _pointer(weights), weights.numel(), _pointer(images),
+        *images.shape, _pointer(result), threads,
+    )  # fmt: skip
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _checked(function, *arguments) -> None:
+    message = ctypes.create_string_buffer(512)
+    converted = [ctypes.c_int64(a) if isinstance(a, int) else a for a in arguments]
+    if function(*converted, message, ctypes.c_int64(len(message))):
+        raise ValueError(f'{_text(message)}.')
+
+
+def _text(message: ctypes.Array) -> Optional[str]:
+    return message.value.decode(errors='replace')

@@ -1,0 +1,48 @@
+"""The kernels as a PyTorch operator, ``torch.ops.cnv2_plugin.native_stages``."""
+
+import torch
+from torch import Tensor
+
+from .library import output_shape, run
+
+
+@torch.library.custom_op('cnv2_plugin::native_stages', mutates_args=(), device_types='cpu')
+def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor:
+    """Run a plan on images.
+
+    Args:
+        images: float32 ``(N, C, H, W)``.
+        weights: float32, as :meth:`.plan.Plan.weights` gives them.
+        plan: int32, as :meth:`.plan.Plan.words` gives it.
+        shape: channels of the result, and by what its height and width are divided (1 or a power of two) with rounding
+            down (0) or up (1) at each halving.
+
+    Raises:
+        ValueError: a tensor has another type, or the plan does not fit the images.
+    """
+    _check('images', images, torch.float32, 4)
+    _check('weights', weights, torch.float32, 1)
+    _check('plan', plan, torch.int32, 1)
+    images, weights, plan = images.contiguous(), weights.contiguous(), plan.contiguous()
+    made = output_shape(plan, weights.numel(), *images.shape[1:])
+    result = images.new_empty((images.size(0), *made))
+    if images.size(0):
+        run(plan, weights, images, result, torch.get_num_threads())
+    return result
+
+
+@native_stages.register_fake
+def _(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor:
+    channels, *halvings = shape
+    height, width = images.shape[2:]
+    for up in halvings:
+        height, width = (height + up) // 2, (width + up) // 2
+    return images.new_empty((images.size(0), channels, height, width))
+
+
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, rank: int) -> None:
+    if tensor.dtype != dtype or tensor.ndim != rank:
+        raise ValueError(
+            f'{name} are {tensor.dtype} with {tensor.ndim} dimensions; the native kernels take {dtype} with {rank}, '
+            f'so convert them with .to({dtype}), or lower the model without runtime="native".'
+        )
