@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ from ..lowering import lower, lowered_forms
 from .verify import VerifyReport, verify
 
 OPSET = 20
+NATIVE_DOMAIN = 'cnv2_plugin'
+"""Domain of the operators that run in the native kernels."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def export_onnx(
     metadata: Optional[dict[str, Any]] = None,
     output_names: Optional[list[str]] = None,
     choices: Optional[Mapping[str, str]] = None,
+    native: bool = False,
 ) -> ExportReport:
-    """Write a model as ONNX with standard operators only, through ``torch.export``.
+    """Write a model as ONNX through ``torch.export``, with standard operators only unless ``native``.
 
     Args:
         model: classifier or backbone, condensed or not, on the CPU in float32; left as it is.
@@ -97,8 +100,11 @@ def export_onnx(
         metadata: plain values stored in the file (arch, classes, normalisation).
         output_names: names of the outputs; ``logits``, or ``output_0`` and so on, by default.
         choices: form by layer in place of the default table's, as :func:`cnv2_plugin.deploy.tune` gives it.
+        native: put stages into operators of our own domain ``cnv2_plugin``, which run in the native kernels. Who opens
+            the file registers :func:`cnv2_plugin.kernels.onnxruntime_library` first.
 
     Raises:
+        KernelsMissingError: ``native``, and the kernels are not built.
         ValueError: ``batch``, ``input_size`` or ``choices`` does not fit.
         UnfinishedPruningError: ``optimize``, and pruning is not finished.
         VerificationError: the file does not agree with PyTorch; nothing is written.
@@ -110,7 +116,10 @@ def export_onnx(
     check_target(path)
     import onnx
 
-    runtime_model = for_runtime(model, optimize, input_size, choices).eval()
+    if native:
+        runtime_model = lower(model, input_size, 'native', choices).eval()
+    else:
+        runtime_model = for_runtime(model, optimize, input_size, choices).eval()
     count = 2 if batch == 'dynamic' else batch
     proto = _to_proto(runtime_model, torch.randn(count, *input_size), batch == 'dynamic', output_names)
     if optimize:
@@ -154,9 +163,28 @@ def _to_proto(model: nn.Module, example: Tensor, dynamic: bool, output_names: Op
     with _quiet():
         program = torch.onnx.export(
             model, (example,), dynamo=True, opset_version=OPSET, input_names=['input'], output_names=output_names,
-            dynamic_shapes=shapes, optimize=True, verbose=False,
+            dynamic_shapes=shapes, optimize=True, verbose=False, custom_translation_table=_own_operators(),
         )  # fmt: skip
     return program.model_proto
+
+
+def _own_operators() -> dict:
+    """How the exporter writes the native kernels: one node of our domain."""
+    import onnxscript
+    from onnx.defs import OpSchema
+
+    taken = (('images', 'tensor(float)'), ('weights', 'tensor(float)'), ('plan', 'tensor(int32)'))
+    schema = OpSchema(
+        'NativeStages', NATIVE_DOMAIN, 1,
+        inputs=[OpSchema.FormalParameter(*parameter) for parameter in taken],
+        outputs=[OpSchema.FormalParameter('result', 'tensor(float)')],
+    )  # fmt: skip
+    node = onnxscript.values.Op(onnxscript.values.Opset(NATIVE_DOMAIN, 1), 'NativeStages', schema)
+
+    def native_stages(images, weights, plan, shape: Sequence[int]):
+        return node(images, weights, plan)
+
+    return {torch.ops.cnv2_plugin.native_stages.default: native_stages}
 
 
 @contextmanager

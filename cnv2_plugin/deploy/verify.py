@@ -8,6 +8,8 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
+from ..kernels.library import register_operators
+
 Outputs = Union[Tensor, Sequence[Tensor]]
 Runnable = Union[nn.Module, Callable[[Tensor], Outputs], str, Path]
 
@@ -124,7 +126,7 @@ def as_runner(form: Runnable) -> Callable[[Tensor], list[Tensor]]:
 def _onnx_runner(path: Union[str, Path]) -> Callable[[Tensor], list[Tensor]]:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = register_operators(onnxruntime.SessionOptions())
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name

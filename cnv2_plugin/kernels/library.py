@@ -3,9 +3,12 @@
 import ctypes
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from onnxruntime import SessionOptions
 
 FILE = Path(__file__).with_name('_native.so')
 VERSION = 1
@@ -73,6 +76,13 @@ def onnxruntime_library() -> str:
     return str(FILE)
 
 
+def register_operators(options: 'SessionOptions') -> 'SessionOptions':
+    """Let sessions of ONNX Runtime with these options open files with native operators, where the kernels are built."""
+    if available():
+        options.register_custom_ops_library(onnxruntime_library())
+    return options
+
+
 def output_shape(plan: Tensor, weights: int, channels: int, height: int, width: int) -> tuple[int, int, int]:
     """Shape ``(C, H, W)`` of one image's result.
 
@@ -116,5 +126,5 @@ def _checked(function, *arguments) -> None:
         raise ValueError(f'{_text(message)}.')
 
 
-def _text(message: ctypes.Array) -> Optional[str]:
+def _text(message: ctypes.Array) -> str:
     return message.value.decode(errors='replace')

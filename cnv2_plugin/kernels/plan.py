@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 MAGIC = 0x434E5632
-LOAD, POOL, ZERO, SELECT, SPATIAL, EXCITE, STORE = range(7)
+LOAD, POOL, ZERO, SELECT, SPATIAL, EXCITE, SPLIT, MAXIMUM, STORE = range(9)
+PLAIN, POOLED, SPLITTED = range(3)
 ACCUMULATE, BIAS, AFFINE = 1, 2, 4
 ACTIVATIONS = ('Identity', 'ReLU', 'ReLU6', 'Hardswish')
 """Activations by the number that the kernels know them by: names of ``torch.nn`` classes."""
@@ -38,9 +39,17 @@ class Plan:
         self.maps.append((channels, int(padded), slot))
         return len(self.maps) - 1
 
-    def load(self, dst: int, pooled: bool = False) -> None:
-        """Read the images into a map, by the mean of 2x2 pixels if ``pooled``."""
-        self._add(LOAD, dst, int(pooled))
+    def load(self, dst: int, how: int = PLAIN) -> None:
+        """Read the images into a map: as they are, by the mean of 2x2 pixels, or split (see :meth:`split`)."""
+        self._add(LOAD, dst, how)
+
+    def split(self, src: int, dst: int) -> None:
+        """Every channel as four of half the size: even and odd columns of even rows, then those of odd rows."""
+        self._add(SPLIT, src, dst)
+
+    def maximum(self, src: int, dst: int) -> None:
+        """The largest of 3x3 positions, 2 apart with padding 1, of a split map without negative values."""
+        self._add(MAXIMUM, src, dst)
 
     def pool(self, src: int, dst: int) -> None:
         """The mean of 2x2 pixels."""
@@ -102,7 +111,7 @@ class Plan:
         """A 3x3 group convolution with zero padding 1.
 
         Args:
-            src: map read, padded.
+            src: map read, padded; at stride 2 a split one, whose channels count once.
             dst: map written.
             weight: ``(groups, rows, inputs, 3, 3)``.
             index: channels that each group reads, ``(groups, inputs)``.

@@ -8,12 +8,15 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ..kernels.library import load
 from ..layers import SqueezeExcite
+from ..models import CondenseNetTrunk, ShuffleNetTrunk
 from ..models.condense import condense
 from .describe import DESCRIBERS, describe, is_chain_of_stages
 from .forms import with_forms
 from .graph import Graph
 from .module import LoweredGraph, PooledSqueezeExcite
+from .native import DeferredConv2d, NativeStages, native
 from .rewrites import clean_up
 from .table import LAST_REWRITES, MAX_GROWTH, default_choices
 
@@ -51,7 +54,8 @@ def lower(
     Args:
         model: classifier, backbone or any module, finished; left as it is.
         input_size: ``(C, H, W)`` that the choice is made for.
-        runtime: whose table of forms is used.
+        runtime: whose table of forms is used; ``'native'`` puts what the native kernels compute into them and the rest
+            into the forms for ONNX Runtime.
         choices: form by layer name, overriding the table; see :func:`cnv2_plugin.deploy.tune`.
         example: input to find the shapes with, for models that do not take ``(1, *input_size)``.
         max_growth: share of the condensed parameters by which zeros filled in may enlarge the model; where the table's
@@ -60,8 +64,11 @@ def lower(
 
     Raises:
         UnfinishedPruningError: pruning is not finished somewhere.
-        ValueError: unknown runtime, layer or form.
+        ValueError: unknown runtime, layer or form, or a native form of a model that is not float32 on the CPU.
+        KernelsMissingError: ``'native'``, and the kernels are not built.
     """
+    if runtime == 'native':
+        return _native(model, input_size, choices, example)
     lowered = _restate_squeeze_excite(condense(model).eval())
     choices = dict(choices or {})
     found = parts(lowered, input_size, example)
@@ -84,6 +91,54 @@ def lower(
     if choices:
         raise ValueError(f'choices name layers that the model does not have: {", ".join(sorted(choices)[:4])}.')
     return lowered
+
+
+def _native(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    choices: Optional[Mapping[str, str]],
+    example: Optional[Tensor],
+) -> nn.Module:
+    load()
+    if choices:
+        raise ValueError('choices are forms out of standard operators; leave them out with the native kernels.')
+    if _dtype_device(model) != (torch.float32, torch.device('cpu')):
+        raise ValueError(
+            f'the model is {_dtype_device(model)[0]} on {_dtype_device(model)[1]}; the native kernels take float32 on the '
+            f'CPU, so convert it with .float().cpu(), or take another runtime.'
+        )
+    lowered, found = condense(model).eval(), 0
+    for part in parts(lowered, input_size, example):
+        trunk = _trunk_that_begins_with(lowered, part.module)
+        module = None if trunk is None else native(part.module, part.input_shape[1], trunk.stem)
+        if module is not None:
+            trunk.stem = _deferred(trunk.stem)
+        else:
+            module = native(part.module, part.input_shape[1])
+        if module is not None:
+            found += 1
+            lowered = _put(lowered, part.name, module)
+    if not found:
+        raise ValueError(
+            'the native kernels compute no part of this model (they know ReLU, ReLU6 and hard-swish, batch normalisation '
+            'and 3x3 convolutions); take another runtime.'
+        )
+    return lower(lowered, input_size, example=example)
+
+
+def _trunk_that_begins_with(model: nn.Module, part: nn.Module) -> Optional[nn.Module]:
+    """The trunk of our own whose stem feeds a part of it and nothing else."""
+    for module in model.modules():
+        if isinstance(module, (CondenseNetTrunk, ShuffleNetTrunk)):
+            if part in (module.stages, module.stages[0]):
+                return module
+    return None
+
+
+def _deferred(stem: nn.Module) -> nn.Module:
+    """A stem that passes images on, because the stages' kernels compute it."""
+    conv = stem if isinstance(stem, nn.Conv2d) else stem.conv
+    return DeferredConv2d(conv)
 
 
 def _within(
@@ -149,7 +204,7 @@ def lowered_forms(model: nn.Module) -> dict[str, str]:
     return {
         layer_name(name, site): form
         for name, module in model.named_modules()
-        if isinstance(module, LoweredGraph)
+        if isinstance(module, (LoweredGraph, NativeStages))
         for site, form in module.choices.items()
     }
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.operator import native_stages
-from ..kernels.plan import ACTIVATIONS, MOST_SPATIAL_INPUTS, Plan
+from ..kernels.plan import ACTIVATIONS, MOST_SPATIAL_INPUTS, PLAIN, POOLED, SPLITTED, Plan
 from ..layers import ChannelGather, ChannelScatterSum, GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from ..layers.squeeze_excite import SqueezeExcite
 from ..models.condensenet import DenseLayer, DenseStage
@@ -19,6 +19,23 @@ HIDDEN_SLOT = 2
 
 class UnsupportedError(Exception):
     """The kernels do not compute some layer; the part stays in standard operators."""
+
+
+class DeferredConv2d(nn.Conv2d):
+    """A first convolution that the native kernels of the stages behind it compute; passes images on.
+
+    Args:
+        conv: the convolution, whose weight is kept for what asks for the images' channels and type.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv.in_channels, conv.out_channels, 1, bias=False, device='meta')
+        self.weight = conv.weight
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, C, H, W)`` as it is."""
+        return x
 
 
 class NativeStages(nn.Module):
@@ -34,7 +51,7 @@ class NativeStages(nn.Module):
         self.register_buffer('weights', plan.weights())
         self.register_buffer('plan', plan.words())
         self.shape = [plan.out_channels, *halvings]
-        self.choices: dict[str, str] = {}
+        self.choices = {'.': 'native'}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to the result of the part."""
@@ -44,21 +61,21 @@ class NativeStages(nn.Module):
         return f'weights={self.weights.numel()}, words={self.plan.numel()}, out_channels={self.shape[0]}'
 
 
-def native(module: nn.Module, channels: int, norm: Optional[nn.Module] = None) -> Optional[NativeStages]:
+def native(module: nn.Module, channels: int, stem: Optional[nn.Module] = None) -> Optional[NativeStages]:
     """A condensed part of a model in the native kernels, or None where it has a layer that they do not compute.
 
     Args:
         module: a chain of stages, one stage, or one group-sparse layer, condensed.
         channels: of its input.
-        norm: normalisation and activation that follow a chain of dense stages and are computed with it.
+        stem: what gives the first stage its input and is computed with it.
     """
     try:
         stages = list(module) if isinstance(module, nn.Sequential) else [module]
         if all(isinstance(stage, DenseStage) for stage in stages):
-            return _dense_stages(stages, channels, norm)
-        if all(isinstance(stage, ShuffleStage) for stage in stages) and norm is None:
-            return _shuffle_stages(stages, channels)
-        if len(stages) == 1 and isinstance(module, GroupSparseConv2d) and norm is None:
+            return _dense_stages(stages, channels, stem)
+        if all(isinstance(stage, ShuffleStage) for stage in stages):
+            return _shuffle_stages(stages, channels, stem)
+        if len(stages) == 1 and isinstance(module, GroupSparseConv2d) and stem is None:
             return _single_layer(module)
     except UnsupportedError:
         pass
@@ -68,16 +85,22 @@ def native(module: nn.Module, channels: int, norm: Optional[nn.Module] = None) -
 # ---- dense stages ----
 
 
-def _dense_stages(stages: list[DenseStage], channels: int, norm: Optional[nn.Module]) -> NativeStages:
-    plan = Plan(channels, stages[-1].out_channels)
+def _dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Conv2d]) -> NativeStages:
+    plan = Plan(channels if stem is None else stem.in_channels, stages[-1].out_channels)
     halvings, features = [], -1
+    if stem is not None:
+        if not isinstance(stages[0].pool, nn.Identity) or stem.bias is not None:
+            raise UnsupportedError
+        halvings += [1] * (stem.stride != (1, 1))
     for i, stage in enumerate(stages):
         pooled = not isinstance(stage.pool, nn.Identity)
         if pooled and (stage.pool.kernel_size, stage.pool.stride) != (2, 2):
             raise UnsupportedError
         before, features = features, plan.add_map(stage.out_channels, i % 2)
-        if i == 0:
-            plan.load(features, pooled)
+        if i == 0 and stem is not None:
+            _stem(plan, stem, features)
+        elif i == 0:
+            plan.load(features, POOLED if pooled else PLAIN)
         elif pooled:
             plan.pool(before, features)
         else:
@@ -87,9 +110,26 @@ def _dense_stages(stages: list[DenseStage], channels: int, norm: Optional[nn.Mod
         hidden = plan.add_map(widest, HIDDEN_SLOT, padded=True)
         for layer in stage.layers:
             channels = _dense_layer(plan, layer, features, hidden, channels)
-    affine, act = (None, 0) if norm is None else _norm_act(*norm)
-    plan.store(features, range(channels), affine, act)
+    plan.store(features, range(channels))
     return NativeStages(plan, halvings)
+
+
+def _stem(
+    plan: Plan, conv: nn.Conv2d, dst: int, affine: Optional[Affine] = None, act: int = 0
+) -> None:
+    """The 3x3 convolution that reads the images; a normalisation behind it goes into the weights."""
+    strides = {(1, 1): 1, (2, 2): 2}
+    plain = conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.padding_mode == 'zeros'
+    if not plain or conv.groups != 1 or conv.stride not in strides or conv.in_channels > MOST_SPATIAL_INPUTS:
+        raise UnsupportedError
+    stride = strides[conv.stride]
+    images = plan.add_map(conv.in_channels * (4 if stride == 2 else 1), HIDDEN_SLOT, padded=True)
+    plan.load(images, SPLITTED if stride == 2 else PLAIN)
+    weight, bias = conv.weight.detach().double(), None
+    if affine is not None:
+        weight, bias = weight * affine[0][:, None, None, None], affine[1][None]
+    channels = torch.arange(conv.in_channels)[None], torch.arange(conv.out_channels)[None]
+    plan.spatial(images, dst, weight[None], *channels, bias, stride, act)
 
 
 def _dense_layer(plan: Plan, layer: DenseLayer, features: int, hidden: int, channels: int) -> int:
@@ -150,19 +190,39 @@ def _reactivation(plan: Plan, layer: SparseFeatureReactivation, src: int, dst: i
 # ---- shuffle stages ----
 
 
-def _shuffle_stages(stages: list[ShuffleStage], channels: int) -> NativeStages:
-    plan = Plan(channels, stages[-1].out_channels)
+def _shuffle_stages(stages: list[ShuffleStage], channels: int, stem: Optional[nn.Sequential]) -> NativeStages:
+    plan = Plan(channels if stem is None else stem.conv.in_channels, stages[-1].out_channels)
     features = plan.add_map(channels, 0, padded=True)
-    plan.load(features)
+    halvings = [1] * len(stages)
+    if stem is None:
+        plan.load(features)
+    else:
+        halvings += [1, 1]
+        _shuffle_stem(plan, stem, features)
     order = torch.arange(channels)
     for i, stage in enumerate(stages):
         first, *others = stage.layers
         features, order = _halving_unit(plan, first, features, order, (i + 1) % 2)
-        hidden = [plan.add_map(first.width, HIDDEN_SLOT + 2 + j, padded=j == 0) for j in range(2)]
+        hidden = [plan.add_map(first.width, HIDDEN_SLOT + j, padded=j == 0) for j in range(2)]
         for unit in others:
             order = _unit(plan, unit, features, order, hidden)
     plan.store(features, order.tolist())
-    return NativeStages(plan, [1] * len(stages))
+    return NativeStages(plan, halvings)
+
+
+def _shuffle_stem(plan: Plan, stem: nn.Sequential, dst: int) -> None:
+    """3x3 convolution, normalisation, ReLU and 3x3 maximum, each halving the size."""
+    conv, pool = stem.conv, stem.pool
+    act = _act(stem.act)
+    if (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode) != (3, 2, 1, False):
+        raise UnsupportedError
+    if ACTIVATIONS[act] not in ('ReLU', 'ReLU6') or conv.stride != (2, 2):
+        raise UnsupportedError
+    whole = plan.add_map(conv.out_channels, HIDDEN_SLOT + 1)
+    _stem(plan, conv, whole, _affine(stem.norm), act)
+    split = plan.add_map(4 * conv.out_channels, HIDDEN_SLOT, padded=True)
+    plan.split(whole, split)
+    plan.maximum(split, dst)
 
 
 def _halving_unit(plan: Plan, unit: ShuffleUnit, src: int, order: Tensor, slot: int) -> tuple[int, Tensor]:
@@ -170,15 +230,19 @@ def _halving_unit(plan: Plan, unit: ShuffleUnit, src: int, order: Tensor, slot: 
     if unit.branch1 is None or unit.sfr is not None:
         raise UnsupportedError
     width, channels = unit.width, order.numel()
-    dst = plan.add_map(2 * width, slot, padded=True)
-    small = plan.add_map(channels, HIDDEN_SLOT)
-    _depthwise(plan, unit.branch1[0], src, small, order, 2)
-    _dense_1x1(plan, unit.branch1[1], small, dst, torch.arange(channels), torch.arange(width))
-    hidden = plan.add_map(width, HIDDEN_SLOT + 1, padded=True)
-    _dense_1x1(plan, unit.branch2[0], src, hidden, order, torch.arange(width))
-    small = plan.add_map(width, HIDDEN_SLOT)
-    _depthwise(plan, unit.branch2[1], hidden, small, torch.arange(width), 2)
-    _dense_1x1(plan, unit.branch2[2], small, dst, torch.arange(width), torch.arange(width, 2 * width))
+    inside, dst = torch.arange(width), plan.add_map(2 * width, slot, padded=True)
+    split = plan.add_map(4 * channels, HIDDEN_SLOT, padded=True)
+    plan.split(src, split)
+    small = plan.add_map(channels, HIDDEN_SLOT + 1)
+    _depthwise(plan, unit.branch1[0], split, small, order, 2)
+    _dense_1x1(plan, unit.branch1[1], small, dst, torch.arange(channels), inside)
+    whole = plan.add_map(width, HIDDEN_SLOT + 1)
+    _dense_1x1(plan, unit.branch2[0], src, whole, order, inside)
+    split = plan.add_map(4 * width, HIDDEN_SLOT, padded=True)
+    plan.split(whole, split)
+    small = plan.add_map(width, HIDDEN_SLOT + 1)
+    _depthwise(plan, unit.branch2[1], split, small, inside, 2)
+    _dense_1x1(plan, unit.branch2[2], small, dst, inside, inside + width)
     return dst, _shuffled(torch.arange(2 * width))
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+from ..kernels.library import register_operators
+
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
@@ -68,7 +70,7 @@ def onnx_session(model: Union[Path, bytes], threads: int = 1) -> 'InferenceSessi
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = register_operators(onnxruntime.SessionOptions())
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -36,14 +36,30 @@ struct Select {
     const float *scale, *shift;          // [groups][inputs] or both null
 };
 
-// A 3x3 group convolution with zero padding from a padded map; stride 1 or 2.
+// A 3x3 group convolution with zero padding from a padded map. With stride 2 the map is split: of every channel four
+// planes (see Split) of the size of the result, so that the neighbours are at fixed distances again.
 struct Spatial {
     Planes src, dst;
-    Geometry size, out_size;
+    Geometry size;
     int32_t groups, inputs, rows, stride, act_out;
     bool zero_pads;
     const int32_t *index, *target;       // [groups][inputs], [groups][rows]
     const float *weight, *bias;          // [groups][inputs][9][rows]; [groups][rows] or null
+};
+
+// Every channel as four planes: its even and odd columns of even rows, then those of odd rows.
+struct Split {
+    const float* src;
+    int64_t src_stride, src_row, height, width;
+    Planes dst;
+    Geometry out_size;
+};
+
+// The largest of 3x3 positions, 2 apart, of a split map without negative values.
+struct Maximum {
+    Planes src, dst;
+    Geometry size;
+    bool zero_pads;
 };
 
 // The mean of 2x2 windows of rows that are `src_row` apart.
@@ -52,8 +68,6 @@ struct Pool {
     int64_t src_stride, src_row;
     Planes dst;
     Geometry out_size;
-    int32_t channels;
-    bool zero_pads;
 };
 
 // Squeeze-and-excitation in place on the channels from `first` on.
@@ -70,7 +84,7 @@ struct Store {
     Planes src;
     float* dst;
     Geometry size;
-    int32_t channels, act;
+    int32_t act;
     const int32_t* index;
     const float *scale, *shift;          // or both null
 };
@@ -80,11 +94,14 @@ struct Kernels {
     int64_t lanes;
     void (*select)(const Select&, int64_t begin, int64_t end, float* scratch);   // scratch: select_scratch floats
     void (*spatial)(const Spatial&, int64_t begin, int64_t end);
+    void (*split)(const Split&, int64_t begin, int64_t end);                     // channels
+    void (*maximum)(const Maximum&, int64_t begin, int64_t end);                 // channels
     void (*pool)(const Pool&, int64_t begin, int64_t end);                       // channels
     void (*excite)(const Excite&);
     void (*store)(const Store&, int64_t begin, int64_t end);                     // channels
 };
 
+constexpr int kMostSpatialInputs = 256;              // of one group
 constexpr int64_t kMaxLanes = 16;
 constexpr int64_t kMaxTile = 8;                          // vectors side by side in one tile
 inline int64_t select_scratch(int64_t inputs) { return inputs * kMaxTile * kMaxLanes; }

@@ -220,10 +220,11 @@ void select(const Select& s, int64_t begin, int64_t end, float* scratch) {
 
 // ---- 3x3 ----
 
+constexpr int kTaps = 9;
+
 struct SpatialTile {
-    const float* const* sources;
+    const float* const* taps;        // [inputs][9]: where position 0 of the result reads
     int inputs, rows;
-    int64_t row;                     // positions from one image row to the next
     const float *weight, *bias;
     float* const* targets;
     int64_t position;
@@ -240,22 +241,17 @@ void spatial_tile(const SpatialTile& t) {
         for (int v = 0; v < V; ++v) sum[r][v] = start;
     }
     const float* w = t.weight;
-    for (int k = 0; k < t.inputs; ++k) {
-        const float* source = t.sources[k] + t.position - t.row - 1;
-        for (int y = 0; y < 3; ++y, source += t.row) {
-#pragma GCC unroll 3
-            for (int x = 0; x < 3; ++x) {
-                Vec in[V];
+    const float* const* tap = t.taps;
+    for (int k = 0; k < t.inputs * kTaps; ++k, w += t.rows) {
+        const float* source = *tap++ + t.position;
+        Vec in[V];
 #pragma GCC unroll 8
-                for (int v = 0; v < V; ++v) in[v] = load(source + x + v * N);
+        for (int v = 0; v < V; ++v) in[v] = load(source + v * N);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                    Vec weight = all(w[r]);
+        for (int r = 0; r < R; ++r) {
+            Vec weight = all(w[r]);
 #pragma GCC unroll 8
-                    for (int v = 0; v < V; ++v) sum[r][v] += weight * in[v];
-                }
-                w += t.rows;
-            }
+            for (int v = 0; v < V; ++v) sum[r][v] += weight * in[v];
         }
     }
 #pragma GCC unroll 8
@@ -282,21 +278,33 @@ struct SpatialTable {
 };
 constexpr SpatialTable kSpatial;
 
-void spatial_stride_1(const Spatial& s, int64_t begin, int64_t end) {
-    constexpr int kInputs = 256;
+// Where the nine neighbours of position 0 are: in one plane, or in the four planes of a split channel.
+void find_taps(const Spatial& s, int32_t channel, const float** taps) {
+    int64_t row = s.size.row();
+    for (int y = 0; y < 3; ++y)
+        for (int x = 0; x < 3; ++x) {
+            if (s.stride == 1) {
+                *taps++ = s.src.at(channel) + (y - 1) * row + x - 1;
+            } else {
+                int64_t plane = 4 * int64_t(channel) + (y != 1 ? 2 : 0) + (x != 1 ? 1 : 0);
+                *taps++ = s.src.at(plane) - (y == 0 ? row : 0) - (x == 0 ? 1 : 0);
+            }
+        }
+}
+
+void spatial(const Spatial& s, int64_t begin, int64_t end) {
     TileShape shape = tile_shape(s.rows);
-    const float* sources[kInputs];
+    const float* taps[kMostSpatialInputs * kTaps];
     for (int g = 0; g < s.groups; ++g) {
         const int32_t *index = s.index + int64_t(g) * s.inputs, *target = s.target + int64_t(g) * s.rows;
         const float* bias = s.bias ? s.bias + int64_t(g) * s.rows : nullptr;
-        for (int k = 0; k < s.inputs; ++k) sources[k] = s.src.at(index[k]);
+        for (int k = 0; k < s.inputs; ++k) find_taps(s, index[k], taps + k * kTaps);
         for (int r = 0; r < s.rows;) {
             int rows = s.rows - r < shape.rows ? s.rows - r : shape.rows;
             float* targets[kRows];
             for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
-            SpatialTile tile{sources, s.inputs, s.rows, s.size.row(),
-                             s.weight + int64_t(g) * s.inputs * 9 * s.rows + r, bias ? bias + r : nullptr,
-                             targets, 0, s.act_out};
+            SpatialTile tile{taps, s.inputs, s.rows, s.weight + int64_t(g) * s.inputs * kTaps * s.rows + r,
+                             bias ? bias + r : nullptr, targets, 0, s.act_out};
             for (int64_t p = begin; p < end;) {
                 int vectors = next_tile((end - p + N - 1) / N, shape.vectors);
                 tile.position = p;
@@ -310,43 +318,50 @@ void spatial_stride_1(const Spatial& s, int64_t begin, int64_t end) {
     }
 }
 
-// Every second position of every second row: rows of the result one by one, a plain loop for the compiler's vectors.
-void spatial_stride_2(const Spatial& s, int64_t begin, int64_t end) {
-    int64_t row = s.size.row(), out_row = s.out_size.row();
-    int64_t first = (begin + out_row - 1) / out_row, last = (end + out_row - 1) / out_row;
-    if (last > s.out_size.height) last = s.out_size.height;
-    for (int g = 0; g < s.groups; ++g)
-        for (int r = 0; r < s.rows; ++r) {
-            float* plane = s.dst.at(s.target[int64_t(g) * s.rows + r]);
-            float start = s.bias ? s.bias[int64_t(g) * s.rows + r] : 0;
-            for (int64_t y = first; y < last; ++y) {
-                float* out = plane + y * out_row;
-                for (int64_t x = 0; x < s.out_size.width; ++x) out[x] = start;
-                for (int k = 0; k < s.inputs; ++k) {
-                    const float* in = s.src.at(s.index[int64_t(g) * s.inputs + k]) + (2 * y - 1) * row - 1;
-                    const float* w = s.weight + (int64_t(g) * s.inputs + k) * 9 * s.rows + r;
-                    float w0 = w[0], w1 = w[s.rows], w2 = w[2 * s.rows], w3 = w[3 * s.rows], w4 = w[4 * s.rows];
-                    float w5 = w[5 * s.rows], w6 = w[6 * s.rows], w7 = w[7 * s.rows], w8 = w[8 * s.rows];
-                    const float *a = in, *b = in + row, *c = in + 2 * row;
-                    for (int64_t x = 0; x < s.out_size.width; ++x)
-                        out[x] += w0 * a[2 * x] + w1 * a[2 * x + 1] + w2 * a[2 * x + 2] + w3 * b[2 * x] +
-                                  w4 * b[2 * x + 1] + w5 * b[2 * x + 2] + w6 * c[2 * x] + w7 * c[2 * x + 1] +
-                                  w8 * c[2 * x + 2];
+// ---- the rest: one pass over memory each ----
+
+void split(const Split& s, int64_t begin, int64_t end) {
+    int64_t half = s.width / 2;
+    for (int64_t c = begin; c < end; ++c)
+        for (int odd = 0; odd < 2; ++odd) {
+            float *even_columns = s.dst.at(4 * c + 2 * odd), *odd_columns = s.dst.at(4 * c + 2 * odd + 1);
+            for (int64_t y = 0; y < s.out_size.height; ++y) {
+                float *a = even_columns + y * s.out_size.row(), *b = odd_columns + y * s.out_size.row();
+                int64_t x = 0;
+                if (2 * y + odd < s.height) {
+                    const float* in = s.src + c * s.src_stride + (2 * y + odd) * s.src_row;
+                    for (; x < half; ++x) {
+                        a[x] = in[2 * x];
+                        b[x] = in[2 * x + 1];
+                    }
+                    if (s.width % 2) {
+                        a[x] = in[2 * x];
+                        b[x++] = 0;
+                    }
                 }
-                if (s.act_out != kIdentity)
-                    for (int64_t x = 0; x < s.out_size.width; ++x) out[x] = activate(out[x], s.act_out);
-                out[s.out_size.width] = 0;
+                for (; x < s.out_size.row(); ++x) a[x] = b[x] = 0;
             }
-            if (last == s.out_size.height)
-                for (int64_t p = s.out_size.positions(); p % kMaxLanes; ++p) plane[p] = 0;
+            for (int64_t p = s.out_size.positions(); p % kMaxLanes; ++p) even_columns[p] = odd_columns[p] = 0;
         }
 }
 
-void spatial(const Spatial& s, int64_t begin, int64_t end) {
-    s.stride == 1 ? spatial_stride_1(s, begin, end) : spatial_stride_2(s, begin, end);
+void maximum(const Maximum& s, int64_t begin, int64_t end) {
+    Spatial like{};
+    like.src = s.src;
+    like.size = s.size;
+    like.stride = 2;
+    for (int64_t c = begin; c < end; ++c) {
+        const float* taps[kTaps];
+        find_taps(like, int32_t(c), taps);
+        float* out = s.dst.at(c);
+        for (int64_t p = 0; p < s.size.positions(); p += N) {
+            Vec most = load(taps[0] + p);
+            for (int t = 1; t < kTaps; ++t) most = larger(most, load(taps[t] + p));
+            store(out + p, most);
+        }
+        if (s.zero_pads) zero_pad_columns(out, s.size, 0, s.size.positions());
+    }
 }
-
-// ---- the rest: one pass over memory each ----
 
 void pool(const Pool& s, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
@@ -407,6 +422,6 @@ void store_rows(const Store& s, int64_t begin, int64_t end) {
 
 }  // namespace
 
-extern const Kernels CNV2_TABLE = {CNV2_NAME, N, select, spatial, pool, excite, store_rows};
+extern const Kernels CNV2_TABLE = {CNV2_NAME, N, select, spatial, split, maximum, pool, excite, store_rows};
 
 }  // namespace cnv2

@@ -1,7 +1,7 @@
 // Words of a plan:
 //   kMagic, input channels, output channels, maps, slots, instructions; for each map: channels, padded, slot;
 //   for each instruction: operation, words that follow, then
-//   load        dst, pooled
+//   load        dst, how (0 as it is, 1 pooled, 2 split)
 //   pool        src, dst
 //   zero        dst
 //   select      src, dst, groups, inputs, rows, act_in, act_out, flags, weight, bias, affine, followers,
@@ -9,6 +9,8 @@
 //   spatial     src, dst, groups, inputs, rows, stride, act_out, flags, weight, bias,
 //               index [groups][inputs], target [groups][rows]
 //   excite      map, first, channels, hidden, squeeze, excite
+//   split       src, dst
+//   maximum     src, dst
 //   store       src, act, flags, affine, index [output channels]
 // weight, bias, affine, squeeze and excite are offsets into the weights; affine is all scales, then all shifts.
 #include "program.h"
@@ -27,9 +29,9 @@ namespace {
 constexpr int32_t kMagic = 0x434e5632;
 constexpr int64_t kMostFloats = int64_t(1) << 33;
 constexpr int64_t kBandFloats = 40000;
-constexpr int32_t kMostSpatialInputs = 256;
 
-enum Operation : int32_t { kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kStore, kOperations };
+enum Operation : int32_t { kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kSplit, kMaximum, kStore, kOperations };
+enum Loading : int32_t { kPlain, kPooled, kSplitted };
 enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4 };
 
 struct Map {
@@ -42,7 +44,8 @@ struct Map {
 struct Instruction {
     int32_t operation = 0;
     int32_t src = -1, dst = -1, followers = 0;
-    bool pooled = false, first = false;   // first: nothing wrote its target map before
+    int32_t loading = kPlain;
+    bool first = false;                   // nothing wrote its target map before
     Select select{};
     Spatial spatial{};
     Excite excite{};
@@ -149,10 +152,12 @@ class Parser {
         switch (made.operation) {
             case kLoad: load(made); break;
             case kPool: pool(made); break;
-            case kZero: made.dst = map_index(); made.first = begin(made.dst, last_size(made.dst)); break;
+            case kZero: zero(made); break;
             case kSelect: select(made); break;
             case kSpatial: spatial(made); break;
             case kExcite: excite(made); break;
+            case kSplit: split(made); break;
+            case kMaximum: maximum(made); break;
             default: store(made);
         }
         if (read_.position() - start != words) refuse("the length of an instruction is not that of its words");
@@ -161,16 +166,45 @@ class Parser {
 
     void load(Instruction& made) {
         made.dst = map_index();
-        made.pooled = read_.next("pooling of the input", 0, 1);
-        if (map(made.dst).channels < channels_) refuse("the input does not fit the map that it is loaded into");
-        made.first = begin(made.dst, made.pooled ? halved(size_) : size_);
+        made.loading = read_.next("the way to load", 0, 2);
+        if (made.loading == kSplitted && !map(made.dst).padded) refuse("a split map has no padding");
+        if (map(made.dst).channels < channels_ * (made.loading == kSplitted ? 4 : 1))
+            refuse("the input does not fit the map that it is loaded into");
+        made.first = begin(made.dst, made.loading == kPooled ? halved(size_) : made.loading == kSplitted ? split_size(size_) : size_);
+    }
+
+    void split(Instruction& made) {
+        made.src = source();
+        made.dst = map_index();
+        if (!map(made.dst).padded) refuse("a split map has no padding");
+        if (made.src == made.dst || map(made.dst).channels < 4 * int64_t(map(made.src).channels))
+            refuse("a split map does not fit its target");
+        made.first = begin(made.dst, split_size(map(made.src).size));
+        still_written(made.src);
+    }
+
+    void maximum(Instruction& made) {
+        made.src = source();
+        made.dst = map_index();
+        if (!map(made.src).padded || made.src == made.dst) refuse("a maximum reads a map that is not split");
+        if (int64_t(map(made.dst).channels) > map(made.src).channels / 4) refuse("a maximum does not fit its target");
+        made.first = begin(made.dst, map(made.src).size);
+        still_written(made.src);
+    }
+
+    void zero(Instruction& made) {
+        made.dst = map_index();
+        if (last_.height == 0) refuse("a map is zeroed before any other has a size");
+        made.first = begin(made.dst, last_);
     }
 
     void pool(Instruction& made) {
         made.src = source();
         made.dst = map_index();
         if (map(made.dst).channels < map(made.src).channels) refuse("a pooled map does not fit its target");
+        if (made.src == made.dst) refuse("a map is pooled into itself");
         made.first = begin(made.dst, halved(map(made.src).size));
+        still_written(made.src);
     }
 
     void select(Instruction& made) {
@@ -193,6 +227,7 @@ class Parser {
         s.target = read_.list("the results", rows, map(made.dst).channels);
         s.accumulate = flags & kAccumulate;
         made.first = begin(made.dst, map(made.src).size);
+        still_written(made.src);
         if (s.accumulate && made.first) refuse("a convolution adds to a map that nothing was written to");
         s.size = map(made.src).size;
         s.zero_pads = map(made.dst).padded;
@@ -212,14 +247,14 @@ class Parser {
         int64_t columns = int64_t(s.groups) * s.inputs, rows = int64_t(s.groups) * s.rows;
         s.weight = read_.floats("weights of a 3x3 convolution", columns * s.rows * 9);
         s.bias = optional(flags & kBias, "biases", rows);
-        s.index = read_.list("the inputs", columns, map(made.src).channels);
+        s.index = read_.list("the inputs", columns, map(made.src).channels / (s.stride == 1 ? 1 : 4));
         s.target = read_.list("the results", rows, map(made.dst).channels);
         if (!map(made.src).padded) refuse("a 3x3 convolution reads a map without padding");
         if (made.src == made.dst) refuse("a 3x3 convolution writes into the map that it reads");
         s.size = map(made.src).size;
-        s.out_size = s.stride == 1 ? s.size : Geometry{(s.size.height + 1) / 2, (s.size.width + 1) / 2};
         s.zero_pads = map(made.dst).padded;
-        made.first = begin(made.dst, s.out_size);
+        made.first = begin(made.dst, s.size);
+        still_written(made.src);
     }
 
     void excite(Instruction& made) {
@@ -240,7 +275,6 @@ class Parser {
         made.src = source();
         s.act = read_.next("an activation", 0, kActivations - 1);
         int32_t flags = read_.next("flags", 0, 7);
-        s.channels = out_channels_;
         s.scale = optional(flags & kAffine, "scales and shifts", 2 * int64_t(out_channels_));
         s.shift = s.scale ? s.scale + out_channels_ : nullptr;
         s.index = read_.list("the result", out_channels_, map(made.src).channels);
@@ -281,8 +315,11 @@ class Parser {
         return index;
     }
 
-    // Size of the map that is zeroed: that of the map written last.
-    Geometry last_size(int32_t) { return last_; }
+    void still_written(int32_t index) {
+        if (!map(index).written) refuse("an instruction writes into the memory that it reads");
+    }
+
+    Geometry split_size(Geometry size) { return {(size.height + 1) / 2, (size.width + 1) / 2}; }
 
     Geometry halved(Geometry size) {
         Geometry half{size.height / 2, size.width / 2};
@@ -419,12 +456,10 @@ class Runner {
         const Map& map = program_.maps[index];
         if (!map.padded) return;
         Planes at = planes(index);
-        int64_t end = round_up(map.size.positions());
         for (int32_t c = 0; c < map.channels; ++c) {
             std::fill(at.at(c) - map.front, at.at(c), 0.0f);
             std::fill(at.at(c) + map.size.positions(), at.at(c) + map.stride - map.front, 0.0f);
         }
-        (void)end;
     }
 
     void single(const Instruction& it, const float* image, Geometry size, float* output, const Executor& executor) {
@@ -433,9 +468,21 @@ class Runner {
             case kLoad: load(it, image, size); break;
             case kPool: {
                 const Map &from = program_.maps[it.src], &to = program_.maps[it.dst];
-                Pool pool{planes(it.src).base, from.stride, from.size.row(), planes(it.dst), to.size, from.channels,
-                          to.padded};
+                Pool pool{planes(it.src).base, from.stride, from.size.row(), planes(it.dst), to.size};
                 over(executor, from.channels, 1, [&](int64_t b, int64_t e, int64_t) { kernels().pool(pool, b, e); });
+                break;
+            }
+            case kSplit: {
+                const Map& from = program_.maps[it.src];
+                Split split{planes(it.src).base, from.stride, from.size.row(), from.size.height, from.size.width,
+                            planes(it.dst), program_.maps[it.dst].size};
+                over(executor, from.channels, 1, [&](int64_t b, int64_t e, int64_t) { kernels().split(split, b, e); });
+                break;
+            }
+            case kMaximum: {
+                const Map& to = program_.maps[it.dst];
+                Maximum maximum{planes(it.src), planes(it.dst), to.size, to.padded};
+                over(executor, to.channels, 1, [&](int64_t b, int64_t e, int64_t) { kernels().maximum(maximum, b, e); });
                 break;
             }
             case kZero: {
@@ -449,7 +496,7 @@ class Runner {
                      [&](int64_t b, int64_t e, int64_t thread) { select(it, b, e, thread); });
                 break;
             case kSpatial:
-                over(executor, it.spatial.out_size.positions(), kStep,
+                over(executor, it.spatial.size.positions(), kStep,
                      [&](int64_t b, int64_t e, int64_t) { spatial(it, b, e); });
                 break;
             case kExcite: {
@@ -463,7 +510,7 @@ class Runner {
                 Store store = it.store;
                 store.src = planes(it.src);
                 store.dst = output;
-                over(executor, store.channels, 1, [&](int64_t b, int64_t e, int64_t) { kernels().store(store, b, e); });
+                over(executor, program_.output.channels, 1, [&](int64_t b, int64_t e, int64_t) { kernels().store(store, b, e); });
             }
         }
     }
@@ -472,10 +519,9 @@ class Runner {
         const Map& map = program_.maps[it.dst];
         Planes to = planes(it.dst);
         int64_t plane = size.height * size.width;
-        if (it.pooled) {
-            kernels().pool({image, plane, size.width, to, map.size, channels_, map.padded}, 0, channels_);
-            return;
-        }
+        if (it.loading == kPooled) return kernels().pool({image, plane, size.width, to, map.size}, 0, channels_);
+        if (it.loading == kSplitted)
+            return kernels().split({image, plane, size.width, size.height, size.width, to, map.size}, 0, channels_);
         for (int32_t c = 0; c < channels_; ++c) {
             float* row = to.at(c);
             for (int64_t y = 0; y < size.height; ++y, row += size.row()) {

@@ -1,0 +1,204 @@
+// The operator cnv2_plugin.NativeStages(images, weights, plan) of ONNX Runtime.
+#include <atomic>
+#include <chrono>
+#include <climits>
+#include <set>
+#include <string>
+#include <thread>
+#include <mutex>
+#include <vector>
+
+#include "onnxruntime_api.h"
+#include "program.h"
+
+#if defined(_WIN32)
+#define CNV2_EXPORT extern "C" __declspec(dllexport)
+#else
+#define CNV2_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace {
+
+struct Api {
+    const ort::Function* table;
+
+    template <typename Result = ort::Status, typename... Arguments>
+    Result call(ort::Position position, Arguments... arguments) const {
+        using Type = Result(CNV2_ORT_CALL*)(Arguments...);
+        return reinterpret_cast<Type>(table[position])(arguments...);
+    }
+
+    ort::Status failure(const char* message) const {
+        return call<ort::Status, int, const char*>(ort::kCreateStatus, ort::kInvalidArgument, message);
+    }
+
+    // Turns a failure of the runtime into an exception.
+    void check(ort::Status status) const {
+        if (!status) return;
+        std::string message = call<const char*, const void*>(ort::kGetErrorMessage, status);
+        call<void, void*>(ort::kReleaseStatus, status);
+        throw cnv2::Refusal(message);
+    }
+};
+
+struct Tensor {
+    void* data;
+    std::vector<int64_t> shape;
+
+    int64_t count() const {
+        int64_t total = 1;
+        for (int64_t size : shape) total *= size;
+        return total;
+    }
+};
+
+Tensor input(const Api& api, void* context, size_t index, const char* name, int type, size_t rank) {
+    const void* value = nullptr;
+    api.check(api.call<ort::Status, const void*, size_t, const void**>(ort::kKernelContextGetInput, context, index, &value));
+    void* info = nullptr;
+    api.check(api.call<ort::Status, const void*, void**>(ort::kGetTensorTypeAndShape, value, &info));
+    int found = 0;
+    size_t dims = 0;
+    Tensor tensor{};
+    ort::Status status = api.call<ort::Status, const void*, int*>(ort::kGetTensorElementType, info, &found);
+    if (!status) status = api.call<ort::Status, const void*, size_t*>(ort::kGetDimensionsCount, info, &dims);
+    if (!status) {
+        tensor.shape.resize(dims);
+        status = api.call<ort::Status, const void*, int64_t*, size_t>(ort::kGetDimensions, info, tensor.shape.data(), dims);
+    }
+    api.call<void, void*>(ort::kReleaseTensorTypeAndShapeInfo, info);
+    api.check(status);
+    if (found != type || dims != rank)
+        throw cnv2::Refusal(std::string(name) + " have another type or number of dimensions than the operator takes");
+    api.check(api.call<ort::Status, void*, void**>(ort::kGetTensorMutableData, const_cast<void*>(value), &tensor.data));
+    return tensor;
+}
+
+// Work handed to the threads of the session's operators.
+struct Parallel {
+    const Api& api;
+    void* context;
+
+    void run(const cnv2::Task& task, int64_t count) const {
+        auto one = [](void* self, size_t index) {
+            auto* given = static_cast<const cnv2::Task*>(self);
+            given->run(given->self, int64_t(index));
+        };
+        using One = void(CNV2_ORT_CALL*)(void*, size_t);
+        api.check(api.call<ort::Status, const void*, One, size_t, size_t, void*>(
+            ort::kKernelContextParallelFor, context, One(one), size_t(count), size_t(count),
+            const_cast<cnv2::Task*>(&task)));
+    }
+
+    // How many threads take part; the interface does not tell, so short tasks are counted by who ran them.
+    int64_t threads() const {
+        int64_t most = std::thread::hardware_concurrency();
+        if (most < 2) return 1;
+        std::mutex mutex;
+        std::set<std::thread::id> seen;
+        auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
+        auto look = [&] {
+            std::unique_lock<std::mutex> lock(mutex);
+            seen.insert(std::this_thread::get_id());
+            while (int64_t(seen.size()) < most && std::chrono::steady_clock::now() < until) {
+                lock.unlock();
+                std::this_thread::yield();
+                lock.lock();
+            }
+        };
+        run({[](void* self, int64_t) { (*static_cast<decltype(look)*>(self))(); }, &look}, most);
+        return int64_t(seen.size());
+    }
+};
+
+struct Kernel {
+    Api api;
+    std::atomic<int64_t> threads{0};
+};
+
+ort::Status CNV2_ORT_CALL create(const ort::CustomOp*, const ort::Function* api, const void*, void** kernel) {
+    *kernel = new Kernel{{api}, {0}};
+    return nullptr;
+}
+
+void CNV2_ORT_CALL destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
+
+ort::Status CNV2_ORT_CALL compute(void* self, void* context) {
+    auto& kernel = *static_cast<Kernel*>(self);
+    const Api& api = kernel.api;
+    try {
+        Tensor images = input(api, context, 0, "images", ort::kFloat, 4);
+        Tensor weights = input(api, context, 1, "weights", ort::kFloat, 1);
+        Tensor plan = input(api, context, 2, "the words of a plan", ort::kInt32, 1);
+        auto* words = static_cast<const int32_t*>(plan.data);
+        cnv2::OutputShape made = cnv2::output_shape(words, plan.count(), weights.count(), images.shape[1],
+                                                    images.shape[2], images.shape[3]);
+        int64_t shape[] = {images.shape[0], made.channels, made.height, made.width};
+        void *value = nullptr, *data = nullptr;
+        api.check(api.call<ort::Status, void*, size_t, const int64_t*, size_t, void**>(ort::kKernelContextGetOutput,
+                                                                                       context, 0, shape, 4, &value));
+        api.check(api.call<ort::Status, void*, void**>(ort::kGetTensorMutableData, value, &data));
+        if (images.shape[0] == 0) return nullptr;
+        Parallel parallel{api, context};
+        if (kernel.threads == 0) kernel.threads = parallel.threads();
+        cnv2::Executor executor{[](void* given, const cnv2::Task& task, int64_t count) {
+                                    static_cast<const Parallel*>(given)->run(task, count);
+                                },
+                                &parallel, kernel.threads};
+        cnv2::run(words, plan.count(), static_cast<const float*>(weights.data), weights.count(),
+                  {static_cast<const float*>(images.data), images.shape[0], images.shape[1], images.shape[2],
+                   images.shape[3]},
+                  static_cast<float*>(data), executor);
+        return nullptr;
+    } catch (const std::exception& error) {
+        return api.failure((std::string("cnv2_plugin.NativeStages: ") + error.what()).c_str());
+    }
+}
+
+const ort::CustomOp& custom_op() {
+    static const ort::CustomOp op = [] {
+        ort::CustomOp made{};
+        made.version = ort::kApiVersion;
+        made.name = [](const ort::CustomOp*) { return "NativeStages"; };
+        made.provider = [](const ort::CustomOp*) { return static_cast<const char*>(nullptr); };
+        made.input_type = [](const ort::CustomOp*, size_t i) { return i == 2 ? ort::kInt32 : ort::kFloat; };
+        made.input_count = [](const ort::CustomOp*) { return size_t(3); };
+        made.output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+        made.output_count = [](const ort::CustomOp*) { return size_t(1); };
+        made.destroy = destroy;
+        auto zero = [](const ort::CustomOp*, size_t) { return 0; };
+        made.input_characteristic = made.output_characteristic = made.input_memory = zero;
+        auto one = [](const ort::CustomOp*) { return 1; };
+        made.variadic_input_least = made.variadic_input_homogeneous = one;
+        made.variadic_output_least = made.variadic_output_homogeneous = one;
+        made.create_kernel_v2 = create;
+        made.compute_v2 = compute;
+        made.start_version = one;
+        made.end_version = [](const ort::CustomOp*) { return INT_MAX; };
+        return made;
+    }();
+    return op;
+}
+
+}  // namespace
+
+// Called by ONNX Runtime when a session's options register this library.
+CNV2_EXPORT ort::Status CNV2_ORT_CALL RegisterCustomOps(void* options, const ort::ApiBase* base) {
+    const ort::Function* table = base->get_api(ort::kApiVersion);
+    if (!table) {
+        // Version 1 of the table is part of every runtime.
+        std::string message = std::string("the native operators of cnv2_plugin need ONNX Runtime 1.17 or newer, but this is ") +
+                              base->version_string();
+        return Api{base->get_api(1)}.failure(message.c_str());
+    }
+    Api api{table};
+    try {
+        void* domain = nullptr;
+        api.check(api.call<ort::Status, const char*, void**>(ort::kCreateCustomOpDomain, "cnv2_plugin", &domain));
+        api.check(api.call<ort::Status, void*, const ort::CustomOp*>(ort::kCustomOpDomainAdd, domain, &custom_op()));
+        api.check(api.call<ort::Status, void*, void*>(ort::kAddCustomOpDomain, options, domain));
+        return nullptr;
+    } catch (const std::exception& error) {
+        return api.failure(error.what());
+    }
+}
