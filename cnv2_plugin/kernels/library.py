@@ -83,18 +83,6 @@ def register_operators(options: 'SessionOptions') -> 'SessionOptions':
     return options
 
 
-def output_shape(plan: Tensor, weights: int, channels: int, height: int, width: int) -> tuple[int, int, int]:
-    """Shape ``(C, H, W)`` of one image's result.
-
-    Raises:
-        ValueError: the plan, its weights or the size do not fit.
-        KernelsMissingError: the kernels are not built.
-    """
-    shape = (ctypes.c_int64 * 3)()
-    _checked(load().cnv2_output_shape, _pointer(plan), plan.numel(), weights, channels, height, width, shape)
-    return tuple(shape)
-
-
 def run(plan: Tensor, weights: Tensor, images: Tensor, result: Tensor, threads: int) -> None:
     """Run a plan; all tensors are contiguous and on the CPU.
 
@@ -111,7 +99,7 @@ def run(plan: Tensor, weights: Tensor, images: Tensor, result: Tensor, threads: 
     """
     _checked(
         load().cnv2_run, _pointer(plan), plan.numel(), _pointer(weights), weights.numel(), _pointer(images),
-        *images.shape, _pointer(result), threads,
+        *images.shape, _pointer(result), (ctypes.c_int64 * 3)(*result.shape[1:]), threads,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .library import output_shape, run
+from .library import run
 
 
 @torch.library.custom_op('cnv2_plugin::native_stages', mutates_args=(), device_types='cpu')
@@ -14,8 +14,7 @@ def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int
         images: float32 ``(N, C, H, W)``.
         weights: float32, as :meth:`.plan.Plan.weights` gives them.
         plan: int32, as :meth:`.plan.Plan.words` gives it.
-        shape: channels of the result, and by what its height and width are divided (1 or a power of two) with rounding
-            down (0) or up (1) at each halving.
+        shape: channels of the result, then for every halving of height and width 0 if it rounds down, 1 if up.
 
     Raises:
         ValueError: a tensor has another type, or the plan does not fit the images.
@@ -24,8 +23,7 @@ def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int
     _check('weights', weights, torch.float32, 1)
     _check('plan', plan, torch.int32, 1)
     images, weights, plan = images.contiguous(), weights.contiguous(), plan.contiguous()
-    made = output_shape(plan, weights.numel(), *images.shape[1:])
-    result = images.new_empty((images.size(0), *made))
+    result = images.new_empty(_result_shape(images, shape))
     if images.size(0):
         run(plan, weights, images, result, torch.get_num_threads())
     return result
@@ -33,11 +31,15 @@ def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int
 
 @native_stages.register_fake
 def _(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor:
+    return images.new_empty(_result_shape(images, shape))
+
+
+def _result_shape(images: Tensor, shape: list[int]) -> tuple:
     channels, *halvings = shape
     height, width = images.shape[2:]
     for up in halvings:
         height, width = (height + up) // 2, (width + up) // 2
-    return images.new_empty((images.size(0), channels, height, width))
+    return images.size(0), channels, height, width
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, rank: int) -> None:

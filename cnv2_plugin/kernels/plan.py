@@ -15,8 +15,15 @@ PLAIN, POOLED, SPLITTED = range(3)
 ACCUMULATE, BIAS, AFFINE = 1, 2, 4
 ACTIVATIONS = ('Identity', 'ReLU', 'ReLU6', 'Hardswish')
 """Activations by the number that the kernels know them by: names of ``torch.nn`` classes."""
+BLOCK = 4
+"""Rows of a group whose weights lie side by side."""
 MOST_SPATIAL_INPUTS = 256
 """Inputs of one group of a 3x3 convolution that the kernels take."""
+
+
+def _blocks(weight: Tensor) -> list[Tensor]:
+    """Weights ``(groups, ..., rows)`` in the order in which tiles of rows read them."""
+    return [block for group in weight for block in group.split(BLOCK, -1)]
 
 
 class Plan:
@@ -92,7 +99,7 @@ class Plan:
         groups, rows, inputs = weight.shape
         flags = ACCUMULATE * accumulate + BIAS * (bias is not None) + AFFINE * (affine is not None)
         return self._add(
-            SELECT, src, dst, groups, inputs, rows, act_in, act_out, flags, self._store(weight.transpose(1, 2)),
+            SELECT, src, dst, groups, inputs, rows, act_in, act_out, flags, self._store(*_blocks(weight.transpose(1, 2))),
             -1 if bias is None else self._store(bias), -1 if affine is None else self._store(*affine), 0,
             *index.flatten().tolist(), *target.flatten().tolist(),
         )  # fmt: skip
@@ -123,7 +130,7 @@ class Plan:
         groups, rows, inputs = weight.shape[:3]
         self._add(
             SPATIAL, src, dst, groups, inputs, rows, stride, act_out, BIAS * (bias is not None),
-            self._store(weight.permute(0, 2, 3, 4, 1)), -1 if bias is None else self._store(bias),
+            self._store(*_blocks(weight.permute(0, 2, 3, 4, 1))), -1 if bias is None else self._store(bias),
             *index.flatten().tolist(), *target.flatten().tolist(),
         )  # fmt: skip
 

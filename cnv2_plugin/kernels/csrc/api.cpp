@@ -25,26 +25,18 @@ CNV2_EXPORT int32_t cnv2_version() { return 1; }
 
 CNV2_EXPORT const char* cnv2_instruction_set() { return cnv2::kernels().name; }
 
-// shape: channels, height and width of one image's result. Returns 0, or 1 with the reason in message.
-CNV2_EXPORT int32_t cnv2_output_shape(const int32_t* plan, int64_t words, int64_t weights, int64_t channels,
-                                      int64_t height, int64_t width, int64_t* shape, char* message, int64_t size) {
-    try {
-        cnv2::OutputShape made = cnv2::output_shape(plan, words, weights, channels, height, width);
-        shape[0] = made.channels;
-        shape[1] = made.height;
-        shape[2] = made.width;
-        return 0;
-    } catch (const std::exception& error) {
-        return report(error, message, size);
-    }
-}
-
-// Images and result are contiguous (N, C, H, W). Returns 0, or 1 with the reason in message.
+// Images and result are contiguous (N, C, H, W); shape is that of the result for one image, and refused if it is not.
+// Returns 0, or 1 with the reason in message.
 CNV2_EXPORT int32_t cnv2_run(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count,
                              const float* images, int64_t batch, int64_t channels, int64_t height, int64_t width,
-                             float* output, int64_t threads, char* message, int64_t size) {
+                             float* output, const int64_t* shape, int64_t threads, char* message, int64_t size) {
     try {
-        cnv2::run(plan, words, weights, weight_count, {images, batch, channels, height, width}, output,
+        auto allocate = [&](const cnv2::OutputShape& made) {
+            if (made.channels != shape[0] || made.height != shape[1] || made.width != shape[2])
+                throw cnv2::Refusal("the plan gives another shape of result than was asked for");
+            return output;
+        };
+        cnv2::run(plan, words, weights, weight_count, {images, batch, channels, height, width}, allocate,
                   cnv2::pool_executor(threads));
         return 0;
     } catch (const std::exception& error) {

@@ -32,7 +32,7 @@ struct Select {
     int32_t act_in, act_out;
     bool accumulate, zero_pads;
     const int32_t *index, *target;       // [groups][inputs], [groups][rows]
-    const float *weight, *bias;          // [groups][inputs][rows]; [groups][rows] or null
+    const float *weight, *bias;          // [groups][blocks of kBlock rows][inputs][rows of the block]; [groups][rows] or null
     const float *scale, *shift;          // [groups][inputs] or both null
 };
 
@@ -44,7 +44,7 @@ struct Spatial {
     int32_t groups, inputs, rows, stride, act_out;
     bool zero_pads;
     const int32_t *index, *target;       // [groups][inputs], [groups][rows]
-    const float *weight, *bias;          // [groups][inputs][9][rows]; [groups][rows] or null
+    const float *weight, *bias;          // [groups][blocks][inputs][9][rows of the block]; [groups][rows] or null
 };
 
 // Every channel as four planes: its even and odd columns of even rows, then those of odd rows.
@@ -101,6 +101,7 @@ struct Kernels {
     void (*store)(const Store&, int64_t begin, int64_t end);                     // channels
 };
 
+constexpr int kBlock = 4;                              // rows whose weights lie side by side
 constexpr int kMostSpatialInputs = 256;              // of one group
 constexpr int64_t kMaxLanes = 16;
 constexpr int64_t kMaxTile = 8;                          // vectors side by side in one tile

@@ -15,7 +15,7 @@ namespace cnv2 {
 namespace {
 
 constexpr int N = CNV2_LANES;
-constexpr int kRows = 8;
+constexpr int kRows = kBlock;
 
 typedef float Vec __attribute__((vector_size(N * 4)));
 typedef float Unaligned __attribute__((vector_size(N * 4), aligned(4), may_alias));
@@ -76,19 +76,10 @@ inline int next_tile(int64_t left, int wanted) {
     return left == wanted + 1 && wanted > 2 ? wanted - 1 : wanted;
 }
 
-// Rows x vectors accumulators of a tile: rows that divide the group where that leaves at least three vectors.
-struct TileShape { int rows, vectors; };
-
-inline TileShape tile_shape(int rows) {
-    constexpr int kMost = CNV2_TILE / 3 < kRows ? CNV2_TILE / 3 : kRows;
-    int tall = rows < kMost ? rows : kMost;
-    for (int r = kMost; r > 2; --r)
-        if (rows % r == 0) {
-            tall = r;
-            break;
-        }
-    int vectors = CNV2_TILE / tall;
-    return {tall, vectors > kMaxTile ? int(kMaxTile) : vectors};
+// Vectors side by side in a tile of so many rows.
+inline int tile_vectors(int rows) {
+    int vectors = CNV2_TILE / rows;
+    return vectors > kMaxTile ? int(kMaxTile) : vectors;
 }
 
 void zero_pad_columns(float* plane, const Geometry& size, int64_t begin, int64_t end) {
@@ -104,7 +95,7 @@ void zero_pad_columns(float* plane, const Geometry& size, int64_t begin, int64_t
 struct SelectTile {
     const float* x;                  // packed: [inputs][vectors][N]
     const float* const* sources;     // not packed: one pointer an input
-    int inputs, rows;                // rows: of the group, the distance of two inputs' weights
+    int inputs;
     const float *weight, *bias;
     float* const* targets;
     int64_t position;
@@ -134,7 +125,7 @@ void select_tile(const SelectTile& t) {
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) sum[r][v] += weight * x[v];
         }
-        w += t.rows;
+        w += R;
         packed += V * N;
     }
 #pragma GCC unroll 8
@@ -188,7 +179,7 @@ constexpr Pack kPack[kActivations] = {pack<kIdentity>, pack<kRelu>, pack<kRelu6>
 void select(const Select& s, int64_t begin, int64_t end, float* scratch) {
     constexpr int kTargets = 64;
     bool packs = s.scale || s.act_in != kIdentity;
-    TileShape shape = tile_shape(s.rows);
+    int wanted = tile_vectors(s.rows < kBlock ? s.rows : kBlock);
     const float* sources[kTargets];
     bool direct = !packs && s.inputs <= kTargets;
     for (int g = 0; g < s.groups; ++g) {
@@ -200,16 +191,15 @@ void select(const Select& s, int64_t begin, int64_t end, float* scratch) {
         if (direct)
             for (int k = 0; k < s.inputs; ++k) sources[k] = s.src.at(index[k]);
         for (int64_t p = begin; p < end;) {
-            int vectors = next_tile((end - p + N - 1) / N, shape.vectors);
+            int vectors = next_tile((end - p + N - 1) / N, wanted);
             if (!direct) kPack[s.act_in](s, index, scale, shift, p, vectors, scratch);
-            for (int r = 0; r < s.rows;) {
-                int rows = s.rows - r < shape.rows ? s.rows - r : shape.rows;
-                float* targets[kRows];
+            for (int r = 0; r < s.rows; r += kBlock) {
+                int rows = s.rows - r < kBlock ? s.rows - r : kBlock;
+                float* targets[kBlock];
                 for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
-                SelectTile tile{scratch, sources, s.inputs, s.rows, weight + r, bias ? bias + r : nullptr, targets, p,
-                                s.act_out, s.accumulate};
+                SelectTile tile{scratch, sources, s.inputs, weight + int64_t(r) * s.inputs, bias ? bias + r : nullptr,
+                                targets, p, s.act_out, s.accumulate};
                 (direct ? kSelect.direct : kSelect.packed)[(rows - 1) * kMaxTile + vectors - 1](tile);
-                r += rows;
             }
             p += int64_t(vectors) * N;
         }
@@ -224,7 +214,7 @@ constexpr int kTaps = 9;
 
 struct SpatialTile {
     const float* const* taps;        // [inputs][9]: where position 0 of the result reads
-    int inputs, rows;
+    int inputs;
     const float *weight, *bias;
     float* const* targets;
     int64_t position;
@@ -242,7 +232,7 @@ void spatial_tile(const SpatialTile& t) {
     }
     const float* w = t.weight;
     const float* const* tap = t.taps;
-    for (int k = 0; k < t.inputs * kTaps; ++k, w += t.rows) {
+    for (int k = 0; k < t.inputs * kTaps; ++k, w += R) {
         const float* source = *tap++ + t.position;
         Vec in[V];
 #pragma GCC unroll 8
@@ -293,25 +283,23 @@ void find_taps(const Spatial& s, int32_t channel, const float** taps) {
 }
 
 void spatial(const Spatial& s, int64_t begin, int64_t end) {
-    TileShape shape = tile_shape(s.rows);
     const float* taps[kMostSpatialInputs * kTaps];
     for (int g = 0; g < s.groups; ++g) {
         const int32_t *index = s.index + int64_t(g) * s.inputs, *target = s.target + int64_t(g) * s.rows;
         const float* bias = s.bias ? s.bias + int64_t(g) * s.rows : nullptr;
         for (int k = 0; k < s.inputs; ++k) find_taps(s, index[k], taps + k * kTaps);
-        for (int r = 0; r < s.rows;) {
-            int rows = s.rows - r < shape.rows ? s.rows - r : shape.rows;
-            float* targets[kRows];
+        for (int r = 0; r < s.rows; r += kBlock) {
+            int rows = s.rows - r < kBlock ? s.rows - r : kBlock, wanted = tile_vectors(rows);
+            float* targets[kBlock];
             for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
-            SpatialTile tile{taps, s.inputs, s.rows, s.weight + int64_t(g) * s.inputs * kTaps * s.rows + r,
+            SpatialTile tile{taps, s.inputs, s.weight + (int64_t(g) * s.rows + r) * s.inputs * kTaps,
                              bias ? bias + r : nullptr, targets, 0, s.act_out};
             for (int64_t p = begin; p < end;) {
-                int vectors = next_tile((end - p + N - 1) / N, shape.vectors);
+                int vectors = next_tile((end - p + N - 1) / N, wanted);
                 tile.position = p;
                 kSpatial.tile[(rows - 1) * kMaxTile + vectors - 1](tile);
                 p += int64_t(vectors) * N;
             }
-            r += rows;
         }
         if (s.zero_pads)
             for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(target[r]), s.size, begin, end);

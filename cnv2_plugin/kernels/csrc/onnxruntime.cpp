@@ -131,14 +131,14 @@ ort::Status CNV2_ORT_CALL compute(void* self, void* context) {
         Tensor weights = input(api, context, 1, "weights", ort::kFloat, 1);
         Tensor plan = input(api, context, 2, "the words of a plan", ort::kInt32, 1);
         auto* words = static_cast<const int32_t*>(plan.data);
-        cnv2::OutputShape made = cnv2::output_shape(words, plan.count(), weights.count(), images.shape[1],
-                                                    images.shape[2], images.shape[3]);
-        int64_t shape[] = {images.shape[0], made.channels, made.height, made.width};
-        void *value = nullptr, *data = nullptr;
-        api.check(api.call<ort::Status, void*, size_t, const int64_t*, size_t, void**>(ort::kKernelContextGetOutput,
-                                                                                       context, 0, shape, 4, &value));
-        api.check(api.call<ort::Status, void*, void**>(ort::kGetTensorMutableData, value, &data));
-        if (images.shape[0] == 0) return nullptr;
+        auto allocate = [&](const cnv2::OutputShape& made) {
+            int64_t shape[] = {images.shape[0], made.channels, made.height, made.width};
+            void *value = nullptr, *data = nullptr;
+            api.check(api.call<ort::Status, void*, size_t, const int64_t*, size_t, void**>(
+                ort::kKernelContextGetOutput, context, 0, shape, 4, &value));
+            api.check(api.call<ort::Status, void*, void**>(ort::kGetTensorMutableData, value, &data));
+            return static_cast<float*>(data);
+        };
         Parallel parallel{api, context};
         if (kernel.threads == 0) kernel.threads = parallel.threads();
         cnv2::Executor executor{[](void* given, const cnv2::Task& task, int64_t count) {
@@ -148,7 +148,7 @@ ort::Status CNV2_ORT_CALL compute(void* self, void* context) {
         cnv2::run(words, plan.count(), static_cast<const float*>(weights.data), weights.count(),
                   {static_cast<const float*>(images.data), images.shape[0], images.shape[1], images.shape[2],
                    images.shape[3]},
-                  static_cast<float*>(data), executor);
+                  allocate, executor);
         return nullptr;
     } catch (const std::exception& error) {
         return api.failure((std::string("cnv2_plugin.NativeStages: ") + error.what()).c_str());

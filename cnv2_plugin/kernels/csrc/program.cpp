@@ -28,7 +28,7 @@ namespace {
 
 constexpr int32_t kMagic = 0x434e5632;
 constexpr int64_t kMostFloats = int64_t(1) << 33;
-constexpr int64_t kBandFloats = 40000;
+constexpr int64_t kBandFloats = 48000;
 
 enum Operation : int32_t { kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kSplit, kMaximum, kStore, kOperations };
 enum Loading : int32_t { kPlain, kPooled, kSplitted };
@@ -81,12 +81,9 @@ class Reader {
 
     const int32_t* list(const char* what, int64_t count, int64_t below) {
         if (count > end_ - word_) refuse(std::string("the plan ends within ") + what);
-        int32_t most = 0, least = 0;
-        for (int64_t i = 0; i < count; ++i) {
-            most = std::max(most, word_[i]);
-            least = std::min(least, word_[i]);
-        }
-        if (least < 0 || most >= below)
+        uint32_t most = 0;  // of negative words too: they are the largest
+        for (int64_t i = 0; i < count; ++i) most = std::max(most, uint32_t(word_[i]));
+        if (most >= uint32_t(below))
             refuse(std::string("the plan has a channel of ") + what + " outside of the map's " + std::to_string(below));
         const int32_t* start = word_;
         word_ += count;
@@ -132,6 +129,7 @@ class Parser {
             map.slot = read_.next("slot of a map", 0, slots - 1);
             program_.maps.push_back(map);
         }
+        program_.instructions.reserve(std::min(instructions, 4096));
         for (int32_t i = 0; i < instructions; ++i) program_.instructions.push_back(instruction());
         if (!read_.at_end()) refuse("the plan has words behind its last instruction");
         if (program_.output.channels == 0) refuse("the plan stores no result");
@@ -594,14 +592,10 @@ class Runner {
 
 }  // namespace
 
-OutputShape output_shape(const int32_t* plan, int64_t words, int64_t weights, int64_t channels, int64_t height,
-                         int64_t width) {
-    return parse(plan, words, nullptr, weights, channels, height, width).output;
-}
-
 void run(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count, const Input& input,
-         float* output, const Executor& executor) {
+         const std::function<float*(const OutputShape&)>& allocate, const Executor& executor) {
     Program program = parse(plan, words, weights, weight_count, input.channels, input.height, input.width);
+    float* output = allocate(program.output);
     int64_t in = input.channels * input.height * input.width;
     int64_t out = program.output.channels * program.output.height * program.output.width;
     bool by_image = input.batch >= executor.threads || executor.threads < 2;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -26,12 +27,9 @@ struct Refusal : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-// Shape of one image's result. Throws Refusal.
-OutputShape output_shape(const int32_t* plan, int64_t words, int64_t weights, int64_t channels, int64_t height,
-                         int64_t width);
-
-// Runs a plan on contiguous images (N, C, H, W). Throws Refusal before anything is written.
+// Runs a plan on contiguous images (N, C, H, W); `allocate` is told the shape of one image's result and gives the memory
+// for all of them. Throws Refusal before anything is written.
 void run(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count, const Input& input,
-         float* output, const Executor& executor);
+         const std::function<float*(const OutputShape&)>& allocate, const Executor& executor);
 
 }  // namespace cnv2
