@@ -22,7 +22,7 @@ typedef float Unaligned __attribute__((vector_size(N * 4), aligned(4), may_alias
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
-inline Vec all(float value) { return Vec{} + value; }
+inline Vec all(float value) { return value - Vec{}; }  // a plain broadcast: subtracting 0 changes nothing
 
 // The larger and the smaller one; where the second is NaN, that.
 inline Vec larger(Vec a, Vec b) {
@@ -68,6 +68,35 @@ inline float activate(float x, int32_t act) {
         }
         default: return x;
     }
+}
+
+template <int kAct, int R, int V>
+inline void activate_all(Vec (&sum)[R][V]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[r][v] = activate(sum[r][v], kAct);
+}
+
+// Activates the sums of a tile and puts them where they belong.
+template <int R, int V>
+inline void finish(Vec (&sum)[R][V], int32_t act, bool accumulate, float* const* targets, int64_t position) {
+    switch (act) {
+        case kRelu: activate_all<kRelu>(sum); break;
+        case kRelu6: activate_all<kRelu6>(sum); break;
+        case kHardswish: activate_all<kHardswish>(sum); break;
+        default: break;
+    }
+    if (accumulate) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sum[r][v] += load(targets[r] + position + v * N);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) store(targets[r] + position + v * N, sum[r][v]);
 }
 
 // How many vectors the next tile takes of those that are left: never one alone behind a full tile.
@@ -128,16 +157,7 @@ void select_tile(const SelectTile& t) {
         w += R;
         packed += V * N;
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        float* out = t.targets[r] + t.position;
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) {
-            Vec y = activate(sum[r][v], t.act);
-            if (t.accumulate) y += load(out + v * N);
-            store(out + v * N, y);
-        }
-    }
+    finish(sum, t.act, t.accumulate, t.targets, t.position);
 }
 
 using SelectFunction = void (*)(const SelectTile&);
@@ -244,10 +264,7 @@ void spatial_tile(const SpatialTile& t) {
             for (int v = 0; v < V; ++v) sum[r][v] += weight * in[v];
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) store(t.targets[r] + t.position + v * N, activate(sum[r][v], t.act));
+    finish(sum, t.act, false, t.targets, t.position);
 }
 
 using SpatialFunction = void (*)(const SpatialTile&);
