@@ -1,17 +1,97 @@
-"""Packaging of cnv2_plugin."""
+"""Packaging of cnv2_plugin; builds the native kernels where a C++ compiler is found."""
 
+import os
+import platform
 import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70
+    from wheel.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).parent
+CSRC = 'cnv2_plugin/kernels/csrc'
+FLAGS = ['-std=c++17', '-O3', '-fPIC', '-fvisibility=hidden', '-ffp-contract=fast', '-pthread']
+AVX2 = ['-mavx2', '-mfma']
+AVX512 = [*AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mprefer-vector-width=512']
+X86 = platform.machine().lower() in ('x86_64', 'amd64')
 
 
 def requirements(name: str) -> list[str]:
     """Requirement lines of ``requirements/<name>.txt``."""
     lines = (HERE / 'requirements' / f'{name}.txt').read_text().splitlines()
     return [line for line in lines if line and not line.startswith('#')]
+
+
+def compiler() -> str:
+    """The C++ compiler: ``$CXX``, g++ or clang++; '' where there is none or CNV2_NO_KERNELS is set."""
+    if os.environ.get('CNV2_NO_KERNELS') or sys.platform == 'win32':
+        return ''
+    wanted = os.environ.get('CXX', '').split()[:1] or ['g++', 'clang++', 'c++']
+    return next((found for found in map(shutil.which, wanted) if found), '')
+
+
+def sources() -> dict[str, list[str]]:
+    """Source files with the flags that only they get: one file for each instruction set."""
+    plain = ('api', 'dispatch', 'kernels_baseline', 'onnxruntime', 'program', 'threads')
+    files = {f'{CSRC}/{name}.cpp': ['-DCNV2_X86'] if X86 else [] for name in plain}
+    if X86:
+        files[f'{CSRC}/kernels_avx2.cpp'] = ['-DCNV2_X86', *AVX2]
+        files[f'{CSRC}/kernels_avx512.cpp'] = ['-DCNV2_X86', *AVX512]
+    return files
+
+
+class BuildKernels(build_ext):
+    """Builds one library that Python loads by path; where that fails the package is installed without it."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Not tied to a version of Python."""
+        return f'{fullname.replace(".", "/")}.so'
+
+    def run(self) -> None:
+        """Build, or say in one sentence why not."""
+        try:
+            super().run()
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f'cnv2_plugin: the native kernels could not be built ({error}); everything else works without them.')
+            self.extensions = []
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile the sources side by side and link them."""
+        target = Path(self.get_ext_fullpath(ext.name))
+        objects = Path(self.build_temp, 'kernels')
+        for folder in (target.parent, objects):
+            folder.mkdir(parents=True, exist_ok=True)
+
+        def compile_one(item: tuple[str, list[str]]) -> str:
+            source, extra = item
+            made = str(objects / f'{Path(source).stem}.o')
+            subprocess.run([compiler(), *FLAGS, *extra, '-c', source, '-o', made], check=True)
+            return made
+
+        print('cnv2_plugin: building the native kernels (half a minute)')
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            made = list(pool.map(compile_one, sources().items()))
+        temporary = target.with_suffix('.so.part')
+        subprocess.run([compiler(), '-shared', '-pthread', *made, '-o', str(temporary)], check=True)
+        temporary.replace(target)
+
+
+class PlatformWheel(bdist_wheel):
+    """The kernels need a platform, but no version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """``py3-none-<platform>`` with kernels, ``py3-none-any`` without."""
+        python, abi, tag = super().get_tag()
+        return ('py3', 'none', tag) if self.distribution.has_ext_modules() else (python, abi, tag)
 
 
 setup(
@@ -22,7 +102,9 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['cnv2_plugin', 'cnv2_plugin.*']),
-    package_data={'cnv2_plugin': ['**/*.json', '**/*.html']},
+    package_data={'cnv2_plugin': ['**/*.json', '**/*.html', 'kernels/csrc/*']},
+    ext_modules=[Extension('cnv2_plugin.kernels._native', list(sources()))] if compiler() else [],
+    cmdclass={'build_ext': BuildKernels, 'bdist_wheel': PlatformWheel},
     python_requires='>=3.10',
     install_requires=requirements('core'),
     extras_require={name: requirements(name) for name in ('timm', 'openmmlab', 'deploy', 'analysis', 'dev')},

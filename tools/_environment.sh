@@ -37,7 +37,7 @@ pip_install() {
 install_package() {
     local stamp state
     stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.cnv2-${1//,/-}
-    state=$(cd "$ROOT" && cat requirements/*.txt setup.py | cksum; echo "$ROOT")
+    state=$(cd "$ROOT" && cat requirements/*.txt setup.py cnv2_plugin/kernels/csrc/* | cksum; echo "$ROOT")
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]; then
         return
     fi

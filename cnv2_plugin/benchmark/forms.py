@@ -66,6 +66,11 @@ def optimised(model: nn.Module, input_size: Size, runtime: str, choices: Choices
     return lower(model, input_size, runtime, choices)
 
 
+def native(model: nn.Module, input_size: Size, runtime: str, choices: Choices) -> nn.Module:
+    """Stages in the native kernels."""
+    return lower(model, input_size, 'native')
+
+
 def _replaced(model: nn.Module, kind: type, by: Callable[[nn.Module], nn.Module]) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -79,4 +84,5 @@ FORMS: dict[str, Callable[[nn.Module, Size, str, Choices], nn.Module]] = {
     'training': training,
     'condensed': condensed,
     'optimised': optimised,
+    'native': native,
 }

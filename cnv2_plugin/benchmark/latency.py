@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from ..lowering.table import RULES
 from ..lowering.timing import Progress, Timing
 from ..lowering.timing import interleave as interleave
+from ..models.condense import condense
 from .forms import FORMS
 from .machine import count_mult_adds
 from .machine import machine as machine
 from .runtimes import RUNTIMES, Prepared, peak_memory
 
+NATIVE = 'native'
+NATIVE_RUNTIMES = ('eager', 'compile', 'onnxruntime', 'torch_export')
 PEER = 'as published'
 """Form of networks that are not ours."""
 
@@ -96,6 +99,10 @@ def benchmark(
     """
     _check_names('form', forms, FORMS)
     _check_names('runtime', runtimes, RUNTIMES)
+    if NATIVE in forms and not set(runtimes) <= set(NATIVE_RUNTIMES):
+        raise ValueError(
+            f'the native form runs in {", ".join(NATIVE_RUNTIMES)} only; leave out the other runtimes or the form.'
+        )
     if batch < 1 or threads < 1:
         raise ValueError(f'batch is {batch} and threads is {threads}; both take whole numbers of at least 1.')
     report = progress or (lambda text: None)
@@ -107,8 +114,9 @@ def benchmark(
         place.mkdir(parents=True, exist_ok=True)
         for name, form, runtime, module in _contenders(models, peers or {}, forms, runtimes, input_size, choices or {}):
             report(f'preparing {name}, {form}, {runtime}')
-            work[name, form] = count_mult_adds(module, input_size)
-            optimize = form == 'optimised'
+            counted = condense(models[name]) if form == NATIVE else module
+            work[name, form] = count_mult_adds(counted, input_size)
+            optimize = form in ('optimised', NATIVE)
             prepared[name, form, runtime] = RUNTIMES[runtime](module, images, threads, place, optimize)
         timings = interleave({key: item.run for key, item in prepared.items()}, rounds, warmup, report)
         peaks = {}

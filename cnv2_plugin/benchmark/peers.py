@@ -33,6 +33,8 @@ PEERS: dict[str, dict[str, Callable[[], nn.Module]]] = {
         f'mobilenetv3_{width}': _timm(f'mobilenetv3_{width}')
         for width in ('small_050', 'small_075', 'small_100', 'large_075', 'large_100')
     },
+    'EfficientNet-Lite': {f'efficientnet_lite{size}': _timm(f'efficientnet_lite{size}') for size in (0, 1)},
+    'GhostNetV2': {f'ghostnetv2_{width}': _timm(f'ghostnetv2_{width}') for width in ('100', '130', '160')},
     'GhostNet': {f'ghostnet_{width}': _timm(f'ghostnet_{width}') for width in ('050', '100', '130')},
 }
 

@@ -6,6 +6,14 @@ from typing import Union
 
 from .latency import Measurement, exponent
 
+COLORS = {
+    'native': 'tab:purple',
+    'optimised': 'tab:green',
+    'condensed': 'tab:olive',
+    'training': 'tab:blue',
+    'authors': 'tab:red',
+}
+
 
 def plot_latency(measurements: Sequence[Measurement], limits: Mapping[str, float], path: Union[str, Path]) -> None:
     """Bars of the least latency, one panel a runtime, with the machine's limit of each model as a line.
@@ -66,6 +74,4 @@ def plot_scaling(by_size: Sequence[Measurement], by_batch: Sequence[Measurement]
 
 
 def _color(form: str) -> str:
-    return {'optimised': 'tab:green', 'condensed': 'tab:olive', 'training': 'tab:blue', 'authors': 'tab:red'}.get(
-        form, 'tab:gray'
-    )
+    return COLORS.get(form, 'tab:gray')

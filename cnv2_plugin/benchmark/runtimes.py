@@ -11,6 +11,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ..kernels import available, onnxruntime_library
 from ..lowering.timing import Runner, onnx_session
 
 
@@ -106,8 +107,10 @@ def _digest(module: nn.Module, images: Tensor, optimize: bool) -> str:
 
 def peak_memory(file: Path, shape: tuple[int, ...]) -> int:
     """Bytes by which loading and running an ONNX file in ONNX Runtime raises the peak memory of a fresh process."""
+    library = onnxruntime_library() if available() else ''
     result = subprocess.run(
-        [sys.executable, '-c', _MEMORY, str(file), *map(str, shape)], capture_output=True, text=True, check=True
+        [sys.executable, '-c', _MEMORY, str(file), library, *map(str, shape)],
+        capture_output=True, text=True, check=True,
     )
     return int(result.stdout)
 
@@ -123,8 +126,10 @@ def peak():
         return 1024 * int(status.read_text().split('VmHWM:')[1].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
-images = numpy.zeros(list(map(int, sys.argv[2:])), numpy.float32)
+images = numpy.zeros(list(map(int, sys.argv[3:])), numpy.float32)
 options = onnxruntime.SessionOptions()
+if sys.argv[2]:
+    options.register_custom_ops_library(sys.argv[2])
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 before = peak()
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=['CPUExecutionProvider'])

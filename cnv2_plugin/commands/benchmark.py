@@ -23,12 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--checkpoint', help='finished checkpoint of the one model given; random masks otherwise')
     parser.add_argument('--train', action='store_true', help='measure training steps instead of inference')
     parser.add_argument('--forms', nargs='+', default=['training', 'condensed', 'optimised'],
-                        help='of authors, training, condensed, optimised (default: all but authors)')  # fmt: skip
+                        help='of authors, training, condensed, optimised, native (default: training '
+                        'condensed optimised)')  # fmt: skip
     parser.add_argument('--runtimes', nargs='+', default=['eager', 'onnxruntime'],
                         help='of eager, compile, onnxruntime, openvino, torch_export, executorch, ncnn '
                         '(default: eager onnxruntime)')  # fmt: skip
     parser.add_argument('--peers', nargs='*', default=[], metavar='FAMILY',
-                        help='also the ShuffleNetV2, MobileNetV3 or GhostNet of nearest multiply-adds')  # fmt: skip
+                        help='also the ShuffleNetV2, MobileNetV3, GhostNet, GhostNetV2 or '
+                        'EfficientNet-Lite of nearest multiply-adds')  # fmt: skip
     parser.add_argument('--input-size', type=int, nargs=3, default=[3, 224, 224], metavar=('C', 'H', 'W'))
     parser.add_argument(
         '--batch', type=int, nargs='+', default=[1], help='images in a call; may be several (default 1)'

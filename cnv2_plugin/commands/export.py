@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='by default the published size')
     parser.add_argument('--batch', type=_batch, help="images in a call, or 'dynamic' (.onnx only, and its default)")
     parser.add_argument('--no-optimize', action='store_true', help='group convolutions as they are (.onnx only)')
+    parser.add_argument('--native', action='store_true', help='stages in the native kernels (.onnx and .pt2; who opens '
+                        'the file needs this package, see docs/deployment.md)')  # fmt: skip
     parser.add_argument('--tune', choices=('onnxruntime', 'openvino'), help='measure the forms of every layer here')
     parser.add_argument('--threads', type=_count, default=1, help='of the runtime while tuning (default 1)')
     parser.add_argument('--budget', type=_amount, default=300, help='seconds to tune for (default 300)')
@@ -51,6 +53,11 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f'--no-optimize, --int8 and --batch dynamic are for .onnx files, not for {runtime}.')
     if args.tune and args.no_optimize:
         raise UsageError('--tune chooses forms, and --no-optimize leaves none to choose; give one of them.')
+    if args.native and runtime not in ('onnx', 'torch_export'):
+        raise UsageError(f'--native is for .onnx and .pt2 files, not for {runtime}.')
+    if args.native and (args.tune or args.no_optimize or args.int8):
+        raise UsageError('--native leaves no forms to choose and nothing to quantise; give it without --tune, '
+                         '--no-optimize and --int8.')  # fmt: skip
     if not args.out.is_dir() or runtime != 'coreml':
         check_target(args.out)
     if args.int8:
@@ -115,8 +122,9 @@ def _write_onnx(title: str, model, size, choices, images, args: argparse.Namespa
     from ..deploy import export_onnx
 
     report = export_onnx(
-        model, args.out, size, args.batch or 'dynamic', not args.no_optimize, args.tolerance, choices=choices
-    )
+        model, args.out, size, args.batch or 'dynamic', not args.no_optimize, args.tolerance, choices=choices,
+        native=args.native,
+    )  # fmt: skip
     rows = [
         ['file', report.path],
         ['MB', f'{report.size / 1e6:.2f}'],
@@ -146,7 +154,7 @@ def _int8_path(path: Path) -> Path:
 def _write_runtime(title: str, model, runtime: str, size, choices, args: argparse.Namespace) -> None:
     from ..deploy.runtimes import export_runtime
 
-    report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, choices)
+    report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, choices, args.native)
     checked = 'not run here' if report.verification is None else f'{report.verification.max_rel:.2e}'
     rows = [
         ['files', ', '.join(map(str, report.paths))],

@@ -99,8 +99,9 @@ class Plan:
         groups, rows, inputs = weight.shape
         flags = ACCUMULATE * accumulate + BIAS * (bias is not None) + AFFINE * (affine is not None)
         return self._add(
-            SELECT, src, dst, groups, inputs, rows, act_in, act_out, flags, self._store(*_blocks(weight.transpose(1, 2))),
-            -1 if bias is None else self._store(bias), -1 if affine is None else self._store(*affine), 0,
+            SELECT, src, dst, groups, inputs, rows, act_in, act_out, flags,
+            self._store(*_blocks(weight.transpose(1, 2))), -1 if bias is None else self._store(bias),
+            -1 if affine is None else self._store(*affine), 0,
             *index.flatten().tolist(), *target.flatten().tolist(),
         )  # fmt: skip
 

@@ -102,10 +102,11 @@ def _native(
     load()
     if choices:
         raise ValueError('choices are forms out of standard operators; leave them out with the native kernels.')
-    if _dtype_device(model) != (torch.float32, torch.device('cpu')):
+    dtype, device = _dtype_device(model)
+    if (dtype, device) != (torch.float32, torch.device('cpu')):
         raise ValueError(
-            f'the model is {_dtype_device(model)[0]} on {_dtype_device(model)[1]}; the native kernels take float32 on the '
-            f'CPU, so convert it with .float().cpu(), or take another runtime.'
+            f'the model is {dtype} on {device}; the native kernels take float32 on the CPU, so convert it with '
+            f'.float().cpu(), or take another runtime.'
         )
     lowered, found = condense(model).eval(), 0
     for part in parts(lowered, input_size, example):
@@ -120,8 +121,8 @@ def _native(
             lowered = _put(lowered, part.name, module)
     if not found:
         raise ValueError(
-            'the native kernels compute no part of this model (they know ReLU, ReLU6 and hard-swish, batch normalisation '
-            'and 3x3 convolutions); take another runtime.'
+            'the native kernels compute no part of this model (they know ReLU, ReLU6 and hard-swish, batch '
+            'normalisation and 3x3 convolutions); take another runtime.'
         )
     return lower(lowered, input_size, example=example)
 

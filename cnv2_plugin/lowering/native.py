@@ -1,6 +1,5 @@
 """Stages of our trunks, and single group-sparse layers of any model, as plans for the native kernels."""
 
-from collections.abc import Callable
 from typing import Optional
 
 import torch

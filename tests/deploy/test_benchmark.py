@@ -24,7 +24,7 @@ def tiny_model():
     return finish_pruning(randomize_norms(timm.create_model('condensenetv2_a', arch=TINY, num_classes=7))).eval()
 
 
-@pytest.mark.parametrize('form', sorted(FORMS))
+@pytest.mark.parametrize('form', sorted(set(FORMS) - {'native'}))  # native: tests/kernels
 def test_every_form_computes_the_same(form):
     model, x = tiny_model().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -105,6 +105,7 @@ def export_runtime(
     batch: int = 1,
     tolerance: float = 1e-5,
     choices: Optional[Mapping[str, str]] = None,
+    native: bool = False,
 ) -> RuntimeReport:
     """Lower a finished model and write it for a runtime.
 
@@ -116,8 +117,11 @@ def export_runtime(
         batch: images in a call, fixed in the file.
         tolerance: largest relative difference to PyTorch that is accepted.
         choices: form by layer in place of the default table's.
+        native: stages in the native kernels (``'torch_export'`` only); who loads the file imports
+            ``cnv2_plugin.kernels.operator`` first.
 
     Raises:
+        KernelsMissingError: ``native``, and the kernels are not built.
         ValueError: an unknown runtime, a wrong suffix, or sizes that do not fit.
         FileExistsError: what the runtime reads is several files or a folder, and one exists; a single file takes the
             place of an older one.
@@ -138,7 +142,9 @@ def export_runtime(
     else:
         _check_free(paths, runtime)
     module = kind.module()
-    lowered = lower(model, input_size, kind.table, choices)
+    if native and runtime != 'torch_export':
+        raise ValueError(f'{runtime} files hold standard operators only; native ones are for torch_export and ONNX.')
+    lowered = lower(model, input_size, 'native' if native else kind.table, choices)
     with TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
         temporary = Path(folder) / path.name
         module.write(lowered, temporary, torch.zeros(batch, *input_size))

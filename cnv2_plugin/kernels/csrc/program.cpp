@@ -119,7 +119,7 @@ class Parser {
                    std::to_string(channels));
         out_channels_ = read_.next("output channels", 1, 1 << 20);
         int32_t maps = read_.next("the number of maps", 1, 1 << 16);
-        int32_t slots = read_.next("the number of slots", 1, maps);
+        int32_t slots = read_.next("the number of slots", 1, 64);
         int32_t instructions = read_.next("the number of instructions", 1, 1 << 20);
         program_.slots.assign(slots, 0);
         for (int32_t i = 0; i < maps; ++i) {

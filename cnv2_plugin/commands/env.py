@@ -1,0 +1,53 @@
+"""``cnv2 env``: what is there on this machine: packages, kernels, instruction set, runtimes."""
+
+import argparse
+import importlib.metadata
+import platform
+
+from ._tables import print_table
+
+PRINTS_TABLES = True
+HELP = 'what is installed here: toolkits, native kernels and instruction set, runtimes'
+PACKAGES = {
+    'toolkits': ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain'),
+    'runtimes': ('onnxruntime', 'openvino', 'executorch', 'ncnn', 'coremltools'),
+    'tools': ('onnx', 'onnxscript', 'safetensors', 'matplotlib', 'rich', 'tqdm'),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    parser.add_argument('--markdown', action='store_true', help='print the table as Markdown')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print one table; nothing of what it names is imported but PyTorch."""
+    rows = [['cnv2_plugin', 'version', _version('cnv2_plugin')], *_machine(), *_kernels()]
+    rows += [[kind, package, _version(package)] for kind, packages in PACKAGES.items() for package in packages]
+    print_table('Environment', ['', 'what', 'found'], rows, args.markdown)
+
+
+def _machine() -> list[list[str]]:
+    from ..benchmark import machine
+
+    found = machine()
+    return [
+        ['machine', 'Python', platform.python_version()],
+        *(['machine', name, str(value)] for name, value in found.items() if not isinstance(value, (dict, list))),
+    ]
+
+
+def _kernels() -> list[list[str]]:
+    from ..kernels import KernelsMissingError, instruction_set
+
+    try:
+        return [['kernels', 'native kernels', 'built'], ['kernels', 'instruction set', instruction_set()]]
+    except KernelsMissingError as error:
+        return [['kernels', 'native kernels', f'none: {error}']]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return 'not installed'

@@ -1,0 +1,238 @@
+"""What the native kernels compute is what the masked form computes in float64, whatever the shapes."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cnv2_plugin.kernels.operator import native_stages
+from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
+from cnv2_plugin.lowering.native import NativeStages, native
+from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
+from tests.kernels.cases import differs, finished, native_form
+
+TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)
+
+
+def tiny_stages(seed: int = 0) -> tuple[nn.Module, NativeStages]:
+    """A small trunk's stages in the condensed and in the native form."""
+    model = finished('condensenetv2', seed, arch=TINY, num_classes=5)
+    model.switch_to_deploy()
+    return model.stages, native(model.stages, model.stem.out_channels)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['condensenetv2_a', 'condensenetv2_b', 'condensenet_74_g4', 'condensenet_74_g8', 'condensenetv2_110_cifar',
+     'condensenet_86_cifar', 'sfr_shufflenetv2_x0_5', 'sfr_shufflenetv2_x1_0', 'shufflenetv2_x0_5'],
+)  # fmt: skip
+def test_published_networks(name):
+    size = 32 if 'cifar' in name else 67
+    model = finished(name, num_classes=11)
+    assert differs(native_form(model, (3, size, size)), model, torch.randn(2, 3, size, size)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['condensenetv2_c', 'sfr_shufflenetv2_x1_5', 'sfr_shufflenetv2_x2_0'])
+def test_large_networks_at_their_size(name):
+    model = finished(name)
+    assert differs(native_form(model, (3, 224, 224)), model, torch.randn(2, 3, 224, 224)) < 1e-5
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 10**6), st.integers(17, 61), st.integers(17, 61), st.integers(0, 3), st.integers(1, 3))
+def test_dense_stages_of_any_arch(seed, height, width, batch, threads):
+    model = finished('condensenetv2', seed, arch=random_arch(seed), num_classes=5)
+    form = native_form(model, (3, height, width))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.randn(max(batch, 1), 3, height, width)
+        assert differs(form, model, x) < 1e-5
+        assert form(x[:0]).shape == (0, 5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 10**6), st.integers(33, 90), st.integers(33, 90), st.integers(1, 3), st.booleans())
+def test_shuffle_stages_of_any_arch(seed, height, width, threads, with_sfr):
+    rng = random.Random(seed)
+    arch = dict(
+        channels=tuple(2 * rng.choice([6, 10, 16, 21]) for _ in range(3)),
+        repeats=tuple(rng.randint(1, 3) for _ in range(3)), stem_width=rng.choice([5, 8]), final_width=24,
+        max_groups=rng.choice([2, 3, 8]), sparse_factor=rng.choice([2, 3, 5]), with_sfr=with_sfr,
+    )  # fmt: skip
+    model = finished('sfr_shufflenetv2' if with_sfr else 'shufflenetv2', seed, arch=arch, num_classes=5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert differs(native_form(model, (3, height, width)), model, torch.randn(2, 3, height, width)) < 1e-5
+    finally:
+        torch.set_num_threads(before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40))
+def test_layers_by_themselves(seed, height, width):
+    rng = random.Random(seed)
+    groups = rng.choice([1, 2, 3, 5, 8])
+    one, other = groups * rng.randint(1, 9), rng.randint(1, 70)
+    factor = rng.choice([1, 2, 3, 7])
+    torch.manual_seed(seed)
+    act = rng.choice([None, nn.Hardswish, nn.ReLU6])
+    layer = rng.choice([
+        lambda: LearnedGroupConv(other, one, groups, factor, act),
+        lambda: SparseFeatureReactivation(one, other, groups, factor, act),
+        lambda: GroupSparseConv2d(other, one, groups, factor, 'outputs', bias=True),
+        lambda: GroupSparseConv2d(one, other, groups, factor, 'inputs'),
+    ])()  # fmt: skip
+    layer = finish_pruning(randomize_norms(layer, seed)).eval()
+    x = torch.randn(2, layer.in_channels, height, width)
+    with torch.no_grad():
+        expected = layer.double()(x.double())
+        layer.float().switch_to_deploy()
+        form = native(layer, layer.in_channels)
+        actual = form(x).double()
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1e-3)
+
+
+def test_trunks_that_give_every_stage():
+    model = finished('condensenetv2_a', features_only=True)
+    form = native_form(model, (3, 64, 96))
+    assert sum(isinstance(module, NativeStages) for module in form.modules()) == 5
+    assert differs(form, model, torch.randn(2, 3, 64, 96)) < 1e-5
+
+
+def test_storage_of_the_images_does_not_matter():
+    stages, form = tiny_stages()
+    x = torch.randn(2, 16, 20, 24)
+    expected = form(x)
+    stored = (
+        x.contiguous(memory_format=torch.channels_last),
+        x.flip(0).flip(0),
+        torch.randn(2, 32, 20, 48)[:, ::2, :, ::2].copy_(x),
+        x.repeat_interleave(2, 0)[::2],
+    )
+    for same in stored:
+        assert torch.equal(form(same), expected)
+    with torch.no_grad():
+        assert relative_difference(expected, stages(x)) < 1e-5
+
+
+def test_threads_do_not_change_the_result():
+    model = finished('condensenetv2_a')
+    form, x, before = native_form(model, (3, 96, 96)), torch.randn(3, 3, 96, 96), torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        results.append(torch.cat([form(x), form(x[:1])]))
+    torch.set_num_threads(before)
+    assert torch.equal(results[1], results[3])
+    for result in results[1:]:
+        assert relative_difference(result, results[0]) < 1e-6
+
+
+def test_nan_and_infinity_pass_through():
+    stages, form = tiny_stages()
+    x = torch.randn(2, 16, 20, 24)
+    clean = form(x)
+    x[0, 3, 4, 5] = float('nan')
+    x[0, 2, 10, 11] = float('inf')
+    with torch.no_grad():
+        expected, actual = stages(x), form(x)
+    assert torch.equal(actual.isnan(), expected.isnan()) and expected.isnan().any()
+    assert torch.equal(actual[1], clean[1])
+
+
+def test_compiles_and_exports_without_a_break():
+    model = finished('condensenetv2', arch=TINY, num_classes=5)
+    form, x = native_form(model, (3, 32, 32)), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = form(x)
+        assert torch.equal(torch.compile(form, fullgraph=True, backend='aot_eager')(x), expected)
+        batch = torch.export.Dim('batch', min=1)
+        program = torch.export.export(form, (x,), dynamic_shapes=({0: batch},)).module()
+        for count in (1, 2, 5):
+            images = torch.randn(count, 3, 32, 32)
+            assert relative_difference(program(images), form(images)) < 1e-6
+    torch.library.opcheck(native_stages, (torch.randn(2, 16, 9, 7), *_arguments(tiny_stages()[1])))
+
+
+def _arguments(form: NativeStages) -> tuple:
+    return form.weights, form.plan, form.shape
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda w, p, s: (w.double(), p, s), 'weights are torch.float64'),
+        (lambda w, p, s: (w, p.long(), s), 'plan are torch.int64'),
+        (lambda w, p, s: (w[:-1], p, s), 'reach beyond the'),
+        (lambda w, p, s: (w, p[:-1], s), 'the plan ends within'),
+        (lambda w, p, s: (w, torch.cat((p, p[-1:])), s), 'words behind its last instruction'),
+        (lambda w, p, s: (w, p[:0], s), 'the plan ends where the mark'),
+        (lambda w, p, s: (w, p.flip(0), s), 'no plan of these kernels'),
+        (lambda w, p, s: (w, p, [s[0] + 1, *s[1:]]), 'another shape of result'),
+        (lambda w, p, s: (w, p, s[:-1]), 'another shape of result'),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    form = tiny_stages()[1]
+    with pytest.raises(ValueError, match=message):
+        native_stages(torch.randn(1, 16, 8, 8), *change(*_arguments(form)))
+
+
+@pytest.mark.parametrize(
+    ('images', 'message'),
+    [
+        (torch.randn(1, 15, 8, 8), 'the input has 15 channels, but the plan takes 16'),
+        (torch.randn(16, 8, 8), 'images are torch.float32 with 3 dimensions'),
+        (torch.randn(1, 16, 8, 8).half(), 'images are torch.float16'),
+        (torch.randn(1, 16, 1, 1), 'too small to be halved'),
+        (torch.randn(1, 16, 0, 8), 'at least 1 x 1'),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        native_stages(images, *_arguments(tiny_stages()[1]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_plan_is_refused_or_harmless(data):
+    """Any words may stand anywhere: the kernels never touch memory that is not theirs (see the sanitizer builds)."""
+    form = DAMAGED if data.draw(st.booleans()) else SHUFFLED
+    plan = form.plan.clone()
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, plan.numel() - 1))
+        plan[place] = data.draw(st.one_of(st.integers(-3, 70), st.integers(-(2**31), 2**31 - 1)))
+    try:
+        result = native_stages(torch.ones(1, 16, 6, 5), form.weights, plan, form.shape)
+    except ValueError:
+        return
+    assert result.shape[0] == 1
+
+
+DAMAGED = tiny_stages()[1]
+
+
+def _shuffled() -> NativeStages:
+    arch = dict(channels=(16, 24), repeats=(2, 2), stem_width=16, final_width=24, sparse_factor=2, with_sfr=True)
+    model = finished('sfr_shufflenetv2', arch=arch, num_classes=5)
+    model.switch_to_deploy()
+    return native(model.stages, 16)
+
+
+SHUFFLED = _shuffled()
+
+
+def test_layers_that_the_kernels_do_not_know_stay_in_standard_operators():
+    model = finished('condensenetv2', arch=TINY, num_classes=5)
+    for module in model.stages[1].layers:
+        module.act_2 = nn.GELU()
+    model.switch_to_deploy()
+    assert native(model.stages, 16) is None and native(model.stages[0], 16) is not None
