@@ -19,6 +19,7 @@ fi
 install_package timm,openmmlab,deploy,analysis,dev
 say "Style"
 "$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
 export OMP_NUM_THREADS=1  # two test processes share the cores
 say "Fast tests"
 "$PYTHON" -m pytest -q -n 2 --durations=15 "$@"

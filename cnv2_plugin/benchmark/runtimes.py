@@ -110,7 +110,9 @@ def peak_memory(file: Path, shape: tuple[int, ...]) -> int:
     library = onnxruntime_library() if available() else ''
     result = subprocess.run(
         [sys.executable, '-c', _MEMORY, str(file), library, *map(str, shape)],
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return int(result.stdout)
 

@@ -113,9 +113,7 @@ def _dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Con
     return NativeStages(plan, halvings)
 
 
-def _stem(
-    plan: Plan, conv: nn.Conv2d, dst: int, affine: Optional[Affine] = None, act: int = 0
-) -> None:
+def _stem(plan: Plan, conv: nn.Conv2d, dst: int, affine: Optional[Affine] = None, act: int = 0) -> None:
     """The 3x3 convolution that reads the images; a normalisation behind it goes into the weights."""
     strides = {(1, 1): 1, (2, 2): 2}
     plain = conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.padding_mode == 'zeros'
@@ -358,5 +356,3 @@ def _act(act: Optional[nn.Module]) -> int:
     if name not in ACTIVATIONS or act is not None and not type(act).__module__.startswith('torch.nn'):
         raise UnsupportedError
     return ACTIVATIONS.index(name)
-
-

@@ -1,0 +1,39 @@
+"""Imports point down, and the drawing of them is current."""
+
+import importlib.util
+
+import pytest
+
+from tests.docs.blocks import ROOT
+
+_spec = importlib.util.spec_from_file_location('draw_architecture', ROOT / 'tools/draw_architecture.py')
+drawing = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(drawing)
+
+
+def test_no_import_points_up_and_no_circle_is_left():
+    found = drawing.imports(ROOT / 'cnv2_plugin')
+    assert len(found) > 50
+    assert drawing.upward(found) == []
+
+
+def test_the_drawing_is_what_the_imports_say():
+    assert drawing.PICTURE.read_text() == drawing.picture(drawing.imports(ROOT / 'cnv2_plugin')), (
+        'run python tools/draw_architecture.py'
+    )
+
+
+@pytest.mark.parametrize(
+    ('place', 'text', 'message'),
+    [
+        ('layers/a.py', 'from ..deploy import condense', 'layers/a.py imports deploy'),
+        ('layers/b.py', 'def f():\n    from ..models.base import x', 'layers/b.py imports models'),
+        ('layers/c/d.py', 'from ... import cli', 'layers/c/d.py imports cli'),
+        ('attic/e.py', 'from ..layers import x', 'attic stands on no level'),
+    ],
+)
+def test_an_upward_import_is_seen(tmp_path, place, text, message):
+    file = tmp_path / place
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert message in drawing.upward(drawing.imports(tmp_path))
