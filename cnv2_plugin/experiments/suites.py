@@ -13,6 +13,13 @@ NEVER = replace(PAPERS, masks='none')
 RANDOM = replace(PAPERS, masks='random')
 GIVEN = replace(PAPERS, masks='given')
 
+SCHEDULES = {
+    'cubic': (dict(spacing='cubic'), 'cubic spacing over the first half'),
+    'cubic-late': (dict(spacing='cubic', start=0.1, sparse_fraction=0.7), 'cubic spacing from a tenth to 0.7'),
+    'early': (dict(sparse_fraction=0.25), 'even spacing over the first quarter'),
+}
+"""Other schedules by the suffix of the run: options of the sparsifier, and what the table says."""
+
 TRAIN_IMAGES = 20_000
 
 _FAMILIES = ('condensenetv2', 'condensenet', 'shufflenetv2', 'sfr-shufflenetv2', 'dense', 'mobilenetv3')
@@ -37,6 +44,16 @@ def pruning(size: str) -> list[NetworkRun]:
     ]
 
 
+def schedules(size: str) -> list[NetworkRun]:
+    """CondenseNetV2 pruned by the papers' schedule and by others."""
+    network = f'condensenetv2-{size}'
+    others = [
+        _run(network, suffix, replace(PAPERS, sparsifier=options), note)
+        for suffix, (options, note) in SCHEDULES.items()
+    ]
+    return [_run(network), *others]
+
+
 def _run(
     network: str, suffix: str = '', recipe: Recipe = PAPERS, note: str = "the papers' recipe",
     masks_of: Optional[NetworkRun] = None,
@@ -48,6 +65,7 @@ def _run(
 SUITES = {
     'headline-s': lambda: headline('s'),
     'pruning-s': lambda: pruning('s'),
+    'schedules-s': lambda: schedules('s'),
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),
 }

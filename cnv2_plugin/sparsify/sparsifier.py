@@ -9,6 +9,9 @@ from ..layers import GroupSparseConv2d
 from .names import plain_name
 from .schedule import SparsificationSchedule
 
+PAPERS = dict(start=0.0, spacing='even')
+"""What the papers do, and what states saved without these settings were saved with."""
+
 
 class StagedSparsifier:
     """Prunes the group-sparse layers of a model as training goes on.
@@ -22,9 +25,12 @@ class StagedSparsifier:
         total_steps: optimiser steps of the whole training.
         sparse_fraction: share of training in which the stages happen.
         group_lasso: weight of the group lasso in :meth:`regularization`.
+        start: share of training before the first stages, see :class:`.schedule.SparsificationSchedule`.
+        spacing: of the stages, ``'even'`` as in the papers or ``'cubic'``.
 
     Raises:
-        ValueError: the model has no group-sparse layer, or the pruning part has fewer steps than stages.
+        ValueError: the model has no group-sparse layer, the pruning part has fewer steps than stages, or an option is
+            out of range.
 
     Example:
         >>> sparsifier = StagedSparsifier(model, total_steps=len(loader) * epochs)
@@ -37,7 +43,13 @@ class StagedSparsifier:
     """
 
     def __init__(
-        self, model: nn.Module, total_steps: int, sparse_fraction: float = 0.5, group_lasso: float = 0.0
+        self,
+        model: nn.Module,
+        total_steps: int,
+        sparse_fraction: float = 0.5,
+        group_lasso: float = 0.0,
+        start: float = 0.0,
+        spacing: str = 'even',
     ) -> None:
         if not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(
@@ -51,7 +63,7 @@ class StagedSparsifier:
         }
         if not self.layers:
             raise ValueError(f'{type(model).__name__} has no group-sparse layer, so there is nothing to sparsify.')
-        self.schedule = SparsificationSchedule(sparse_fraction)
+        self.schedule = SparsificationSchedule(sparse_fraction, start, spacing)
         self.total_steps = total_steps
         self.group_lasso = group_lasso
         self.steps_done = 0
@@ -117,9 +129,10 @@ class StagedSparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps done and settings; masks and stages are in the model's state dict."""
-        return dict(
+        state = dict(
             steps_done=self.steps_done, total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction
         )
+        return {**state, **{name: value for name, value in self._spread().items() if value != PAPERS[name]}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state; load the model's state dict too, it holds the masks.
@@ -127,27 +140,35 @@ class StagedSparsifier:
         Raises:
             ValueError: the state is of a training with another length or pruning part, or of something else.
         """
-        missing = [name for name in self.state_dict() if name not in state]
+        missing = [name for name in self.state_dict() if name not in state and name not in PAPERS]
         if missing:
             raise ValueError(
                 f'the saved state lacks {", ".join(missing)}; give what StagedSparsifier.state_dict() returned.'
             )
-        for name, own in (('total_steps', self.total_steps), ('sparse_fraction', self.schedule.sparse_fraction)):
-            if state[name] != own:
+        settings = dict(total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction, **self._spread())
+        for name, own in settings.items():
+            saved = state.get(name, PAPERS.get(name))
+            if saved != own:
                 raise ValueError(
-                    f'the saved sparsifier has {name}={state[name]} but this one {own}; resume with the same value.'
+                    f'the saved sparsifier has {name}={saved} but this one {own}; resume with the same value.'
                 )
         self.steps_done = state['steps_done']
+
+    def _spread(self) -> dict[str, Any]:
+        """The settings that older states do not have."""
+        return {name: getattr(self.schedule, name) for name in PAPERS}
 
     def _unfinished(self) -> list[tuple[str, GroupSparseConv2d]]:
         return [(name, layer) for name, layer in self.layers.items() if not layer.is_finished()]
 
     def _check_enough_steps(self) -> None:
         stages = max((layer.num_stages - int(layer.stage) for _, layer in self._unfinished()), default=0)
-        steps = int(self.total_steps * self.schedule.sparse_fraction)
+        part = self.schedule.sparse_fraction - self.schedule.start
+        steps = int(self.total_steps * part)
         if steps < stages:
-            needed = -int(-stages // self.schedule.sparse_fraction)
+            needed = -int(-stages // part)
+            spread = f'start={self.schedule.start} and ' if self.schedule.start else ''
             raise ValueError(
-                f'total_steps={self.total_steps} with sparse_fraction={self.schedule.sparse_fraction} leaves {steps} '
-                f'steps for {stages} pruning stages; train for at least {needed} steps.'
+                f'total_steps={self.total_steps} with {spread}sparse_fraction={self.schedule.sparse_fraction} leaves '
+                f'{steps} steps for {stages} pruning stages; train for at least {needed} steps.'
             )

@@ -36,6 +36,8 @@ class StagedSparsificationHook(Hook):
         sparse_fraction: share of the run in which the stages happen.
         group_lasso: weight of the group lasso (CondenseNet: 1e-5 on ImageNet; CondenseNetV2: none).
         log_interval: iterations between two records of the scalars; each stage is recorded besides.
+        start: share of the run before the first stages.
+        spacing: of the stages, ``'even'`` as in the papers, or ``'cubic'``: early ones close together.
 
     Raises:
         ValueError: an argument is out of range; at the start of training also: the model has no sparse layer, or the
@@ -45,8 +47,15 @@ class StagedSparsificationHook(Hook):
 
     priority = 'ABOVE_NORMAL'
 
-    def __init__(self, sparse_fraction: float = 0.5, group_lasso: float = 0.0, log_interval: int = 50) -> None:
-        SparsificationSchedule(sparse_fraction)
+    def __init__(
+        self,
+        sparse_fraction: float = 0.5,
+        group_lasso: float = 0.0,
+        log_interval: int = 50,
+        start: float = 0.0,
+        spacing: str = 'even',
+    ) -> None:
+        SparsificationSchedule(sparse_fraction, start, spacing)
         if group_lasso < 0:
             raise ValueError(f'group_lasso is {group_lasso}; it takes a weight of at least 0.')
         if log_interval < 1:
@@ -54,6 +63,7 @@ class StagedSparsificationHook(Hook):
         self.sparse_fraction = sparse_fraction
         self.group_lasso = group_lasso
         self.log_interval = log_interval
+        self.spread = dict(start=start, spacing=spacing)
         self.sparsifier: Optional[StagedSparsifier] = None
         self._lasso: Optional[Tensor] = None
 
@@ -62,7 +72,11 @@ class StagedSparsificationHook(Hook):
         refuse_sharded(runner.model)
         accumulation = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         self.sparsifier = StagedSparsifier(
-            plain_model(runner), -(-runner.max_iters // accumulation), self.sparse_fraction, self.group_lasso
+            plain_model(runner),
+            -(-runner.max_iters // accumulation),
+            self.sparse_fraction,
+            self.group_lasso,
+            **self.spread,
         )
         progress = runner.iter / runner.max_iters
         self.sparsifier.set_progress(progress)
