@@ -1,0 +1,36 @@
+"""Stages of our trunks, and single group-sparse layers of any model, as plans for the native kernels."""
+
+from typing import Optional
+
+from torch import nn
+
+from ...layers import GroupSparseConv2d
+from ...models.condensenet import DenseStage
+from ...models.shufflenet import ShuffleStage
+from .dense import dense_stages
+from .layers import UnsupportedError, single_layer
+from .module import DeferredConv2d, NativeStages
+from .shuffle import shuffle_stages
+
+__all__ = ['DeferredConv2d', 'NativeStages', 'native']
+
+
+def native(module: nn.Module, channels: int, stem: Optional[nn.Module] = None) -> Optional[NativeStages]:
+    """A condensed part of a model in the native kernels, or None where it has a layer that they do not compute.
+
+    Args:
+        module: a chain of stages, one stage, or one group-sparse layer, condensed.
+        channels: of its input.
+        stem: what gives the first stage its input and is computed with it.
+    """
+    try:
+        stages = list(module) if isinstance(module, nn.Sequential) else [module]
+        if all(isinstance(stage, DenseStage) for stage in stages):
+            return dense_stages(stages, channels, stem)
+        if all(isinstance(stage, ShuffleStage) for stage in stages):
+            return shuffle_stages(stages, channels, stem)
+        if len(stages) == 1 and isinstance(module, GroupSparseConv2d) and stem is None:
+            return single_layer(module)
+    except UnsupportedError:
+        pass
+    return None

@@ -1,0 +1,65 @@
+"""Stages of CondenseNet and CondenseNetV2 as one plan."""
+
+from typing import Optional
+
+import torch
+from torch import nn
+
+from ...kernels.plan import MOST_SPATIAL_INPUTS, PLAIN, POOLED, Plan
+from ...layers.squeeze_excite import SqueezeExcite
+from ...models.condensenet import DenseLayer, DenseStage
+from .layers import UnsupportedError, learned_group_conv, reactivation
+from .module import NativeStages
+from .stem import HIDDEN_SLOT, stem_conv
+
+
+def dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Conv2d]) -> NativeStages:
+    plan = Plan(channels if stem is None else stem.in_channels, stages[-1].out_channels)
+    halvings, features = [], -1
+    if stem is not None:
+        if not isinstance(stages[0].pool, nn.Identity) or stem.bias is not None:
+            raise UnsupportedError
+        halvings += [1] * (stem.stride != (1, 1))
+    for i, stage in enumerate(stages):
+        pooled = not isinstance(stage.pool, nn.Identity)
+        if pooled and (stage.pool.kernel_size, stage.pool.stride) != (2, 2):
+            raise UnsupportedError
+        before, features = features, plan.add_map(stage.out_channels, i % 2)
+        if i == 0 and stem is not None:
+            stem_conv(plan, stem, features)
+        elif i == 0:
+            plan.load(features, POOLED if pooled else PLAIN)
+        elif pooled:
+            plan.pool(before, features)
+        else:
+            raise UnsupportedError
+        halvings += [0] * pooled
+        widest = max((layer.conv_1.out_channels for layer in stage.layers), default=1)
+        hidden = plan.add_map(widest, HIDDEN_SLOT, padded=True)
+        for layer in stage.layers:
+            channels = _dense_layer(plan, layer, features, hidden, channels)
+    plan.store(features, range(channels))
+    return NativeStages(plan, halvings)
+
+
+def _dense_layer(plan: Plan, layer: DenseLayer, features: int, hidden: int, channels: int) -> int:
+    conv = layer.conv_2
+    if conv.kernel_size != (3, 3) or conv.padding != (1, 1) or conv.bias is not None or conv.padding_mode != 'zeros':
+        raise UnsupportedError
+    width, growth = conv.in_channels, conv.out_channels
+    first = learned_group_conv(plan, layer.conv_1, features, hidden, layer.norm_2, layer.act_2)
+    weight = conv.weight.detach().double().unflatten(0, (conv.groups, -1))
+    if weight.size(2) > MOST_SPATIAL_INPUTS:
+        raise UnsupportedError
+    index = torch.arange(width).view(conv.groups, -1)
+    target = torch.arange(channels, channels + growth).view(conv.groups, -1)
+    plan.spatial(hidden, features, weight, index, target)
+    excites = type(layer.se) is SqueezeExcite
+    if not excites and not isinstance(layer.se, nn.Identity):
+        raise UnsupportedError
+    plan.in_bands(first, 1 if excites or layer.sfr is None else 2)
+    if excites:
+        plan.excite(features, channels, layer.se.fc1.weight, layer.se.fc2.weight)
+    if layer.sfr is not None:
+        reactivation(plan, layer.sfr, features, features, channels)
+    return channels + growth
