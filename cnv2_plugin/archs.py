@@ -4,9 +4,9 @@ Sources: CondenseNetV2 (arXiv 2104.04382, tables 1, 3, 5), CondenseNet (arXiv 17
 ShuffleNetV2 (arXiv 1807.11164, tables 5, 8), with the exact counts of the authors' releases.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Optional, Union
+from typing import Any, Optional, TypeVar, Union
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR_STATS = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
@@ -131,6 +131,7 @@ class ShuffleNetArch:
 
 
 Arch = Union[CondenseNetArch, ShuffleNetArch]
+Shape = TypeVar('Shape', CondenseNetArch, ShuffleNetArch)
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Variant:
     weights_page: str = ''
 
 
-def arch_from(cls: type, arch: Union[Arch, Mapping[str, Any]]) -> Arch:
+def arch_from(cls: type[Shape], arch: Union[Shape, Mapping[str, Any]]) -> Shape:
     """Make a shape from a dict of its fields, or return it as it is.
 
     Raises:
@@ -228,16 +229,17 @@ def variants_of(family: str) -> dict[Union[str, float], Variant]:
     return {v.key: v for v in VARIANTS.values() if v.family == family}
 
 
-def _whole_numbers(name: str, values) -> tuple[int, ...]:
-    if isinstance(values, int):
-        values = (values,)
-    values = tuple(values)
+def _whole_numbers(name: str, values: Union[int, Iterable[int]]) -> tuple[int, ...]:
+    values = (values,) if isinstance(values, int) else tuple(values)
     if not values or any(not isinstance(v, int) or v < 1 for v in values):
         raise ValueError(f'arch has {name}={values!r}; it takes whole numbers of at least 1, one a stage.')
     return values
 
 
-def _v2(letter, layers, growth, groups, head_width, published, interpolation, url, page) -> Variant:
+def _v2(
+    letter: str, layers: tuple[int, ...], growth: tuple[int, ...], groups: int, head_width: int, published: Published,
+    interpolation: str, url: str, page: str,
+) -> Variant:  # fmt: skip
     arch = CondenseNetArch(
         layers, growth, groups, groups, groups, groups, groups, se_from=4, hswish_from=3, head_width=head_width
     )
@@ -247,7 +249,7 @@ def _v2(letter, layers, growth, groups, head_width, published, interpolation, ur
     )  # fmt: skip
 
 
-def _v2_cifar(depth, layers, published) -> Variant:
+def _v2_cifar(depth: int, layers: int, published: Published) -> Variant:
     arch = CondenseNetArch((layers,) * 3, (8, 16, 32), groups_3x3=4, stem_stride=1)
     return Variant(
         f'condensenetv2_{depth}_cifar', 'CondenseNetV2', f'{depth}-cifar', arch, published,
@@ -255,12 +257,12 @@ def _v2_cifar(depth, layers, published) -> Variant:
     )  # fmt: skip
 
 
-def _v1(groups, published, page) -> Variant:
+def _v1(groups: int, published: Published, page: str) -> Variant:
     arch = CondenseNetArch((4, 6, 8, 10, 8), (8, 16, 32, 64, 128), groups, groups, 0, groups)
     return Variant(f'condensenet_74_g{groups}', 'CondenseNet', f'74-g{groups}', arch, published, weights_page=page)
 
 
-def _v1_cifar(depth, layers, published) -> Variant:
+def _v1_cifar(depth: int, layers: int, published: Published) -> Variant:
     arch = CondenseNetArch((layers,) * 3, (8, 16, 32), 4, 4, 0, 4, stem_stride=1)
     return Variant(
         f'condensenet_{depth}_cifar', 'CondenseNet', f'{depth}-cifar', arch, published,
@@ -268,7 +270,7 @@ def _v1_cifar(depth, layers, published) -> Variant:
     )  # fmt: skip
 
 
-def _shufflenet(width, channels, final_width, published) -> list[Variant]:
+def _shufflenet(width: float, channels: tuple[int, ...], final_width: int, published: Published) -> list[Variant]:
     name = f'shufflenetv2_x{str(width).replace(".", "_")}'
     plain = ShuffleNetArch(channels, final_width=final_width, with_sfr=False)
     return [

@@ -142,7 +142,7 @@ def _read_groups(
                     f'layers before it; the file is damaged or of another network.'
                 )
     factor_name = 'condense_factor' if over == 'outputs' else 'sparse_factor'
-    if groups is not None:
+    if groups is not None and factors is not None:
         layout.choices[f'groups_{name}'] = sorted(groups)
         layout.choices[factor_name] = sorted(divisible or factors)
 
@@ -201,8 +201,7 @@ def _converted_choices(state: Mapping[str, Tensor], prefix: str, over: str) -> t
 
 def _channels_before(state: Mapping[str, Tensor], prefix: str) -> int:
     """Channels that a dense layer reads: the stem's and those of all layers before it."""
-    match = LAYER.match(f'{prefix}.')
-    position = (int(match[1]), int(match[2]))
+    position = tuple(int(number) for number in LAYER.findall(f'{prefix}.')[0])
     channels = shape(state, 'features.init_conv.weight', 4)[0]
     for key in state:
         other = LAYER.match(key)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from ..checkpoints.io import check_target
 from ..layers import ChannelScatterSum
 from ..lowering import lower, lowered_forms
 from .verify import VerifyReport, verify
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 OPSET = 20
 NATIVE_DOMAIN = 'cnv2_plugin'
@@ -53,6 +56,8 @@ class GatherSum(nn.Module):
     Args:
         scatter: the index layer to restate.
     """
+
+    level_0: Tensor
 
     def __init__(self, scatter: ChannelScatterSum) -> None:
         super().__init__()
@@ -154,7 +159,7 @@ def for_runtime(
     return model
 
 
-def _to_proto(model: nn.Module, example: Tensor, dynamic: bool, output_names: Optional[list[str]]):
+def _to_proto(model: nn.Module, example: Tensor, dynamic: bool, output_names: Optional[list[str]]) -> 'ModelProto':
     with torch.no_grad():
         outputs = model(example)
     if output_names is None:
@@ -165,6 +170,8 @@ def _to_proto(model: nn.Module, example: Tensor, dynamic: bool, output_names: Op
             model, (example,), dynamo=True, opset_version=OPSET, input_names=['input'], output_names=output_names,
             dynamic_shapes=shapes, optimize=True, verbose=False, custom_translation_table=_own_operators(),
         )  # fmt: skip
+    if program is None:
+        raise RuntimeError('torch.onnx.export gave no program.')
     return program.model_proto
 
 
@@ -181,7 +188,7 @@ def _own_operators() -> dict:
     )  # fmt: skip
     node = onnxscript.values.Op(onnxscript.values.Opset(NATIVE_DOMAIN, 1), 'NativeStages', schema)
 
-    def native_stages(images, weights, plan, shape: Sequence[int]):
+    def native_stages(images: Any, weights: Any, plan: Any, shape: Sequence[int]) -> Any:
         return node(images, weights, plan)
 
     return {torch.ops.cnv2_plugin.native_stages.default: native_stages}
@@ -201,7 +208,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _strip(proto) -> None:
+def _strip(proto: 'ModelProto') -> None:
     """Drop the exporter's notes on every node, which hold paths of this machine, and constants that nothing reads."""
     for item in [*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output]:
         del item.metadata_props[:]
@@ -213,7 +220,7 @@ def _strip(proto) -> None:
         proto.graph.initializer.remove(unused)
 
 
-def _pool_globally(proto) -> None:
+def _pool_globally(proto: 'ModelProto') -> None:
     """Name means over height and width for what they are: runtimes have a faster kernel for GlobalAveragePool."""
     from onnx import numpy_helper
 

@@ -1,15 +1,20 @@
 """Static int8 quantisation of an exported ONNX file, by ONNX Runtime's own tools."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy
 
 from ..checkpoints import atomic_path
 from ..lowering.timing import Timing, interleave, onnx_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Calibration = Union[str, Path, Sequence[numpy.ndarray]]
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
@@ -40,7 +45,7 @@ class QuantizationReport:
 def quantize_onnx(
     source: Union[str, Path],
     target: Union[str, Path],
-    calibration: Union[str, Path, Sequence[numpy.ndarray]],
+    calibration: Calibration,
     config: Optional[Mapping[str, Any]] = None,
     limit: int = 256,
     rounds: int = 20,
@@ -146,7 +151,9 @@ def image_batches(
     return [numpy.stack(images[i : i + size]) for i in range(0, len(images) - size + 1, size)]
 
 
-def _batches(calibration, shape, config: Mapping[str, Any], limit: int) -> list[numpy.ndarray]:
+def _batches(
+    calibration: Calibration, shape: Sequence[Any], config: Mapping[str, Any], limit: int
+) -> list[numpy.ndarray]:
     if isinstance(calibration, (str, Path)):
         return image_batches(calibration, shape, config, limit)
     batches = [numpy.asarray(batch, numpy.float32) for batch in calibration]
@@ -172,12 +179,12 @@ def _image(path: Path, shape: Sequence[int], config: Mapping[str, Any]) -> numpy
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     pixels = numpy.asarray(resized.crop((left, top, left + width, top + height)), numpy.float32) / 255
     pixels = pixels.reshape(height, width, channels)
-    mean = numpy.float32(config.get('mean', (0.485, 0.456, 0.406)))[:channels]
-    std = numpy.float32(config.get('std', (0.229, 0.224, 0.225)))[:channels]
+    mean = numpy.asarray(config.get('mean', (0.485, 0.456, 0.406)), numpy.float32)[:channels]
+    std = numpy.asarray(config.get('std', (0.229, 0.224, 0.225)), numpy.float32)[:channels]
     return ((pixels - mean) / std).transpose(2, 0, 1)
 
 
-def _outputs(session, batches: Iterable[numpy.ndarray]) -> numpy.ndarray:
+def _outputs(session: 'InferenceSession', batches: Iterable[numpy.ndarray]) -> numpy.ndarray:
     name, size = session.get_inputs()[0].name, session.get_inputs()[0].shape[0]
     step = size if isinstance(size, int) else 64
     parts = []
@@ -187,7 +194,7 @@ def _outputs(session, batches: Iterable[numpy.ndarray]) -> numpy.ndarray:
     return numpy.concatenate(parts)
 
 
-def _runner(session, name: str, image: numpy.ndarray):
+def _runner(session: 'InferenceSession', name: str, image: numpy.ndarray) -> Callable[[], Any]:
     size = session.get_inputs()[0].shape[0]
     images = numpy.repeat(image, size, 0) if isinstance(size, int) else image
     return lambda: session.run(None, {name: images})

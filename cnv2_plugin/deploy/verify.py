@@ -109,15 +109,15 @@ def as_runner(form: Runnable) -> Callable[[Tensor], list[Tensor]]:
         return _onnx_runner(form)
 
     def run(x: Tensor) -> list[Tensor]:
-        was_training = isinstance(form, nn.Module) and form.training
-        if was_training:
-            form.eval()
+        trained = form if isinstance(form, nn.Module) and form.training else None
+        if trained is not None:
+            trained.eval()
         try:
             with torch.no_grad():
                 outputs = form(x)
         finally:
-            if was_training:
-                form.train()
+            if trained is not None:
+                trained.train()
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
     return run

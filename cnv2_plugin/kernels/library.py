@@ -1,9 +1,10 @@
 """The compiled kernels, loaded where they were built."""
 
 import ctypes
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -107,7 +108,7 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def _checked(function, *arguments) -> None:
+def _checked(function: Callable[..., int], *arguments: Any) -> None:
     message = ctypes.create_string_buffer(512)
     converted = [ctypes.c_int64(a) if isinstance(a, int) else a for a in arguments]
     if function(*converted, message, ctypes.c_int64(len(message))):

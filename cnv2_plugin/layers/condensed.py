@@ -28,7 +28,9 @@ def permutations(kept: Tensor, in_channels: int, out_channels: int, groups: int,
     return nn.ChannelShuffle(in_channels // groups), ChannelScatterSum(kept, out_channels)
 
 
-def group_conv(kept: int, in_channels: int, out_channels: int, groups: int, over: str, **conv_options) -> nn.Conv2d:
+def group_conv(
+    kept: int, in_channels: int, out_channels: int, groups: int, over: str, **conv_options: Any
+) -> nn.Conv2d:
     """A 1x1 group convolution over the units that are kept.
 
     Args:

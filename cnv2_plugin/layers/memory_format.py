@@ -1,9 +1,12 @@
 """A spatial group convolution that stores its features position by position where a CPU trains it faster so."""
 
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, fx, nn
+
+Sizes = tuple[int, ...]
+Padding = Union[str, Sizes]
 
 fx.wrap('trained_on_cpu')
 
@@ -23,12 +26,11 @@ class SpatialGroupConv2d(nn.Conv2d):
         return self._conv_forward(x, self.weight, self.bias)
 
 
-def trained_on_cpu(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> Tensor:
+def trained_on_cpu(x: Tensor, weight: Tensor, stride: Sizes, padding: Padding, dilation: Sizes, groups: int) -> Tensor:
     """The convolution of ``(N, I, H, W)``, computed channels last where a CPU will be asked for gradients."""
-    arguments = (stride, padding, dilation, groups)
     if torch.is_grad_enabled() and x.device.type == 'cpu' and x.is_contiguous():
-        return _ChannelsLastConv.apply(x, weight, *arguments)
-    return nn.functional.conv2d(x, weight, None, *arguments)
+        return _ChannelsLastConv.apply(x, weight, stride, padding, dilation, groups)
+    return nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups)
 
 
 class _ChannelsLastConv(torch.autograd.Function):
@@ -37,7 +39,7 @@ class _ChannelsLastConv(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride, padding, dilation, groups: int) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, stride: Sizes, padding: Padding, dilation: Sizes, groups: int) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         return nn.functional.conv2d(x, weight, None, stride, padding, dilation, groups).contiguous()
 

@@ -10,6 +10,8 @@ class ChannelGather(nn.Module):
         index: int64 tensor ``(K,)`` with the selected channels.
     """
 
+    index: Tensor
+
     def __init__(self, index: Tensor) -> None:
         super().__init__()
         self.register_buffer('index', index)
@@ -31,6 +33,8 @@ class ChannelScatterSum(nn.Module):
         index: int64 tensor ``(K,)``, the channel that each row belongs to.
         out_channels: number of channels ``C`` of the result.
     """
+
+    index: Tensor
 
     def __init__(self, index: Tensor, out_channels: int) -> None:
         super().__init__()

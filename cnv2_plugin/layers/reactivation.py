@@ -6,9 +6,11 @@ old features a new layer updates.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Optional
+from typing import ClassVar, Literal, Optional
 
+import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from .condensed import gather_norm
 from .sparse import GroupSparseConv2d
@@ -20,7 +22,7 @@ ActLayer = Callable[[], nn.Module]
 class _PreActivation(GroupSparseConv2d):
     """BN -> activation -> dropout in front of the masked convolution; the views say which side is grouped."""
 
-    grouped_side = ''  # an annotation here would hide the base's Final flags from TorchScript
+    grouped_side: ClassVar[Literal['outputs', 'inputs']]
 
     def __init__(
         self,
@@ -34,8 +36,8 @@ class _PreActivation(GroupSparseConv2d):
         eps: float = 1e-5,
         momentum: float = 0.1,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__(
             in_channels, out_channels, groups, factor, self.grouped_side, deploy=deploy, device=device, dtype=dtype

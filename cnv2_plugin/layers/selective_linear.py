@@ -1,8 +1,11 @@
 """A linear layer that reads some of its inputs: CondenseNet's classifier after half of it is dropped."""
 
+from typing import Any, Optional
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.types import Device
 
 
 class SelectiveLinear(nn.Linear):
@@ -23,9 +26,12 @@ class SelectiveLinear(nn.Linear):
         ValueError: ``kept`` is not between 1 and ``in_features``.
     """
 
+    index: Tensor
+
     def __init__(
-        self, in_features: int, kept: int, out_features: int, bias: bool = True, device=None, dtype=None
-    ) -> None:
+        self, in_features: int, kept: int, out_features: int, bias: bool = True, device: Device = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:  # fmt: skip
         if not 1 <= kept <= in_features:
             raise ValueError(f'kept is {kept}; of {in_features} inputs it takes 1 to {in_features}.')
         super().__init__(kept, out_features, bias, device=device, dtype=dtype)
@@ -52,7 +58,10 @@ class SelectiveLinear(nn.Linear):
         """Map ``(..., in_features)`` to ``(..., out_features)``."""
         return F.linear(x.index_select(-1, self.index), self.weight, self.bias)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
         index = state_dict.get(f'{prefix}index')
         if index is not None and not index.is_meta and index.numel():
             low, high = int(index.min()), int(index.max())

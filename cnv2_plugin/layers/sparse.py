@@ -1,9 +1,10 @@
 """The masked group-sparse 1x1 convolution that LGC and SFR are two views of."""
 
-from typing import Any, Final, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 from .checks import check_arguments, check_finished, check_finite, check_importance, check_stage
 from .condensed import conv_options, group_conv, group_order, permutations, taking_over
@@ -53,8 +54,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         ValueError: ``groups`` does not divide the grouped side, or an argument is out of range.
     """
 
-    deploy: Final[bool]
-    packed: Final[bool]
+    __constants__ = ['deploy', 'packed']  # of TorchScript
 
     def __init__(
         self,
@@ -64,11 +64,11 @@ class GroupSparseConv2d(Grouped, nn.Module):
         factor: int = 1,
         over: Literal['outputs', 'inputs'] = 'outputs',
         bias: bool = False,
-        stride: int = 1,
+        stride: Union[int, tuple[int, int]] = 1,
         deploy: bool = False,
-        dilation: int = 1,
-        device=None,
-        dtype=None,
+        dilation: Union[int, tuple[int, int]] = 1,
+        device: Device = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
         check_arguments(type(self).__name__, in_channels, out_channels, groups, factor, over, bias)
@@ -82,7 +82,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         self.packed = False
         self.gather: nn.Module = nn.Identity()
         self.scatter: nn.Module = nn.Identity()
-        self.form: Optional[nn.Module] = None
+        self.form: Union[MaskedForm, PackedForm, None] = None
         if deploy:
             kept = torch.arange(groups * self.kept_per_group()).remainder(self.num_units()).to(device)
             self.gather, self.scatter = permutations(kept, *self._shape())
@@ -101,12 +101,20 @@ class GroupSparseConv2d(Grouped, nn.Module):
         return self.scatter(self._convolve(self.gather(x)))
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if self.deploy:
+        if self.form is None:
             return self.conv(x)
         return self.form(x, self.conv.weight, self.conv.bias, self.conv.stride, self.mask, self.kept)
 
     def masked_weight(self) -> Tensor:
-        """The weight ``(O, I, 1, 1)`` with pruned entries zero; gradients reach surviving weights only."""
+        """The weight ``(O, I, 1, 1)`` with pruned entries zero; gradients reach surviving weights only.
+
+        Raises:
+            RuntimeError: the layer is condensed.
+        """
+        if self.form is None:
+            raise RuntimeError(
+                f'{type(self).__name__} is condensed and has no masked weight; read conv.weight instead.'
+            )
         return self.form.weight(self.conv.weight, self.mask, self.kept)
 
     def check_finite(self, name: str = '') -> None:
@@ -213,7 +221,10 @@ class GroupSparseConv2d(Grouped, nn.Module):
     def _shape(self) -> tuple[int, int, int, str]:
         return self.in_channels, self.out_channels, self.groups, self.over
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], errors: list[str],
+    ) -> None:  # fmt: skip
         adopt_plain_conv(self, state_dict, prefix)
         faults = state_dict_faults(self, state_dict, prefix)
         if not self.deploy and not faults:

@@ -1,6 +1,10 @@
 """Squeeze-and-excitation with bias-free linear layers, as CondenseNetV2 uses it (paper section 4.2)."""
 
+from typing import Optional
+
+import torch
 from torch import Tensor, nn
+from torch.types import Device
 
 
 class SqueezeExcite(nn.Module):
@@ -11,7 +15,7 @@ class SqueezeExcite(nn.Module):
         hidden: width between the two linear layers.
     """
 
-    def __init__(self, channels: int, hidden: int, device=None, dtype=None) -> None:
+    def __init__(self, channels: int, hidden: int, device: Device = None, dtype: Optional[torch.dtype] = None) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden, bias=False, device=device, dtype=dtype)
         self.act = nn.ReLU(inplace=True)

@@ -1,6 +1,7 @@
 """What every trunk shares: deployment, per-stage features and gradient checkpointing."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +10,12 @@ from ..layers import GroupSparseConv2d
 from .condense import condense
 
 
-class DeployMixin:
+class DeployMixin(nn.Module):
     """Adds ``switch_to_deploy`` to a model made of group-sparse layers, and a check of its images."""
 
     deploy: bool
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Check the images where Python runs (not in compiled, exported or traced graphs), then run the model.
 
         Raises:
@@ -22,7 +23,9 @@ class DeployMixin:
                 too small for its stages.
         """
         if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
-            weight = next(module.weight for module in self.stem.modules() if isinstance(module, nn.Conv2d))
+            weight = next(
+                module.weight for module in self.get_submodule('stem').modules() if isinstance(module, nn.Conv2d)
+            )
             check_images(args[0], weight)
             try:
                 return super().__call__(*args, **kwargs)

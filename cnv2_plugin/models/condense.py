@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Optional, TypeVar
+from typing import Any, Optional, TypeVar
 
 from torch import Tensor, nn
 
@@ -45,21 +45,21 @@ def condense(model: Model, inplace: bool = False, classifier_keep: Optional[floa
         ValueError: ``classifier_keep`` is out of range, or the model has no linear classifier; nothing is changed.
     """
     _check_finished(model)
-    whole = classifier_keep is None or classifier_keep == 1
-    classifier = None if whole else _find_classifier(model, classifier_keep)
+    keep = 1.0 if classifier_keep is None else classifier_keep
+    classifier = None if keep == 1 else _find_classifier(model, keep)
     condensed = model if inplace else deepcopy(model)
     for module in condensed.modules():
         if isinstance(module, GroupSparseConv2d):
             module.switch_to_deploy()
-    if classifier is not None and not isinstance(condensed.get_submodule(classifier), SelectiveLinear):
-        parent, _, name = classifier.rpartition('.')
-        linear = condensed.get_submodule(classifier)
-        setattr(condensed.get_submodule(parent), name, SelectiveLinear.from_linear(linear, classifier_keep))
-    for module in condensed.modules():
-        if isinstance(getattr(module, 'deploy', None), bool):
-            module.deploy = True
-        if hasattr(module, 'on_condense'):
-            module.on_condense()
+    if classifier is not None and not isinstance(classifier[1], SelectiveLinear):
+        parent, _, name = classifier[0].rpartition('.')
+        setattr(condensed.get_submodule(parent), name, SelectiveLinear.from_linear(classifier[1], keep))
+    part: Any  # any module may have these two
+    for part in condensed.modules():
+        if isinstance(getattr(part, 'deploy', None), bool):
+            part.deploy = True
+        if hasattr(part, 'on_condense'):
+            part.on_condense()
     return condensed
 
 
@@ -69,7 +69,7 @@ def classifier_cost(model: nn.Module, classifier_keep: float) -> ClassifierCost:
     Raises:
         ValueError: as for :func:`condense`.
     """
-    linear = model.get_submodule(_find_classifier(model, classifier_keep))
+    _, linear = _find_classifier(model, classifier_keep)
     if isinstance(linear, SelectiveLinear):
         return ClassifierCost(linear.in_features, linear.source_features, 0.0)
     importance = linear.weight.detach().double().abs().sum(0)
@@ -101,7 +101,8 @@ def condense_state_dict(
         condensed.update(_condensed_layer(name, module, own))
     weight = f'{classifier}.weight'
     if keep is not None and weight in state_dict:
-        linear = nn.Linear(*reversed(state_dict[weight].shape), dtype=state_dict[weight].dtype)
+        outputs, inputs = state_dict[weight].shape
+        linear = nn.Linear(inputs, outputs, dtype=state_dict[weight].dtype)
         linear.load_state_dict({key: state_dict[f'{classifier}.{key}'] for key in ('weight', 'bias')})
         selective = SelectiveLinear.from_linear(linear, keep).state_dict()
         condensed.update({f'{classifier}.{key}': value for key, value in selective.items()})
@@ -109,7 +110,9 @@ def condense_state_dict(
 
 
 def _condensed_layer(name: str, module: GroupSparseConv2d, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    options = {} if type(module) is not GroupSparseConv2d else dict(over=module.over, bias=f'{name}.conv.bias' in own)
+    options: dict[str, Any] = {}
+    if type(module) is GroupSparseConv2d:
+        options = dict(over=module.over, bias=f'{name}.conv.bias' in own)
     dtype = own[f'{name}.conv.weight'].dtype
     twin = type(module)(module.in_channels, module.out_channels, module.groups, module.factor, dtype=dtype, **options)
     holder = nn.Module()
@@ -138,14 +141,15 @@ def _check_finished(model: nn.Module) -> None:
         )
 
 
-def _find_classifier(model: nn.Module, keep: float) -> str:
-    """Name of the classifier: what ``get_classifier`` returns (timm), or ``head.fc`` (MMPretrain)."""
+def _find_classifier(model: nn.Module, keep: float) -> tuple[str, nn.Linear]:
+    """The classifier and its name: what ``get_classifier`` returns (timm), or ``head.fc`` (MMPretrain)."""
     if not 0 < keep <= 1:
         raise ValueError(f'classifier_keep is {keep}; it takes a share above 0 and at most 1.')
     modules = dict(model.named_modules())
-    classifier = model.get_classifier() if hasattr(model, 'get_classifier') else modules.get('head.fc')
+    get_classifier = getattr(model, 'get_classifier', None)
+    classifier = modules.get('head.fc') if get_classifier is None else get_classifier()
     if not isinstance(classifier, nn.Linear):
         raise ValueError(
             f'{type(model).__name__} has no linear classifier, so classifier_keep={keep} does not apply; leave it out.'
         )
-    return next(name for name, module in modules.items() if module is classifier)
+    return next(name for name, module in modules.items() if module is classifier), classifier

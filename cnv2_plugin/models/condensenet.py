@@ -1,10 +1,11 @@
 """The trunk of CondenseNet and CondenseNetV2: stem, dense stages, last normalisation."""
 
 from functools import partial
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 from torch.utils.checkpoint import checkpoint
 
 from ..archs import CondenseNetArch
@@ -37,12 +38,12 @@ class DenseLayer(nn.Module):
         norm_layer: Optional[NormLayer] = None,
         drop_rate: float = 0.0,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
-        dd = dict(device=device, dtype=dtype)
-        shared = dict(act_layer=act_layer, norm_layer=norm_layer, deploy=deploy, **dd)
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        shared: dict[str, Any] = dict(act_layer=act_layer, norm_layer=norm_layer, deploy=deploy, **dd)
         width = arch.bottleneck * growth
         self.conv_1 = LearnedGroupConv(
             in_channels, width, arch.groups_1x1, arch.condense_factor, drop_rate=drop_rate, **shared
@@ -75,7 +76,7 @@ class DenseStage(nn.Module):
         arch: CondenseNetArch,
         downsample: bool,
         act_layer: Optional[ActLayer] = None,
-        **layer_options,
+        **layer_options: Any,
     ) -> None:
         super().__init__()
         growth, block = arch.growth[index], index + 1
@@ -134,12 +135,12 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         norm_layer: Optional[NormLayer] = None,
         act_layer: Optional[ActLayer] = None,
         deploy: bool = False,
-        device=None,
-        dtype=None,
-        **kwargs,
+        device: Device = None,
+        dtype: Optional[torch.dtype] = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        dd = dict(device=device, dtype=dtype)
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
         channels = 2 * arch.growth[0]
         self.arch = arch
         self.deploy = deploy

@@ -2,10 +2,11 @@
 
 from collections import OrderedDict
 from functools import partial
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
 from torch.utils.checkpoint import checkpoint
 
 from ..archs import ShuffleNetArch
@@ -23,8 +24,8 @@ def conv_norm(
     act: bool = True,
     norm_layer: Optional[NormLayer] = None,
     act_layer: Optional[ActLayer] = None,
-    device=None,
-    dtype=None,
+    device: Device = None,
+    dtype: Optional[torch.dtype] = None,
 ) -> nn.Sequential:
     """A convolution that keeps the size but for its stride, normalisation, and an activation (ReLU) where ``act``."""
     conv = nn.Conv2d(
@@ -68,12 +69,12 @@ class ShuffleUnit(nn.Module):
         norm_layer: Optional[NormLayer] = None,
         act_layer: Optional[ActLayer] = None,
         deploy: bool = False,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
-        dd = dict(device=device, dtype=dtype)
-        block = partial(conv_norm, norm_layer=norm_layer, act_layer=act_layer, **dd)
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        block = partial(conv_norm, norm_layer=norm_layer, act_layer=act_layer, device=device, dtype=dtype)
         width = out_channels // 2
         self.width = width
         self.branch1 = None
@@ -111,7 +112,7 @@ class ShuffleStage(nn.Module):
 
     grad_checkpointing: bool
 
-    def __init__(self, in_channels: int, index: int, arch: ShuffleNetArch, **unit_options) -> None:
+    def __init__(self, in_channels: int, index: int, arch: ShuffleNetArch, **unit_options: Any) -> None:
         super().__init__()
         self.out_channels = arch.channels[index]
         self.grad_checkpointing = False
@@ -156,13 +157,13 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         norm_layer: Optional[NormLayer] = None,
         act_layer: Optional[ActLayer] = None,
         deploy: bool = False,
-        device=None,
-        dtype=None,
-        **kwargs,
+        device: Device = None,
+        dtype: Optional[torch.dtype] = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        dd = dict(device=device, dtype=dtype)
-        layers = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
         self.arch = arch
         self.deploy = deploy
         self.stem = conv_norm(in_chans, arch.stem_width, 3, 2, **layers)

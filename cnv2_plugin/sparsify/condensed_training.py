@@ -2,7 +2,7 @@
 section 3.2), with the optimiser's state and the averaged weights carried over.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -14,6 +14,7 @@ from .names import plain_name
 
 Optimizers = Union[torch.optim.Optimizer, Iterable[torch.optim.Optimizer], None]
 Models = Union[nn.Module, Iterable[nn.Module], None]
+Convert = Callable[[Tensor], Tensor]
 
 _WRAPPERS = ('DistributedDataParallel', 'FullyShardedDataParallel', 'DeepSpeedEngine')
 
@@ -190,7 +191,7 @@ def _check_states(layers: Mapping[str, GroupSparseConv2d], optimizers: Iterable[
                     )
 
 
-def _carry_over(old: nn.Parameter, new: nn.Parameter, convert, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+def _carry_over(old: Tensor, new: Tensor, convert: Convert, optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Put the new parameter in the old one's place in every optimiser, with its gradient and converted state."""
     if old.grad is not None:
         new.grad = convert(old.grad)
@@ -201,7 +202,7 @@ def _carry_over(old: nn.Parameter, new: nn.Parameter, convert, optimizers: Itera
             optimizer.state[new] = _converted(optimizer.state.pop(old), old.shape, convert)
 
 
-def _converted(state: Mapping[str, Any], shape: torch.Size, convert) -> dict[str, Any]:
+def _converted(state: Mapping[str, Any], shape: torch.Size, convert: Convert) -> dict[str, Any]:
     return {
         key: convert(value) if isinstance(value, Tensor) and value.shape == shape else value
         for key, value in state.items()

@@ -3,15 +3,19 @@
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..layers import SparseFeatureReactivation, kept_units
 from .reactivate_rewrite import UntraceableError, trace, with_forward
-from .reactivate_sites import KINDS, Site, concatenated, convolutions_of, find_sites
+from .reactivate_sites import KINDS, Site, called, concatenated, convolutions_of, find_sites
 from .surgery.plan import MIN_CHANNELS, Patterns, name_filter
 from .surgery.probe import evaluating, probe, run
+
+Call = tuple[tuple[int, ...], int]
+"""Shape of a module's input, and number of its calls."""
 
 
 class AddedReactivation(SparseFeatureReactivation):
@@ -21,11 +25,11 @@ class AddedReactivation(SparseFeatureReactivation):
     without any of its keys, such as that of the original network, leaves it as it is.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         nn.init.zeros_(self.conv.weight)
 
-    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({f'{prefix}{key}': value for key, value in self.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -127,7 +131,7 @@ def add_reactivation(
     before = probe(model, input_size).mult_adds
     examples = _single_tensor_calls(model, input_size)
     refused: dict[str, str] = {}
-    changes: list[tuple[str, nn.Module, type, dict[str, AddedReactivation]]] = []
+    changes: list[tuple[str, nn.Module, type[nn.Module], dict[str, AddedReactivation]]] = []
     plans: list[ReactivationPlan] = []
     for name, module in _inside_out(model):
         if module not in examples or not chosen(name):
@@ -138,7 +142,7 @@ def add_reactivation(
         except UntraceableError as error:
             refused[name or type(model).__name__] = str(error)
             continue
-        if found:
+        if change is not None:
             changes.append((name, module, *change))
             plans.extend(found)
     inside = tuple(f'{name}.' for name, *_ in changes if name)
@@ -152,7 +156,10 @@ def add_reactivation(
     return ReactivationReport(tuple(plans), refused, before, before + sum(plan.mult_adds for plan in plans))
 
 
-def _rewritten(name, module, done, call, groups, factor, kinds, min_channels):
+def _rewritten(
+    name: str, module: nn.Module, done: frozenset[nn.Module], call: Call, groups: int, factor: int,
+    kinds: tuple[str, ...], min_channels: int,
+) -> tuple[Optional[tuple[type[nn.Module], dict[str, AddedReactivation]]], list[ReactivationPlan]]:  # fmt: skip
     """The class and the layers of a module with reactivation, and their plans; changes nothing."""
     shape, calls = call
     reference = next(module.parameters())
@@ -161,7 +168,9 @@ def _rewritten(name, module, done, call, groups, factor, kinds, min_channels):
     sites = [site for site in find_sites(graph, module) if site.kind in kinds]
     sites = [site for site in sites if _widths(site) and min(_widths(site)) >= min_channels]
     sites = [site for site in sites if _groups_for(_widths(site)[0], groups) > 1 and not _overwritten(site, module)]
-    layers, plans, rewritten = {}, [], {}
+    layers: dict[str, AddedReactivation] = {}
+    plans: list[ReactivationPlan] = []
+    rewritten: dict[tuple[fx.Node, ...], fx.Node] = {}
     for i, site in enumerate(sites):
         channels, old = _widths(site)
         key = f'reactivation_{i}'
@@ -174,7 +183,7 @@ def _rewritten(name, module, done, call, groups, factor, kinds, min_channels):
         full = f'{name}.{key}' if name else key
         plans.append(ReactivationPlan(full, site.kind, channels, old, layers[key].groups, factor, mult_adds))
     if not plans:
-        return (), []
+        return None, []
     return (with_forward(module, graph), layers), plans
 
 
@@ -192,10 +201,10 @@ def _insert(graph: fx.Graph, site: Site, key: str, rewritten: dict[tuple[fx.Node
         if site.kind == 'dense' and len(site.earlier) > 1:
             old = rewritten.get(site.earlier) or graph.call_function(torch.cat, (list(site.earlier), 1))
             new = graph.call_function(torch.cat, ([graph.call_function(operator.add, (old, update)), site.later], 1))
-            rewritten[(*site.earlier, site.later)] = new
+            rewritten[site.earlier + (site.later,)] = new
         else:
             reactivated = graph.call_function(operator.add, (site.earlier[0], update))
-            replace = {site.earlier[0]: reactivated}
+            replace: dict[object, fx.Node] = {site.earlier[0]: reactivated}
             if site.kind == 'residual':
                 new = graph.call_function(operator.add, tuple(replace.get(a, a) for a in site.node.args))
             else:
@@ -220,9 +229,9 @@ def _overwritten(site: Site, module: nn.Module) -> bool:
     for user in site.later.users:
         if user is site.node:
             continue
-        if user.op == 'call_module' and getattr(module.get_submodule(user.target), 'inplace', False):
+        if getattr(called(user, module), 'inplace', False):
             return True
-        if user.op == 'call_method' and user.target.endswith('_') or user.target is operator.iadd:
+        if user.op == 'call_method' and str(user.target).endswith('_') or user.target is operator.iadd:
             return True
     return False
 
@@ -242,12 +251,12 @@ def _inside_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return sorted(found, key=lambda item: -(item[0].count('.') + bool(item[0])))
 
 
-def _single_tensor_calls(model: nn.Module, input_size) -> dict[nn.Module, tuple[tuple[int, ...], int]]:
+def _single_tensor_calls(model: nn.Module, input_size: tuple[int, int, int]) -> dict[nn.Module, Call]:
     """Shape of the input, and number of calls, of the modules that are called with one tensor ``(N, C, H, W)``."""
-    seen: dict[nn.Module, tuple[tuple[int, ...], int]] = {}
+    seen: dict[nn.Module, Call] = {}
     other: set[nn.Module] = set()
 
-    def visit(module: nn.Module, args, kwargs) -> None:
+    def visit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() != 4:
             other.add(module)
             return

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from ..layers import GroupSparseConv2d
 from .reactivate_sites import convolutions_of
 
-_CLASSES: dict[tuple[type, str], type] = {}
+_CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 _TRACING_ERRORS = (
     fx.proxy.TraceError,
     TypeError,
@@ -58,7 +58,7 @@ def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx
     return graphs[False]
 
 
-def with_forward(module: nn.Module, graph: fx.Graph) -> type:
+def with_forward(module: nn.Module, graph: fx.Graph) -> type[nn.Module]:
     """A subclass of a module's class whose forward pass is a graph; set it as ``module.__class__``."""
     graph.lint()
     for node in graph.nodes:
@@ -68,14 +68,14 @@ def with_forward(module: nn.Module, graph: fx.Graph) -> type:
     return _class_of(type(module), code.src, names)
 
 
-def _class_of(base: type, source: str, names: Mapping[str, Any]) -> type:
+def _class_of(base: type[nn.Module], source: str, names: Mapping[str, Any]) -> type[nn.Module]:
     """The class for a generated source; the same one for the same source."""
     key = (base, source)
     if key not in _CLASSES:
         namespace = {name: _resolved(value) for name, value in names.items()}
         exec(compile(source, f'<reactivated {base.__name__}>', 'exec'), namespace)
 
-        def reduce(self, protocol):
+        def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
             return _rebuild, (base, source, names), self.__getstate__()
 
         members = dict(forward=namespace['forward'], __reduce_ex__=reduce, __module__=base.__module__)
@@ -83,7 +83,7 @@ def _class_of(base: type, source: str, names: Mapping[str, Any]) -> type:
     return _CLASSES[key]
 
 
-def _rebuild(base: type, source: str, names: Mapping[str, Any]) -> nn.Module:
+def _rebuild(base: type[nn.Module], source: str, names: Mapping[str, Any]) -> nn.Module:
     cls = _class_of(base, source, names)
     return cls.__new__(cls)
 

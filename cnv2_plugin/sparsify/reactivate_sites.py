@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Optional, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -64,7 +65,7 @@ def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
 
 def _residual(node: fx.Node, ways: '_Ways') -> Iterator[Site]:
     a, b = node.args
-    if not (_is_feature(a) and _is_feature(b)) or a.meta['shape'] != b.meta['shape']:
+    if not _is_feature(a) or not _is_feature(b) or a.meta['shape'] != b.meta['shape']:
         return
     for earlier, later in ((a, b), (b, a)):
         if ways.convolutions(earlier, later) >= 1:
@@ -103,11 +104,11 @@ def _source_of_view(node: fx.Node) -> fx.Node:
     while (node.op == 'call_function' and node.target in _VIEWS) or (
         node.op == 'call_method' and node.target in _VIEW_METHODS
     ):
-        node = node.args[0]
+        node = node.all_input_nodes[0]
     return node
 
 
-def _is_feature(value) -> bool:
+def _is_feature(value: object) -> TypeGuard[fx.Node]:
     return isinstance(value, fx.Node) and len(value.meta.get('shape', ())) == 4
 
 
@@ -125,8 +126,8 @@ class _Ways:
 
         A ``start`` that is an ``nn.Identity`` of another node stands for that node: networks write shortcuts so.
         """
-        while start.op == 'call_module' and type(self.module.get_submodule(start.target)) is nn.Identity:
-            start = start.args[0]
+        while type(called(start, self.module)) is nn.Identity:
+            start = start.all_input_nodes[0]
         return self._from(start).get(end, -1)
 
     def ancestors(self, node: fx.Node) -> list[fx.Node]:
@@ -152,10 +153,15 @@ class _Ways:
 
 
 def _convolutions_in(node: fx.Node, module: nn.Module) -> int:
-    if node.op != 'call_module':
+    layer = called(node, module)
+    if layer is None:
         return 0
-    called = module.get_submodule(node.target)
-    return 1 if isinstance(called, GroupSparseConv2d) else convolutions_of(called)
+    return 1 if isinstance(layer, GroupSparseConv2d) else convolutions_of(layer)
+
+
+def called(node: fx.Node, module: nn.Module) -> Optional[nn.Module]:
+    """The module inside ``module`` that a node calls; None where it calls none."""
+    return module.get_submodule(str(node.target)) if node.op == 'call_module' else None
 
 
 def convolutions_of(module: nn.Module) -> int:

@@ -26,7 +26,7 @@ def recalibrate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
-    before = {norm: (norm.momentum, int(norm.num_batches_tracked)) for norm in norms}
+    before = {norm: (norm.momentum, int(norm.get_buffer('num_batches_tracked'))) for norm in norms}
     try:
         model.eval()
         for i, batch in enumerate(batches if norms else ()):
@@ -37,7 +37,7 @@ def recalibrate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     finally:
         for norm, (momentum, count) in before.items():
             norm.momentum = momentum
-            norm.num_batches_tracked.fill_(count)
+            norm.get_buffer('num_batches_tracked').fill_(count)
         for module, mode in modes.items():
             module.training = mode
     return len(norms)

@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Optional, Union
 
 import torch
@@ -42,7 +43,7 @@ class Runtime:
     runs: bool = True
     note: str = ''
 
-    def module(self):
+    def module(self) -> ModuleType:
         """The module with ``write(lowered, path, example)`` and, where it runs, ``load(path)``.
 
         Raises:

@@ -14,7 +14,8 @@ def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
     from ..export import export_onnx
 
     onnx = path.with_suffix('.onnx')
-    export_onnx(lowered, onnx, tuple(example.shape[1:]), batch=len(example))
+    batch, channels, height, width = example.shape
+    export_onnx(lowered, onnx, (channels, height, width), batch=batch)
     openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)
 
 

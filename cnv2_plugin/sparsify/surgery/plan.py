@@ -77,7 +77,7 @@ class SurgeryReport:
     mult_adds_after: int
     weights_before: int
     weights_after: int
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
 
     def __str__(self) -> str:
         saved = 1 - self.mult_adds_after / max(self.mult_adds_before, 1)

@@ -1,8 +1,9 @@
 """One forward pass that tells what every layer of an unknown network is used for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
@@ -40,20 +41,20 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
     found = Probe()
     produced: list[tuple[str, Tensor]] = []
 
-    def visitor(name: str):
-        def visit(module: nn.Module, inputs, output) -> None:
+    def visitor(name: str, layer: Union[nn.Conv2d, nn.Linear]) -> Callable[[nn.Module, Any, Any], None]:
+        def visit(module: nn.Module, inputs: Any, output: Any) -> None:
             if not isinstance(output, Tensor):
                 return
             if name not in found.positions:
                 found.order.append(name)
-            channels = module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
+            channels = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
             found.positions[name] = found.positions.get(name, 0) + output.numel() // channels
             produced.append((name, output))
 
         return visit
 
     layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    handles = [layer.register_forward_hook(visitor(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(visitor(name, layer)) for name, layer in layers.items()]
     try:
         with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
             outputs = run(model, input_size)
@@ -66,7 +67,7 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
     return found
 
 
-def run(model: nn.Module, input_size: tuple[int, int, int]):
+def run(model: nn.Module, input_size: tuple[int, int, int]) -> Any:
     """The model's outputs for one image of zeros.
 
     Raises:
