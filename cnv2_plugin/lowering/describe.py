@@ -1,8 +1,8 @@
 """Parts of condensed models as graphs: dense stages, shuffle stages, and single group-sparse layers of any model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Optional
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,20 @@ from torch import Tensor, nn
 from ..layers import ChannelGather, ChannelScatterSum, GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from ..models.condensenet import DenseLayer, DenseStage
 from ..models.shufflenet import ShuffleStage, ShuffleUnit
-from .graph import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Opaque, Pointwise, ScatterSum, try_module
+from .graph import (
+    Add,
+    Affine,
+    AveragePool,
+    Concat,
+    Conv,
+    Gather,
+    Graph,
+    Opaque,
+    Pointwise,
+    ScatterSum,
+    pair,
+    try_module,
+)
 
 POINTWISE = (
     nn.ReLU,
@@ -35,12 +48,15 @@ def is_chain_of_stages(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and len(module) > 1 and all(isinstance(m, STAGES) for m in module)
 
 
-def describe(module: nn.Module, channels: int) -> Optional[Graph]:
-    """A condensed module as a graph, or None where its kind is unknown.
+def describe(module: nn.Module, channels: int) -> Graph:
+    """A condensed module as a graph.
 
     Args:
         module: part of a condensed model.
         channels: channels of its input.
+
+    Raises:
+        TypeError: the module is of another kind than those in ``DESCRIBERS``, and no chain of stages.
     """
     if is_chain_of_stages(module):
         graph = Graph.of(channels)
@@ -52,7 +68,7 @@ def describe(module: nn.Module, channels: int) -> Optional[Graph]:
             graph = Graph.of(channels)
             graph.output = add(graph, module, graph.output, ITSELF)
             return graph
-    return None
+    raise TypeError(f'a {type(module).__name__} cannot be described.')
 
 
 def add_module(graph: Graph, module: nn.Module, x: int, site: str) -> int:
@@ -64,7 +80,7 @@ def add_module(graph: Graph, module: nn.Module, x: int, site: str) -> int:
             x = add_module(graph, child, x, f'{site}.{name}')
         return x
     if isinstance(module, nn.Conv2d) and module.padding_mode == 'zeros' and not isinstance(module.padding, str):
-        return _add_conv(graph, module, x, site)
+        return _add_conv(graph, module, module.padding, x, site)
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
         return graph.add(_affine(module), x)
     if isinstance(module, POINTWISE):
@@ -76,35 +92,37 @@ def add_module(graph: Graph, module: nn.Module, x: int, site: str) -> int:
         return graph.add(Gather(module(order).flatten()), x)
     if isinstance(module, ChannelScatterSum):
         return graph.add(ScatterSum(module.index, module.out_channels), x, site=site)
-    if isinstance(module, nn.AvgPool2d) and _is_plain(module):
-        return graph.add(AveragePool(module.kernel_size, module.stride), x)
+    if isinstance(module, nn.AvgPool2d) and (pool := _average_pool(module)) is not None:
+        return graph.add(pool, x)
     channels = graph.channels(x)
     return graph.add(Opaque(module, channels, try_module(module, channels).size(1)), x)
 
 
-def _is_plain(pool: nn.AvgPool2d) -> bool:
-    square = isinstance(pool.kernel_size, int) and isinstance(pool.stride, int)
-    return square and pool.padding == 0 and not pool.ceil_mode and pool.divisor_override is None
+def _average_pool(pool: nn.AvgPool2d) -> Optional[AveragePool]:
+    """A pool of square windows; None where its windows are others, padded or partial."""
+    size, stride = pool.kernel_size, pool.stride
+    plain = pool.padding == 0 and not pool.ceil_mode and pool.divisor_override is None
+    return AveragePool(size, stride) if plain and isinstance(size, int) and isinstance(stride, int) else None
 
 
-def _add_conv(graph: Graph, module: nn.Conv2d, x: int, site: str) -> int:
+def _add_conv(graph: Graph, module: nn.Conv2d, padding: Iterable[int], x: int, site: str) -> int:
     bias = None if module.bias is None else _constant(module.bias)
     conv = Conv(
         _constant(module.weight),
         bias,
-        tuple(module.stride),
-        tuple(module.padding),
-        tuple(module.dilation),
+        pair(module.stride),
+        pair(padding),
+        pair(module.dilation),
         module.groups,
     )
     chosen = conv.groups > 1 and not conv.is_depthwise
     return graph.add(conv, x, site=site if chosen else '')
 
 
-def _affine(norm: nn.Module) -> Affine:
-    inverse = (_constant(norm.running_var) + norm.eps).rsqrt()
+def _affine(norm: nn.modules.batchnorm._BatchNorm) -> Affine:
+    inverse = (_constant(norm.get_buffer('running_var')) + norm.eps).rsqrt()
     scale = inverse if norm.weight is None else _constant(norm.weight) * inverse
-    shift = -_constant(norm.running_mean) * scale
+    shift = -_constant(norm.get_buffer('running_mean')) * scale
     return Affine(scale, shift if norm.bias is None else shift + _constant(norm.bias))
 
 
@@ -113,10 +131,10 @@ def _constant(tensor: Tensor) -> Tensor:
 
 
 def _out_of_place(module: nn.Module) -> nn.Module:
-    module = deepcopy(module)
-    if hasattr(module, 'inplace'):
-        module.inplace = False
-    return module
+    copy: Any = deepcopy(module)
+    if hasattr(copy, 'inplace'):
+        copy.inplace = False
+    return copy
 
 
 def _add_lgc(graph: Graph, layer: LearnedGroupConv, x: int, site: str) -> int:
@@ -152,7 +170,7 @@ def _prefix(site: str) -> str:
 
 def _add_dense_stage(graph: Graph, stage: DenseStage, x: int, site: str) -> int:
     x = add_module(graph, stage.pool, x, '')
-    for i, layer in enumerate(stage.layers):
+    for i, layer in enumerate(cast(Iterable[DenseLayer], stage.layers)):
         x = _add_dense_layer(graph, layer, x, f'{_prefix(site)}layers.{i}')
     return x
 
@@ -171,13 +189,13 @@ def _add_shuffle_unit(graph: Graph, unit: ShuffleUnit, x: int, site: str) -> int
 
 
 def _add_shuffle_stage(graph: Graph, stage: ShuffleStage, x: int, site: str) -> int:
-    for i, unit in enumerate(stage.layers):
+    for i, unit in enumerate(cast(Iterable[ShuffleUnit], stage.layers)):
         x = _add_shuffle_unit(graph, unit, x, f'{_prefix(site)}layers.{i}')
     return x
 
 
 STAGES = (DenseStage, ShuffleStage)
-DESCRIBERS: dict[type, Callable[[Graph, nn.Module, int, str], int]] = {
+DESCRIBERS: dict[type, Callable[[Graph, Any, int, str], int]] = {
     DenseStage: _add_dense_stage,
     ShuffleStage: _add_shuffle_stage,
     LearnedGroupConv: _add_lgc,

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from .graph import Affine, Gather, Graph, Node, Pointwise, ScatterSum
+from .graph import Affine, Conv, Gather, Graph, Node, Pointwise, ScatterSum
 from .rewrites import (
+    Rewrite,
     absorb_into_conv,
     apply,
     clean_up,
@@ -33,7 +34,7 @@ def role(node: Node, graph: Graph) -> str:
     """What a site does: ``'select'`` (LGC), ``'reactivate'`` (SFR) or ``'spatial'`` (any other group convolution)."""
     if isinstance(node.op, ScatterSum):
         return 'reactivate'
-    return 'select' if node.op.weight.shape[2:] == (1, 1) else 'spatial'
+    return 'select' if isinstance(node.op, Conv) and node.op.weight.shape[2:] == (1, 1) else 'spatial'
 
 
 def site(graph: Graph, name: str) -> Node:
@@ -53,7 +54,7 @@ def _keep(graph: Graph, name: str) -> bool:
     return True
 
 
-def _single(graph: Graph, name: str, rewrite) -> bool:
+def _single(graph: Graph, name: str, rewrite: Rewrite) -> bool:
     return apply(graph, rewrite, site(graph, name))
 
 
@@ -86,7 +87,7 @@ def _dense_apart(graph: Graph, name: str) -> bool:
     return True
 
 
-def _widened(graph: Graph, name: str, rewrite) -> bool:
+def _widened(graph: Graph, name: str, rewrite: Rewrite) -> bool:
     return _gather_last(graph, name) and _single(graph, name, rewrite) and _gather_first(graph, name)
 
 

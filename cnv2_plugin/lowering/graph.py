@@ -4,7 +4,7 @@ Every operation works on channels alike in all pixels, except convolutions and o
 float64, so that folding several of them rounds once, when a module is made.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Optional, Union
 
@@ -57,7 +57,7 @@ class Conv:
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the result for an input of ``size``."""
         kernel = self.weight.shape[2:]
-        return tuple(
+        return pair(
             (s + 2 * p - d * (k - 1) - 1) // step + 1
             for s, p, d, k, step in zip(size, self.padding, self.dilation, kernel, self.stride)
         )
@@ -73,10 +73,10 @@ class Conv:
             columns: input channel that each of the ``I`` channels stands for; those of one channel are summed.
             in_channels: channels of the input that ``columns`` counts in.
         """
-        if columns is None:
-            columns, in_channels = torch.arange(self.in_channels), self.in_channels
+        columns = torch.arange(self.in_channels) if columns is None else columns
+        width = self.in_channels if in_channels is None else in_channels
         per_group = self.weight.size(1)
-        dense = self.weight.new_zeros(self.out_channels, in_channels, *self.weight.shape[2:])
+        dense = self.weight.new_zeros(self.out_channels, width, *self.weight.shape[2:])
         rows_per_group = self.out_channels // self.groups
         for g in range(self.groups):
             rows = slice(g * rows_per_group, (g + 1) * rows_per_group)
@@ -131,6 +131,10 @@ class AveragePool:
     size: int
     stride: int
 
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the result for an input of ``size``."""
+        return pair((s - self.size) // self.stride + 1 for s in size)
+
     def folding(self, channels: int, height: int) -> int:
         """How many bands of rows to count as channels, so that there is a multiple of 8 (16 where possible) of them.
 
@@ -162,7 +166,7 @@ class Opaque:
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the result for an input of ``size``, by trying."""
-        return tuple(try_module(self.module, self.inputs, size).shape[2:])
+        return pair(try_module(self.module, self.inputs, size).shape[2:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +174,12 @@ class Input:
     """The map that the graph is given."""
 
     channels: int
+
+
+def pair(numbers: Iterable[int]) -> tuple[int, int]:
+    """Exactly two numbers: of height and of width."""
+    height, width = numbers
+    return height, width
 
 
 def try_module(module: nn.Module, channels: int, size: tuple[int, int] = (8, 8)) -> Tensor:
@@ -268,10 +278,8 @@ class Graph:
         for node in self.ordered():
             op = node.op
             size = sizes[node.inputs[0]] if node.inputs else (height, width)
-            if isinstance(op, (Conv, Opaque)):
+            if isinstance(op, (Conv, AveragePool, Opaque)):
                 size = op.output_size(size)
-            elif isinstance(op, AveragePool):
-                size = tuple((s - op.size) // op.stride + 1 for s in size)
             sizes[node.id] = size
         return sizes
 

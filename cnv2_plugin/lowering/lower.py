@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from ..models import CondenseNetTrunk, ShuffleNetTrunk
 from ..models.condense import condense
 from .describe import DESCRIBERS, describe, is_chain_of_stages
 from .forms import with_forms
-from .graph import Graph
+from .graph import Graph, pair
 from .module import LoweredGraph, PooledSqueezeExcite
 from .native import DeferredConv2d, NativeStages, native
 from .rewrites import clean_up
@@ -77,7 +77,7 @@ def lower(
     )
     for part in found:
         graph = describe(part.module, part.input_shape[1])
-        wanted = default_choices(graph, part.input_shape[2:], runtime)
+        wanted = default_choices(graph, pair(part.input_shape[2:]), runtime)
         asked = {
             site: choices.pop(layer_name(part.name, site)) for site in wanted if layer_name(part.name, site) in choices
         }
@@ -112,8 +112,8 @@ def _native(
     for part in parts(lowered, input_size, example):
         trunk = _trunk_that_begins_with(lowered, part.module)
         module = None if trunk is None else native(part.module, part.input_shape[1], trunk.stem)
-        if module is not None:
-            trunk.stem = _deferred(trunk.stem)
+        if trunk is not None and module is not None:
+            trunk.add_module('stem', _deferred(trunk.stem))
         else:
             module = native(part.module, part.input_shape[1])
         if module is not None:
@@ -127,7 +127,7 @@ def _native(
     return lower(lowered, input_size, example=example)
 
 
-def _trunk_that_begins_with(model: nn.Module, part: nn.Module) -> Optional[nn.Module]:
+def _trunk_that_begins_with(model: nn.Module, part: nn.Module) -> Union[CondenseNetTrunk, ShuffleNetTrunk, None]:
     """The trunk of our own whose stem feeds a part of it and nothing else."""
     for module in model.modules():
         if isinstance(module, (CondenseNetTrunk, ShuffleNetTrunk)):
@@ -138,8 +138,7 @@ def _trunk_that_begins_with(model: nn.Module, part: nn.Module) -> Optional[nn.Mo
 
 def _deferred(stem: nn.Module) -> nn.Module:
     """A stem that passes images on, because the stages' kernels compute it."""
-    conv = stem if isinstance(stem, nn.Conv2d) else stem.conv
-    return DeferredConv2d(conv)
+    return DeferredConv2d(next(module for module in stem.modules() if isinstance(module, nn.Conv2d)))
 
 
 def _within(
@@ -155,7 +154,7 @@ def _within(
     added = {
         site: with_forms(graph, {site: forms[site]})[0].parameters() - least for site in wanted if site not in asked
     }
-    for site in sorted(added, key=added.get, reverse=True):
+    for site in sorted(added, key=added.__getitem__, reverse=True):
         if excess > 0 and added[site] > 0:
             del forms[site]
             excess -= added[site]
@@ -193,7 +192,7 @@ def parts(
     inside: set[nn.Module] = set()
     for module, shapes in sorted(calls.items(), key=lambda item: len(names[item[0]])):
         chain = is_chain_of_stages(module)
-        if module in inside or chain and not (whole and all(len(calls[m]) == len(shapes) for m in module)):
+        if module in inside or chain and not (whole and all(len(calls[m]) == len(shapes) for m in module.children())):
             continue
         inside.update(module.modules())
         found.append(Part(names[module], module, max(shapes, key=prod)))

@@ -1,12 +1,15 @@
 """A graph as a PyTorch module: for eager use, ``torch.compile``, ``torch.export`` and every exporter behind them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
+from torch.types import Device
 
 from ..layers import ChannelGather, ChannelScatterSum, SqueezeExcite
-from .graph import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Opaque, Pointwise, ScatterSum
+from .graph import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Node, Opaque, Pointwise, ScatterSum
 
 
 class ChannelSlice(nn.Module):
@@ -127,7 +130,7 @@ class LoweredGraph(nn.Module):
         choices: form of every layer that offers several, filled in by :func:`cnv2_plugin.deploy.lower`.
     """
 
-    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32, device='cpu') -> None:
+    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32, device: Device = 'cpu') -> None:
         super().__init__()
         self.operations = nn.ModuleList()
         self.steps: list[tuple[int, ...]] = []
@@ -163,7 +166,7 @@ class LoweredGraph(nn.Module):
         return values[self.output]
 
 
-def _module(graph: Graph, node, dtype: torch.dtype, device) -> nn.Module:
+def _module(graph: Graph, node: Node, dtype: torch.dtype, device: Device) -> nn.Module:
     op = node.op
     if isinstance(op, (Pointwise, Opaque)):
         return op.module
@@ -180,8 +183,8 @@ def _module(graph: Graph, node, dtype: torch.dtype, device) -> nn.Module:
     return Sum() if isinstance(op, Add) else ConcatChannels()
 
 
-def _conv(op: Conv, dtype: torch.dtype, device) -> nn.Module:
-    made = dict(groups=op.groups, bias=op.bias is not None, device=device, dtype=dtype)
+def _conv(op: Conv, dtype: torch.dtype, device: Device) -> nn.Module:
+    made: dict[str, Any] = dict(groups=op.groups, bias=op.bias is not None, device=device, dtype=dtype)
     if op.plain:
         conv = skip_init(nn.Conv1d, op.in_channels, op.out_channels, 1, **made)
     else:
@@ -194,7 +197,7 @@ def _conv(op: Conv, dtype: torch.dtype, device) -> nn.Module:
     return PlainConv(conv) if op.plain else conv
 
 
-def _norm(op: Affine, dtype: torch.dtype, device) -> nn.Module:
+def _norm(op: Affine, dtype: torch.dtype, device: Device) -> nn.Module:
     norm = nn.BatchNorm2d(op.scale.numel(), eps=0.0, device=device, dtype=dtype)
     with torch.no_grad():
         norm.weight.copy_(op.scale)
@@ -202,7 +205,7 @@ def _norm(op: Affine, dtype: torch.dtype, device) -> nn.Module:
     return norm
 
 
-def _gather(index: Tensor, device) -> nn.Module:
+def _gather(index: Tensor, device: Device) -> nn.Module:
     start = int(index[0]) if index.numel() else 0
     if torch.equal(index, torch.arange(start, start + index.numel())):
         return ChannelSlice(start, start + index.numel())

@@ -10,7 +10,7 @@ from math import inf
 from typing import Optional
 
 from .forms import role
-from .graph import Affine, Gather, Graph, Node, Pointwise, ScatterSum
+from .graph import Affine, Conv, Gather, Graph, Node, Pointwise, ScatterSum
 from .rewrites import Rewrite, gather_by_conv, halve_permutation
 
 
@@ -123,13 +123,17 @@ def default_choices(graph: Graph, size: tuple[int, int], runtime: str = 'onnxrun
 
 
 def layer_of(graph: Graph, node: Node, size: tuple[int, int]) -> Layer:
-    """The figures of a site whose result has height and width ``size``."""
-    conv, outputs = node.op, graph.channels(node.id)
-    inputs = graph.channels(_gathered_from(graph, node))
-    if isinstance(node.op, ScatterSum):
-        conv = graph.source(node).op
-        inputs = conv.in_channels
-    return Layer(role(node, graph), inputs, outputs, conv.out_channels // conv.groups, *size)
+    """The figures of a site whose result has height and width ``size``.
+
+    Raises:
+        TypeError: the node is no site.
+    """
+    reactivates = isinstance(node.op, ScatterSum)
+    conv = graph.source(node).op if reactivates else node.op
+    if not isinstance(conv, Conv):
+        raise TypeError(f'{node.site} is no convolution, nor an index layer behind one.')
+    inputs = conv.in_channels if reactivates else graph.channels(_gathered_from(graph, node))
+    return Layer(role(node, graph), inputs, graph.channels(node.id), conv.out_channels // conv.groups, *size)
 
 
 def _gathered_from(graph: Graph, node: Node) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,15 @@ from ..checkpoints import atomic_path
 from ..models.condense import condense
 from .describe import describe
 from .forms import FORMS, role, with_forms
-from .graph import Graph
+from .graph import Graph, pair
 from .lower import Part, layer_name, parts
 from .onnx_graph import to_onnx
 from .table import default_choices, layer_of
 from .timing import Progress, interleave, onnx_session
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+    from onnx import ModelProto
 
 ROUNDS = 15
 MARGIN = 0.98
@@ -89,11 +93,14 @@ def tune(
 class _Search:
     """Coordinate descent over the forms of one part's layers."""
 
-    def __init__(self, graph: Graph, part: Part, runtime: str, measure, deadline: float, allowance: float, progress):
+    def __init__(
+        self, graph: Graph, part: Part, runtime: str, measure: Callable[[Mapping[str, Graph]], dict[str, float]],
+        deadline: float, allowance: float, progress: Optional[Progress],
+    ) -> None:  # fmt: skip
         self.graph, self.part, self.measure, self.deadline = graph, part, measure, deadline
         self.progress = progress or (lambda text: None)
         self.most = graph.parameters() + allowance
-        self.best = default_choices(graph, part.input_shape[2:], runtime)
+        self.best = default_choices(graph, pair(part.input_shape[2:]), runtime)
         self.kinds: dict[str, list[str]] = {}
         for node in graph.sites():
             self.kinds.setdefault(role(node, graph), []).append(node.site)
@@ -125,7 +132,7 @@ class _Search:
         if len(candidates) == 1:
             return
         times = self.measure(candidates)
-        fastest = min(times, key=times.get)
+        fastest = min(times, key=times.__getitem__)
         if fastest and times[fastest] < MARGIN * times['']:
             times = self.measure({name: candidates[name] for name in ('', fastest)})
         if fastest and times[fastest] < MARGIN * times['']:
@@ -141,12 +148,12 @@ def _measure(candidates: Mapping[str, Graph], shape: tuple[int, ...], runtime: s
     return {name: timing.min / 1e3 for name, timing in interleave(runners, ROUNDS, warmup=2).items()}
 
 
-def _onnxruntime(proto, images, threads: int) -> Callable[[], object]:
+def _onnxruntime(proto: 'ModelProto', images: 'ndarray', threads: int) -> Callable[[], object]:
     session = onnx_session(proto.SerializeToString(), threads)
     return lambda: session.run(None, {'input': images})
 
 
-def _openvino(proto, images, threads: int) -> Callable[[], object]:
+def _openvino(proto: 'ModelProto', images: 'ndarray', threads: int) -> Callable[[], object]:
     import openvino
 
     core = openvino.Core()

@@ -25,10 +25,12 @@ def native(module: nn.Module, channels: int, stem: Optional[nn.Module] = None) -
     """
     try:
         stages = list(module) if isinstance(module, nn.Sequential) else [module]
-        if all(isinstance(stage, DenseStage) for stage in stages):
-            return dense_stages(stages, channels, stem)
-        if all(isinstance(stage, ShuffleStage) for stage in stages):
-            return shuffle_stages(stages, channels, stem)
+        dense = [stage for stage in stages if isinstance(stage, DenseStage)]
+        if len(dense) == len(stages):
+            return dense_stages(dense, channels, stem)
+        shuffled = [stage for stage in stages if isinstance(stage, ShuffleStage)]
+        if len(shuffled) == len(stages):
+            return shuffle_stages(shuffled, channels, stem)
         if len(stages) == 1 and isinstance(module, GroupSparseConv2d) and stem is None:
             return single_layer(module)
     except UnsupportedError:

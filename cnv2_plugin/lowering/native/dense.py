@@ -1,6 +1,7 @@
 """Stages of CondenseNet and CondenseNetV2 as one plan."""
 
-from typing import Optional
+from collections.abc import Iterable
+from typing import Optional, cast
 
 import torch
 from torch import nn
@@ -13,7 +14,9 @@ from .module import NativeStages
 from .stem import HIDDEN_SLOT, stem_conv
 
 
-def dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Conv2d]) -> NativeStages:
+def dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Module]) -> NativeStages:
+    if stem is not None and not isinstance(stem, nn.Conv2d):
+        raise UnsupportedError
     plan = Plan(channels if stem is None else stem.in_channels, stages[-1].out_channels)
     halvings, features = [], -1
     if stem is not None:
@@ -22,7 +25,7 @@ def dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Conv
         halvings += [1] * (stem.stride != (1, 1))
     for i, stage in enumerate(stages):
         pooled = not isinstance(stage.pool, nn.Identity)
-        if pooled and (stage.pool.kernel_size, stage.pool.stride) != (2, 2):
+        if pooled and not _halves(stage.pool):
             raise UnsupportedError
         before, features = features, plan.add_map(stage.out_channels, i % 2)
         if i == 0 and stem is not None:
@@ -34,12 +37,17 @@ def dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Conv
         else:
             raise UnsupportedError
         halvings += [0] * pooled
-        widest = max((layer.conv_1.out_channels for layer in stage.layers), default=1)
+        layers = list(cast(Iterable[DenseLayer], stage.layers))
+        widest = max((layer.conv_1.out_channels for layer in layers), default=1)
         hidden = plan.add_map(widest, HIDDEN_SLOT, padded=True)
-        for layer in stage.layers:
+        for layer in layers:
             channels = _dense_layer(plan, layer, features, hidden, channels)
     plan.store(features, range(channels))
     return NativeStages(plan, halvings)
+
+
+def _halves(pool: nn.Module) -> bool:
+    return isinstance(pool, nn.AvgPool2d) and (pool.kernel_size, pool.stride) == (2, 2)
 
 
 def _dense_layer(plan: Plan, layer: DenseLayer, features: int, hidden: int, channels: int) -> int:
@@ -54,12 +62,12 @@ def _dense_layer(plan: Plan, layer: DenseLayer, features: int, hidden: int, chan
     index = torch.arange(width).view(conv.groups, -1)
     target = torch.arange(channels, channels + growth).view(conv.groups, -1)
     plan.spatial(hidden, features, weight, index, target)
-    excites = type(layer.se) is SqueezeExcite
-    if not excites and not isinstance(layer.se, nn.Identity):
+    se = layer.se if isinstance(layer.se, SqueezeExcite) else None
+    if type(layer.se) is not SqueezeExcite and not isinstance(layer.se, nn.Identity):
         raise UnsupportedError
-    plan.in_bands(first, 1 if excites or layer.sfr is None else 2)
-    if excites:
-        plan.excite(features, channels, layer.se.fc1.weight, layer.se.fc2.weight)
+    plan.in_bands(first, 1 if se is not None or layer.sfr is None else 2)
+    if se is not None:
+        plan.excite(features, channels, se.fc1.weight, se.fc2.weight)
     if layer.sfr is not None:
         reactivation(plan, layer.sfr, features, features, channels)
     return channels + growth

@@ -42,16 +42,16 @@ def _bare_group_sparse(plan: Plan, layer: GroupSparseConv2d, src: int, dst: int)
         bias = None if conv.bias is None else conv.bias.detach().double().view(conv.groups, -1)
         plan.select(src, dst, weight, index.view(conv.groups, -1), target, bias)
         return
-    if not isinstance(layer.scatter, ChannelScatterSum):
-        raise UnsupportedError
+    rows = rows_of(layer)
     plan.zero(dst)
     index = torch.arange(conv.in_channels).view(-1, conv.groups).t()
-    plan.select(src, dst, weight, index, layer.scatter.index.view(conv.groups, -1), accumulate=True)
+    plan.select(src, dst, weight, index, rows.view(conv.groups, -1), accumulate=True)
 
 
 def learned_group_conv(
-    plan: Plan, layer: LearnedGroupConv, src: int, dst: int, norm: nn.Module = None, act: nn.Module = None
-) -> list[int]:
+    plan: Plan, layer: LearnedGroupConv, src: int, dst: int, norm: Optional[nn.Module] = None,
+    act: Optional[nn.Module] = None,
+) -> list[int]:  # fmt: skip
     """BN, activation and 1x1 group convolution; a normalisation behind it goes into the weights."""
     conv = layer.conv
     groups = conv.groups
@@ -64,21 +64,28 @@ def learned_group_conv(
         weight = weight * scale[..., None]
         bias = shift if bias is None else bias * scale + shift
     index = layer.gather.index if isinstance(layer.gather, ChannelGather) else torch.arange(conv.in_channels)
-    affine, act_in = norm_act(layer.norm, layer.act)
-    affine = tuple(part.view(groups, -1) for part in affine)
+    (scale_in, shift_in), act_in = norm_act(layer.norm, layer.act)
+    affine = scale_in.view(groups, -1), shift_in.view(groups, -1)
     return plan.select(src, dst, weight, index.view(groups, -1), target, bias, affine, act_in, act_number(act))
 
 
 def reactivation(plan: Plan, layer: SparseFeatureReactivation, src: int, dst: int, first: int = 0) -> None:
     """BN, activation and 1x1 group convolution of the channels from ``first`` on, added to the kept channels."""
-    conv, rows = layer.conv, layer.scatter.index
+    conv, rows = layer.conv, rows_of(layer)
     index = torch.arange(conv.in_channels).view(-1, conv.groups).t()
-    affine, act_in = norm_act(layer.norm, layer.act)
+    (scale, shift), act_in = norm_act(layer.norm, layer.act)
     weight = conv.weight.detach().double().view(conv.groups, -1, conv.weight.size(1))
     plan.select(
-        src, dst, weight, first + index, rows.view(conv.groups, -1), None, tuple(part[index] for part in affine),
-        act_in, accumulate=True,
+        src, dst, weight, first + index, rows.view(conv.groups, -1), None, (scale[index], shift[index]), act_in,
+        accumulate=True,
     )  # fmt: skip
+
+
+def rows_of(layer: GroupSparseConv2d) -> Tensor:
+    """The channel that every row of a reactivation is added to."""
+    if not isinstance(layer.scatter, ChannelScatterSum):
+        raise UnsupportedError
+    return layer.scatter.index
 
 
 def norm_act(norm: nn.Module, act: nn.Module) -> tuple[Affine, int]:
@@ -86,7 +93,7 @@ def norm_act(norm: nn.Module, act: nn.Module) -> tuple[Affine, int]:
 
 
 def affine_of(norm: nn.Module) -> Affine:
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
         raise UnsupportedError
     scale = (norm.running_var.detach().double() + norm.eps).rsqrt()
     if norm.weight is not None:

@@ -31,6 +31,9 @@ class NativeStages(nn.Module):
         halvings: rounding of every halving of height and width: 0 down, 1 up.
     """
 
+    weights: Tensor
+    plan: Tensor
+
     def __init__(self, plan: Plan, halvings: list[int]) -> None:
         super().__init__()
         self.register_buffer('weights', plan.weights())

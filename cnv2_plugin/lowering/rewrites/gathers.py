@@ -77,7 +77,7 @@ def gather_once(graph: Graph, node: Node) -> Optional[int]:
         return None
     index = above.op.index
     once, copies = index.unique(return_inverse=True)
-    passes = sum(1 if isinstance(n.op, Affine) or isinstance(n.op.module, nn.ReLU) else 2 for n in chain)
+    passes = sum(2 if isinstance(n.op, Pointwise) and not isinstance(n.op.module, nn.ReLU) else 1 for n in chain)
     if passes * (index.numel() - once.numel()) <= once.numel():
         return None
     first = torch.empty_like(once)

@@ -11,18 +11,20 @@ from ..graph import Add, Concat, Conv, Gather, Graph, Node, ScatterSum
 
 def scatter_dense(graph: Graph, node: Node) -> Optional[int]:
     """Sum the rows of the group convolution in its weight: one dense 1x1 convolution, zeros filled in."""
-    conv, value = _rows_of(graph, node)
-    if conv is None:
+    found = _rows_of(graph, node)
+    if found is None:
         return None
-    return graph.add(replace(conv, weight=_summed(conv, node.op), groups=1), value)
+    conv, scatter, value = found
+    return graph.add(replace(conv, weight=_summed(conv, scatter), groups=1), value)
 
 
 def scatter_levels(graph: Graph, node: Node) -> Optional[int]:
     """One gather for each row that the most-updated channel sums, with a row of zeros for the channels without one."""
-    conv, value = _rows_of(graph, node)
-    if conv is None:
+    found = _rows_of(graph, node)
+    if found is None:
         return None
-    index, channels = node.op.index, node.op.channels
+    conv, scatter, value = found
+    index, channels = scatter.index, scatter.channels
     rows = conv.out_channels // conv.groups
     padded = torch.cat((conv.grouped(), torch.zeros_like(conv.grouped()[:, :1])), 1).flatten(0, 1)
     value = graph.add(replace(conv, weight=padded), value)
@@ -44,10 +46,11 @@ def scatter_split(graph: Graph, node: Node) -> Optional[int]:
     Both get rows of zeros where they are needed: to make the groups equally large, and one for the channels that
     nothing updates.
     """
-    conv, value = _rows_of(graph, node)
-    if conv is None or conv.groups == 1:
+    found = _rows_of(graph, node)
+    if found is None or found[0].groups == 1:
         return None
-    index, channels = node.op.index, node.op.channels
+    conv, scatter, value = found
+    index, channels = scatter.index, scatter.channels
     multiplicity = torch.bincount(index, minlength=channels)
     several = (multiplicity > 1).nonzero().flatten()
     group_of_row = torch.arange(conv.out_channels) // (conv.out_channels // conv.groups)
@@ -71,7 +74,7 @@ def scatter_split(graph: Graph, node: Node) -> Optional[int]:
         if not bool(taken.all()):
             place[multiplicity == 0] = int((~taken).nonzero()[0])
     if several.numel():
-        weight = _summed(conv, node.op)[several]
+        weight = _summed(conv, scatter)[several]
         place[several] = offset + torch.arange(several.numel())
         if bool((place < 0).any()):
             weight = torch.cat((weight, torch.zeros_like(weight[:1])))
@@ -81,12 +84,14 @@ def scatter_split(graph: Graph, node: Node) -> Optional[int]:
     return graph.add(Gather(place), rows)
 
 
-def _rows_of(graph: Graph, node: Node) -> tuple[Optional[Conv], int]:
-    """The convolution under an index layer and the value it reads; None where the pattern is another."""
-    source = graph.source(node) if isinstance(node.op, ScatterSum) else None
-    if source is None or not isinstance(source.op, Conv) or source.op.bias is not None:
-        return None, 0
-    return source.op, source.inputs[0]
+def _rows_of(graph: Graph, node: Node) -> Optional[tuple[Conv, ScatterSum, int]]:
+    """The convolution under an index layer, that layer and the value read; None where the pattern is another."""
+    if not isinstance(node.op, ScatterSum):
+        return None
+    source = graph.source(node)
+    if not isinstance(source.op, Conv) or source.op.bias is not None:
+        return None
+    return source.op, node.op, source.inputs[0]
 
 
 def _summed(conv: Conv, scatter: ScatterSum) -> Tensor:
