@@ -102,7 +102,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['cnv2_plugin', 'cnv2_plugin.*']),
-    package_data={'cnv2_plugin': ['**/*.json', '**/*.html', 'kernels/csrc/*']},
+    package_data={'cnv2_plugin': ['py.typed', '**/*.json', '**/*.html', 'kernels/csrc/*']},
     ext_modules=[Extension('cnv2_plugin.kernels._native', list(sources()))] if compiler() else [],
     cmdclass={'build_ext': BuildKernels, 'bdist_wheel': PlatformWheel},
     python_requires='>=3.10',

@@ -20,6 +20,7 @@ install_package timm,openmmlab,deploy,analysis,dev
 say "Style"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 export OMP_NUM_THREADS=1  # two test processes share the cores
 say "Fast tests"
 "$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
