@@ -101,7 +101,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         return self.scatter(self._convolve(self.gather(x)))
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if self.form is None:
+        if self.deploy or self.form is None:
             return self.conv(x)
         return self.form(x, self.conv.weight, self.conv.bias, self.conv.stride, self.mask, self.kept)
 
