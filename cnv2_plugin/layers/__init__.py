@@ -1,4 +1,8 @@
-"""The layers of the papers in plain PyTorch, each with a training form and an exact group-convolution form."""
+"""The layers of the papers in plain PyTorch, each with a training form and an exact group-convolution form.
+
+Begin with :mod:`.reactivation`, the two equations. Both layers are a :class:`.sparse.GroupSparseConv2d`, which has one
+form at a time: :mod:`.masked` (and how it is pruned), :mod:`.packed` or :mod:`.condensed`.
+"""
 
 from .checks import UnfinishedPruningError
 from .memory_format import SpatialGroupConv2d

@@ -41,7 +41,7 @@ class MaskedForm(nn.Module):
         return F.conv2d(x, self.weight(weight, mask, kept), bias, stride)
 
     def weight(self, weight: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
-        """The weight ``(O, I, 1, 1)`` with pruned entries zero; gradients reach surviving weights only.
+        """The weight times the mask, ``(O, I, 1, 1)``; gradients reach surviving weights only.
 
         All members of a unit share one bit, so ``1 / G`` of the bits of a row or column are read.
         """

@@ -1,7 +1,13 @@
-"""The two pre-activation layers of the papers: learned group convolution and sparse feature reactivation.
+"""The two pre-activation layers of the papers: learned group convolution (LGC), sparse feature reactivation (SFR).
 
-Both are BN -> activation -> masked 1x1 convolution. LGC chooses which old features a new layer reads, SFR which
-old features a new layer updates.
+Both are a 1x1 convolution whose weight ``W`` is multiplied by a mask ``M`` of zeros and ones, ``(O, I, 1, 1)``::
+
+    y = conv1x1(act(BN(x)), W * M)
+
+LGC chooses which old features a new layer reads: all outputs of a group ``o mod G`` have the same inputs, so
+``M[o, i]`` depends on ``(o mod G, i)``. SFR chooses which old features a new layer updates: all inputs of a group
+``i mod G`` have the same outputs, so ``M[o, i]`` depends on ``(o, i mod G)``. How pruning empties ``M`` stands in
+:mod:`.masked`.
 """
 
 from collections.abc import Callable
@@ -20,7 +26,10 @@ ActLayer = Callable[[], nn.Module]
 
 
 class _PreActivation(GroupSparseConv2d):
-    """BN -> activation -> dropout in front of the masked convolution; the views say which side is grouped."""
+    """BN -> activation -> dropout in front of the masked convolution; the views say which side is grouped.
+
+    ``gather`` and ``scatter``, made by the base, are identities until the layer is condensed.
+    """
 
     grouped_side: ClassVar[Literal['outputs', 'inputs']]
 
@@ -82,7 +91,7 @@ class LearnedGroupConv(_PreActivation):
     grouped_side = 'outputs'
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, I, H, W)`` to ``(N, O, H, W)``."""
+        """Map ``(N, I, H, W)`` to ``(N, O, H, W)``: ``conv1x1(act(BN(x)), W * M)``."""
         return self.scatter(self._convolve(self.drop(self.act(self.norm(self.gather(x))))))
 
     def _prepare_deploy(self, kept: Tensor) -> None:
@@ -120,5 +129,5 @@ class SparseFeatureReactivation(_PreActivation):
     grouped_side = 'inputs'
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map new features ``(N, I, H, W)`` to the update ``(N, O, H, W)`` of the old ones."""
+        """Map new features ``(N, I, H, W)`` to the update ``(N, O, H, W)``: ``conv1x1(act(BN(x)), W * M)``."""
         return self.scatter(self._convolve(self.gather(self.drop(self.act(self.norm(x))))))

@@ -1,4 +1,7 @@
-"""The trunk of CondenseNet and CondenseNetV2: stem, dense stages, last normalisation."""
+"""The trunk of CondenseNet and CondenseNetV2: stem, dense stages, last normalisation.
+
+The papers' two layers meet in :class:`DenseLayer`; what each of them computes stands in ``layers/reactivation.py``.
+"""
 
 from functools import partial
 from typing import Any, Optional
@@ -16,6 +19,13 @@ from .base import DeployMixin, init_weights
 
 class DenseLayer(nn.Module):
     """One dense layer (CondenseNetV2, section 3.3): reads all features, adds ``k`` new ones, updates the old ones.
+
+    From the old features ``x`` come the new ones ``f`` and the result ``y``::
+
+        f = SE(conv3x3(act(BN(LGC(x)))))    # LGC, learned group convolution: conv_1
+        y = concat(x + SFR(f), f)           # SFR, sparse feature reactivation: sfr
+
+    Without SE (early stages) ``se`` is the identity; without SFR (CondenseNet) ``y = concat(x, f)``.
 
     Args:
         in_channels: features so far, ``c``.
