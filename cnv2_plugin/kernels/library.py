@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from onnxruntime import SessionOptions
 
 FILE = Path(__file__).with_name('_native.so')
-VERSION = 1
+VERSION = 2
 
 
 class KernelsMissingError(RuntimeError):

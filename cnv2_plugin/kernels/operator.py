@@ -5,6 +5,8 @@ from torch import Tensor
 
 from .library import run
 
+TO_ONE_PIXEL = 2
+
 
 @torch.library.custom_op('cnv2_plugin::native_stages', mutates_args=(), device_types='cpu')
 def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor:
@@ -14,7 +16,8 @@ def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int
         images: float32 ``(N, C, H, W)``.
         weights: float32, as :meth:`.plan.Plan.weights` gives them.
         plan: int32, as :meth:`.plan.Plan.words` gives it.
-        shape: channels of the result, then for every halving of height and width 0 if it rounds down, 1 if up.
+        shape: channels of the result, then how height and width change: 0 for halves rounded down, 1 for halves
+            rounded up, 2 for one pixel.
 
     Raises:
         ValueError: a tensor has another type, or the plan does not fit the images.
@@ -35,10 +38,10 @@ def _(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor
 
 
 def _result_shape(images: Tensor, shape: list[int]) -> tuple:
-    channels, *halvings = shape
+    channels, *changes = shape
     height, width = images.shape[2:]
-    for up in halvings:
-        height, width = (height + up) // 2, (width + up) // 2
+    for change in changes:
+        height, width = (1, 1) if change == TO_ONE_PIXEL else ((height + change) // 2, (width + change) // 2)
     return images.size(0), channels, height, width
 
 

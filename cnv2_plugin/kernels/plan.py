@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 MAGIC = 0x434E5632
-LOAD, POOL, ZERO, SELECT, SPATIAL, EXCITE, SPLIT, MAXIMUM, STORE = range(9)
+LOAD, POOL, ZERO, SELECT, SPATIAL, EXCITE, SPLIT, MAXIMUM, STORE, AVERAGE, LINEAR = range(11)
 PLAIN, POOLED, SPLITTED = range(3)
 ACCUMULATE, BIAS, AFFINE = 1, 2, 4
 ACTIVATIONS = ('Identity', 'ReLU', 'ReLU6', 'Hardswish')
@@ -146,6 +146,24 @@ class Plan:
         """
         self._add(EXCITE, map_, first, squeeze.size(1), squeeze.size(0), self._store(squeeze.t()),
                   self._store(excite.t()))  # fmt: skip
+
+    def average(self, src: int, dst: int) -> None:
+        """The mean of all pixels."""
+        self._add(AVERAGE, src, dst)
+
+    def linear(self, src: int, dst: int, weight: Tensor, bias: Optional[Tensor] = None, act_out: int = 0) -> None:
+        """A linear layer between maps of one pixel.
+
+        Args:
+            src: map read.
+            dst: map written.
+            weight: ``(rows, inputs)``.
+            bias: ``(rows,)``.
+            act_out: activation of the results.
+        """
+        rows, inputs = weight.shape
+        self._add(LINEAR, src, dst, inputs, rows, act_out, BIAS * (bias is not None), self._store(weight),
+                  -1 if bias is None else self._store(bias))  # fmt: skip
 
     def store(
         self, src: int, index: Sequence[int], affine: Optional[tuple[Tensor, Tensor]] = None, act: int = 0

@@ -18,8 +18,8 @@ from ..models.condense import condense
 from .describe import describe
 from .forms import FORMS, role, with_forms
 from .graph import Graph, pair
-from .lower import Part, layer_name, parts
 from .onnx_graph import to_onnx
+from .parts import Part, layer_name, parts
 from .table import default_choices, layer_of
 from .timing import Progress, interleave, onnx_session
 

@@ -100,6 +100,34 @@ def test_layers_by_themselves(seed, height, width):
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1e-3)
 
 
+@pytest.mark.parametrize('threads', [1, 2])
+@pytest.mark.parametrize('size', [(32, 32), (53, 37)])
+def test_the_head_runs_in_an_operator_of_its_own(threads, size):
+    model = finished('condensenetv2', arch=dict(TINY, head_width=21), num_classes=5)
+    form, x, before = native_form(model, (3, *size)), torch.randn(3, 3, *size), torch.get_num_threads()
+    assert isinstance(form.global_pool.pool, NativeStages) and isinstance(form.norm, nn.Identity)
+    torch.set_num_threads(threads)
+    try:
+        assert differs(form, model, x) < 1e-5
+        with torch.no_grad():
+            features = model.forward_features(x)
+            assert relative_difference(form.forward_features(x), features) < 1e-5
+            hidden = model.forward_head(features, pre_logits=True)
+            assert relative_difference(form.forward_head(features, pre_logits=True), hidden) < 1e-5
+            assert form(x[:0]).shape == (0, 5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('options', [dict(global_pool='max'), dict(num_classes=0, global_pool='')])
+def test_other_heads_stay_as_they_are(options):
+    model = finished('condensenetv2', arch=dict(TINY, head_width=21), **{'num_classes': 5, **options})
+    form = native_form(model, (3, 32, 32))
+    assert isinstance(form.stages, NativeStages)
+    assert not any(isinstance(module, NativeStages) for module in form.global_pool.modules())
+    assert differs(form, model, torch.randn(2, 3, 32, 32)) < 1e-5
+
+
 def test_trunks_that_give_every_stage():
     model = finished('condensenetv2_a', features_only=True)
     form = native_form(model, (3, 64, 96))
@@ -205,13 +233,14 @@ def test_images_that_do_not_fit_are_refused(images, message):
 @given(st.data())
 def test_a_damaged_plan_is_refused_or_harmless(data):
     """Any words may stand anywhere: the kernels never touch memory that is not theirs (see the sanitizer builds)."""
-    form = DAMAGED if data.draw(st.booleans()) else SHUFFLED
+    form = data.draw(st.sampled_from([DAMAGED, SHUFFLED, HEAD]))
+    images = torch.ones(1, int(form.plan[1]), 6, 5)
     plan = form.plan.clone()
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, plan.numel() - 1))
         plan[place] = data.draw(st.one_of(st.integers(-3, 70), st.integers(-(2**31), 2**31 - 1)))
     try:
-        result = native_stages(torch.ones(1, 16, 6, 5), form.weights, plan, form.shape)
+        result = native_stages(images, form.weights, plan, form.shape)
     except ValueError:
         return
     assert result.shape[0] == 1
@@ -228,6 +257,7 @@ def _shuffled() -> NativeStages:
 
 
 SHUFFLED = _shuffled()
+HEAD = native_form(finished('condensenetv2', arch=dict(TINY, head_width=21)), (3, 32, 32)).global_pool.pool
 
 
 def test_layers_that_the_kernels_do_not_know_stay_in_standard_operators():

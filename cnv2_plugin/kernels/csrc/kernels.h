@@ -79,6 +79,20 @@ struct Excite {
     float* scratch;                      // channels + hidden floats
 };
 
+// The mean over every plane; dst has one position.
+struct Average {
+    Planes src, dst;
+    Geometry size;
+};
+
+// A linear layer from a vector to maps of one position.
+struct Linear {
+    const float* x;                      // inputs
+    Planes dst;
+    int32_t inputs, act_out;
+    const float *weight, *bias;          // [rows][inputs], [rows] or null
+};
+
 // Selected channels, normalised and activated, as contiguous (C, H, W).
 struct Store {
     Planes src;
@@ -98,6 +112,8 @@ struct Kernels {
     void (*maximum)(const Maximum&, int64_t begin, int64_t end);                 // channels
     void (*pool)(const Pool&, int64_t begin, int64_t end);                       // channels
     void (*excite)(const Excite&);
+    void (*average)(const Average&, int64_t begin, int64_t end);                 // channels
+    void (*linear)(const Linear&, int64_t begin, int64_t end);                   // rows
     void (*store)(const Store&, int64_t begin, int64_t end);                     // channels
 };
 

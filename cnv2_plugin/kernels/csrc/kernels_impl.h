@@ -410,6 +410,55 @@ void excite(const Excite& s) {
     }
 }
 
+// One channel's sum waits for each addition, so several channels are summed side by side.
+template <int kChannels>
+void average_channels(const Average& s, int64_t first) {
+    const float* in[kChannels];
+    float sum[kChannels] = {};
+    for (int c = 0; c < kChannels; ++c) in[c] = s.src.at(first + c);
+    for (int64_t y = 0; y < s.size.height; ++y)
+        for (int64_t x = 0, p = y * s.size.row(); x < s.size.width; ++x, ++p)
+#pragma GCC unroll 8
+            for (int c = 0; c < kChannels; ++c) sum[c] += in[c][p];
+    for (int c = 0; c < kChannels; ++c) {
+        float* out = s.dst.at(first + c);
+        out[0] = sum[c] / float(s.size.height * s.size.width);
+        out[1] = 0;
+    }
+}
+
+void average(const Average& s, int64_t begin, int64_t end) {
+    int64_t c = begin;
+    for (; c + 8 <= end; c += 8) average_channels<8>(s, c);
+    for (; c < end; ++c) average_channels<1>(s, c);
+}
+
+template <int R>
+void linear_rows(const Linear& s, int64_t first) {
+    const float* w = s.weight + first * s.inputs;
+    Vec sums[R] = {};
+    int k = 0;
+    for (; k + N <= s.inputs; k += N) {
+        Vec x = load(s.x + k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sums[r] += x * load(w + int64_t(r) * s.inputs + k);
+    }
+    for (int r = 0; r < R; ++r) {
+        float sum = s.bias ? s.bias[first + r] : 0;
+        for (int lane = 0; lane < N; ++lane) sum += sums[r][lane];
+        for (int rest = k; rest < s.inputs; ++rest) sum += s.x[rest] * w[int64_t(r) * s.inputs + rest];
+        float* out = s.dst.at(first + r);
+        out[0] = activate(sum, s.act_out);
+        out[1] = 0;
+    }
+}
+
+void linear(const Linear& s, int64_t begin, int64_t end) {
+    int64_t r = begin;
+    for (; r + 8 <= end; r += 8) linear_rows<8>(s, r);
+    for (; r < end; ++r) linear_rows<1>(s, r);
+}
+
 void store_rows(const Store& s, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
         const float* in = s.src.at(s.index[c]);
@@ -427,6 +476,6 @@ void store_rows(const Store& s, int64_t begin, int64_t end) {
 
 }  // namespace
 
-extern const Kernels CNV2_TABLE = {CNV2_NAME, N, select, spatial, split, maximum, pool, excite, store_rows};
+extern const Kernels CNV2_TABLE = {CNV2_NAME, N, select, spatial, split, maximum, pool, excite, average, linear, store_rows};
 
 }  // namespace cnv2

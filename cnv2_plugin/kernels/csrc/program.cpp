@@ -12,6 +12,8 @@
 //   split       src, dst
 //   maximum     src, dst
 //   store       src, act, flags, affine, index [output channels]
+//   average     src, dst
+//   linear      src, dst, inputs, rows, act_out, flags, weight, bias
 // weight, bias, affine, squeeze and excite are offsets into the weights; affine is all scales, then all shifts.
 #include "program.h"
 
@@ -30,7 +32,7 @@ constexpr int32_t kMagic = 0x434e5632;
 constexpr int64_t kMostFloats = int64_t(1) << 33;
 constexpr int64_t kBandFloats = 48000;
 
-enum Operation : int32_t { kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kSplit, kMaximum, kStore, kOperations };
+enum Operation : int32_t { kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kSplit, kMaximum, kStore, kAverage, kLinear, kOperations };
 enum Loading : int32_t { kPlain, kPooled, kSplitted };
 enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4 };
 
@@ -50,6 +52,9 @@ struct Instruction {
     Spatial spatial{};
     Excite excite{};
     Store store{};
+    Average average{};
+    Linear linear{};
+    int32_t rows = 0;                     // of a linear layer
 };
 
 struct Program {
@@ -57,7 +62,7 @@ struct Program {
     std::vector<Instruction> instructions;
     std::vector<int64_t> slots;           // floats
     OutputShape output{0, 0, 0};
-    int64_t scratch = 0, excite_scratch = 0;
+    int64_t scratch = 0, vector_scratch = 0;
 };
 
 int64_t round_up(int64_t value) { return (value + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
@@ -156,6 +161,8 @@ class Parser {
             case kExcite: excite(made); break;
             case kSplit: split(made); break;
             case kMaximum: maximum(made); break;
+            case kAverage: average(made); break;
+            case kLinear: linear(made); break;
             default: store(made);
         }
         if (read_.position() - start != words) refuse("the length of an instruction is not that of its words");
@@ -264,7 +271,35 @@ class Parser {
         s.squeeze = read_.floats("weights of a squeeze", int64_t(s.channels) * s.hidden);
         s.excite = read_.floats("weights of an excitation", int64_t(s.channels) * s.hidden);
         s.size = map(made.src).size;
-        program_.excite_scratch = std::max<int64_t>(program_.excite_scratch, s.channels + s.hidden);
+        program_.vector_scratch = std::max<int64_t>(program_.vector_scratch, s.channels + s.hidden);
+    }
+
+    void average(Instruction& made) {
+        Average& s = made.average;
+        made.src = source();
+        made.dst = map_index();
+        if (made.src == made.dst || map(made.dst).channels > map(made.src).channels)
+            refuse("a mean does not fit its target");
+        s.size = map(made.src).size;
+        made.first = begin(made.dst, {1, 1});
+        still_written(made.src);
+    }
+
+    void linear(Instruction& made) {
+        Linear& s = made.linear;
+        made.src = source();
+        made.dst = map_index();
+        s.inputs = read_.next("inputs of a linear layer", 1, map(made.src).channels);
+        made.rows = read_.next("rows of a linear layer", 1, map(made.dst).channels);
+        s.act_out = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, 7);
+        s.weight = read_.floats("weights of a linear layer", int64_t(s.inputs) * made.rows);
+        s.bias = optional(flags & kBias, "biases", made.rows);
+        if (made.src == made.dst || map(made.src).size.positions() != Geometry{1, 1}.positions())
+            refuse("a linear layer reads a map of one pixel and writes another");
+        made.first = begin(made.dst, {1, 1});
+        still_written(made.src);
+        program_.vector_scratch = std::max<int64_t>(program_.vector_scratch, s.inputs);
     }
 
     void store(Instruction& made) {
@@ -422,8 +457,8 @@ class Runner {
         }
         scratch_ = total;
         total += threads * round_up(program.scratch);
-        excite_ = total;
-        total += round_up(program.excite_scratch);
+        vector_ = total;
+        total += round_up(program.vector_scratch);
         memory_ = workspaces().take(std::max<int64_t>(total, 1));
     }
     ~Runner() { workspaces().give_back(std::move(memory_)); }
@@ -500,8 +535,26 @@ class Runner {
             case kExcite: {
                 Excite excite = it.excite;
                 excite.map = planes(it.src);
-                excite.scratch = data() + excite_;
+                excite.scratch = data() + vector_;
                 kernels().excite(excite);
+                break;
+            }
+            case kAverage: {
+                Average average = it.average;
+                average.src = planes(it.src);
+                average.dst = planes(it.dst);
+                over(executor, program_.maps[it.dst].channels, 8,
+                     [&](int64_t b, int64_t e, int64_t) { kernels().average(average, b, e); });
+                break;
+            }
+            case kLinear: {
+                Linear linear = it.linear;
+                Planes from = planes(it.src);
+                float* x = data() + vector_;
+                for (int32_t c = 0; c < linear.inputs; ++c) x[c] = *from.at(c);
+                linear.x = x;
+                linear.dst = planes(it.dst);
+                over(executor, it.rows, 8, [&](int64_t b, int64_t e, int64_t) { kernels().linear(linear, b, e); });
                 break;
             }
             default: {
@@ -585,7 +638,7 @@ class Runner {
 
   private:
     const Program& program_;
-    int64_t threads_, scratch_ = 0, excite_ = 0;
+    int64_t threads_, scratch_ = 0, vector_ = 0;
     std::vector<int64_t> starts_;
     Workspaces::Entry memory_;
 };

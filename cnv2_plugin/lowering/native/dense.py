@@ -9,20 +9,27 @@ from torch import nn
 from ...kernels.plan import MOST_SPATIAL_INPUTS, PLAIN, POOLED, Plan
 from ...layers.squeeze_excite import SqueezeExcite
 from ...models.condensenet import DenseLayer, DenseStage
-from .layers import UnsupportedError, learned_group_conv, reactivation
+from .layers import UnsupportedError, learned_group_conv, norm_act, reactivation
 from .module import NativeStages
 from .stem import HIDDEN_SLOT, stem_conv
 
 
-def dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Module]) -> NativeStages:
+def dense_stages(
+    stages: list[DenseStage], channels: int, stem: Optional[nn.Module], final: Optional[nn.Sequential]
+) -> NativeStages:
+    """Stages with the stem in front and the last normalisation behind, where given.
+
+    Raises:
+        UnsupportedError: something in them is not what the kernels compute.
+    """
     if stem is not None and not isinstance(stem, nn.Conv2d):
         raise UnsupportedError
     plan = Plan(channels if stem is None else stem.in_channels, stages[-1].out_channels)
-    halvings, features = [], -1
+    changes, features = [], -1
     if stem is not None:
         if not isinstance(stages[0].pool, nn.Identity) or stem.bias is not None:
             raise UnsupportedError
-        halvings += [1] * (stem.stride != (1, 1))
+        changes += [1] * (stem.stride != (1, 1))
     for i, stage in enumerate(stages):
         pooled = not isinstance(stage.pool, nn.Identity)
         if pooled and not _halves(stage.pool):
@@ -36,14 +43,15 @@ def dense_stages(stages: list[DenseStage], channels: int, stem: Optional[nn.Modu
             plan.pool(before, features)
         else:
             raise UnsupportedError
-        halvings += [0] * pooled
+        changes += [0] * pooled
         layers = list(cast(Iterable[DenseLayer], stage.layers))
         widest = max((layer.conv_1.out_channels for layer in layers), default=1)
         hidden = plan.add_map(widest, HIDDEN_SLOT, padded=True)
         for layer in layers:
             channels = _dense_layer(plan, layer, features, hidden, channels)
-    plan.store(features, range(channels))
-    return NativeStages(plan, halvings)
+    affine, act = (None, 0) if final is None else norm_act(*final)
+    plan.store(features, range(channels), affine, act)
+    return NativeStages(plan, changes)
 
 
 def _halves(pool: nn.Module) -> bool:

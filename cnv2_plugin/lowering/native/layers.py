@@ -17,6 +17,11 @@ class UnsupportedError(Exception):
 
 
 def single_layer(layer: GroupSparseConv2d) -> NativeStages:
+    """One condensed layer of any model.
+
+    Raises:
+        UnsupportedError: it is not what the kernels compute.
+    """
     if not layer.deploy or layer.conv.stride != (1, 1):
         raise UnsupportedError
     plan = Plan(layer.in_channels, layer.out_channels)

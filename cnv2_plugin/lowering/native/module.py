@@ -28,17 +28,17 @@ class NativeStages(nn.Module):
 
     Args:
         plan: what to run.
-        halvings: rounding of every halving of height and width: 0 down, 1 up.
+        changes: of height and width, in the numbers of :func:`~cnv2_plugin.kernels.operator.native_stages`.
     """
 
     weights: Tensor
     plan: Tensor
 
-    def __init__(self, plan: Plan, halvings: list[int]) -> None:
+    def __init__(self, plan: Plan, changes: list[int]) -> None:
         super().__init__()
         self.register_buffer('weights', plan.weights())
         self.register_buffer('plan', plan.words())
-        self.shape = [plan.out_channels, *halvings]
+        self.shape = [plan.out_channels, *changes]
         self.choices = {'.': 'native'}
 
     def forward(self, x: Tensor) -> Tensor:

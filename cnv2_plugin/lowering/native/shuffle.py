@@ -14,14 +14,19 @@ from .stem import HIDDEN_SLOT, stem_conv
 
 
 def shuffle_stages(stages: list[ShuffleStage], channels: int, stem: Optional[nn.Module]) -> NativeStages:
+    """Stages with the stem in front, where given.
+
+    Raises:
+        UnsupportedError: something in them is not what the kernels compute.
+    """
     first_conv = None if stem is None else _conv_and_pool(stem)[0]
     plan = Plan(channels if first_conv is None else first_conv.in_channels, stages[-1].out_channels)
     features = plan.add_map(channels, 0, padded=True)
-    halvings = [1] * len(stages)
+    changes = [1] * len(stages)
     if stem is None:
         plan.load(features)
     else:
-        halvings += [1, 1]
+        changes += [1, 1]
         _shuffle_stem(plan, stem, features)
     order = torch.arange(channels)
     for i, stage in enumerate(stages):
@@ -31,7 +36,7 @@ def shuffle_stages(stages: list[ShuffleStage], channels: int, stem: Optional[nn.
         for unit in others:
             order = _unit(plan, unit, features, order, hidden)
     plan.store(features, order.tolist())
-    return NativeStages(plan, halvings)
+    return NativeStages(plan, changes)
 
 
 def _shuffle_stem(plan: Plan, stem: nn.Module, dst: int) -> None:

@@ -1,0 +1,93 @@
+"""Pooling and head of a classifier as one plan."""
+
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.operator import TO_ONE_PIXEL
+from ...kernels.plan import Plan
+from ...layers.squeeze_excite import SqueezeExcite
+from .layers import UnsupportedError, act_number
+from .module import NativeStages
+
+KINDS: tuple[tuple[type, ...], ...] = (
+    (nn.AdaptiveAvgPool2d,),
+    (SqueezeExcite,),
+    (nn.Conv2d,),
+    (nn.ReLU, nn.ReLU6, nn.Hardswish),
+)
+"""Types of the modules of a head, in order."""
+
+
+class Head(NamedTuple):
+    """The modules behind the last normalisation of a classifier, in the order in which they follow one another.
+
+    Attributes:
+        pool: global average pooling.
+        excite: squeeze-and-excitation of the pooled features.
+        conv: 1x1 convolution of the pooled features.
+        act: activation behind it.
+    """
+
+    pool: nn.AdaptiveAvgPool2d
+    excite: SqueezeExcite
+    conv: nn.Conv2d
+    act: nn.Module
+
+
+def find_head(model: nn.Module, after: nn.Module, example: Tensor) -> Optional[Head]:
+    """The head of a model, found by running it: each module is given just what the one before returned.
+
+    Args:
+        model: in evaluation mode.
+        after: the module in front of the pooling.
+        example: images ``(N, C, H, W)``.
+
+    Returns:
+        The head, or None where another order of modules follows.
+    """
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        calls.append((module, inputs[0], output))
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if m is after or isinstance(m, sum(KINDS, ()))]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    result = next((output for module, _, output in calls if module is after), None)
+    chain: list[nn.Module] = []
+    for kinds in KINDS:
+        readers = [(module, output) for module, given, output in calls if given is result and type(module) in kinds]
+        if len(readers) != 1:
+            return None
+        module, result = readers[0]
+        chain.append(module)
+    pool, excite, conv, act = chain
+    assert isinstance(pool, nn.AdaptiveAvgPool2d) and isinstance(excite, SqueezeExcite) and isinstance(conv, nn.Conv2d)
+    return Head(pool, excite, conv, act)
+
+
+def native_head(head: Head) -> Optional[NativeStages]:
+    """Pooling and head in one operator, or None where the kernels do not compute it."""
+    pool, excite, conv, act = head
+    pointwise = conv.kernel_size == (1, 1) and conv.groups == 1 and conv.stride == (1, 1) and conv.padding == (0, 0)
+    if pool.output_size not in (1, (1, 1)) or not pointwise:
+        return None
+    try:
+        number = act_number(act)
+    except UnsupportedError:
+        return None
+    plan = Plan(conv.in_channels, conv.out_channels)
+    features, pooled = plan.add_map(conv.in_channels, 0), plan.add_map(conv.in_channels, 1)
+    result = plan.add_map(conv.out_channels, 2)
+    plan.load(features)
+    plan.average(features, pooled)
+    plan.excite(pooled, 0, excite.fc1.weight, excite.fc2.weight)
+    plan.linear(pooled, result, conv.weight.flatten(1), conv.bias, number)
+    plan.store(result, range(conv.out_channels))
+    return NativeStages(plan, [TO_ONE_PIXEL])

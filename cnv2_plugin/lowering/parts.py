@@ -1,0 +1,83 @@
+"""The parts of a model that can be lowered: finding them, naming their layers, putting others in their place."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from .describe import DESCRIBERS, is_chain_of_stages
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model that can be lowered.
+
+    Attributes:
+        name: of the module.
+        module: condensed module.
+        input_shape: ``(N, C, H, W)`` that it was given.
+    """
+
+    name: str
+    module: nn.Module
+    input_shape: tuple[int, ...]
+
+
+def parts(
+    condensed: nn.Module, input_size: tuple[int, int, int], example: Optional[Tensor] = None, whole: bool = True
+) -> list[Part]:
+    """The parts of a condensed model that can be lowered, with the shapes they are given.
+
+    Parts that take no part in ``forward`` are left out; where one is used several times, the largest input counts.
+
+    Args:
+        condensed: the model.
+        input_size: ``(C, H, W)``.
+        example: input to run it on instead of zeros of that size.
+        whole: make one part of all stages where nothing reads what is between them.
+    """
+    calls: dict[nn.Module, list[tuple[int, ...]]] = {}
+    names = {module: name for name, module in condensed.named_modules()}
+    wanted = [m for m in names if isinstance(m, tuple(DESCRIBERS)) or is_chain_of_stages(m)]
+    hooks = [m.register_forward_hook(lambda m, inputs, _: calls.setdefault(m, []).append(tuple(inputs[0].shape)))
+             for m in wanted]  # fmt: skip
+    if example is None:
+        dtype, device = dtype_device(condensed)
+        example = torch.zeros(1, *input_size, dtype=dtype, device=device)
+    try:
+        with torch.no_grad():
+            condensed(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: list[Part] = []
+    inside: set[nn.Module] = set()
+    for module, shapes in sorted(calls.items(), key=lambda item: len(names[item[0]])):
+        chain = is_chain_of_stages(module)
+        if module in inside or chain and not (whole and all(len(calls[m]) == len(shapes) for m in module.children())):
+            continue
+        inside.update(module.modules())
+        found.append(Part(names[module], module, max(shapes, key=prod)))
+    return sorted(found, key=lambda part: list(names.values()).index(part.name))
+
+
+def layer_name(part: str, site: str) -> str:
+    """Name in the model of a site in one of its parts."""
+    return f'{part}.{site}'.strip('.')
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a module in the place of that name; returns the model, or the module where the name is ''."""
+    if not name:
+        return module
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)
+    return model
+
+
+def dtype_device(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Type and place of a module's parameters."""
+    weight = next(module.parameters(), None)
+    return (torch.float32, torch.device('cpu')) if weight is None else (weight.dtype, weight.device)
