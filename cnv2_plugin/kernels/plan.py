@@ -1,6 +1,6 @@
 """Writes the plans that the kernels run: instructions as int32 words, weights as one array of floats.
 
-The words of every instruction stand at the head of ``csrc/program.cpp``.
+The words of every instruction stand at the head of ``csrc/plan.cpp``.
 """
 
 from collections.abc import Sequence

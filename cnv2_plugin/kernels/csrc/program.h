@@ -1,6 +1,6 @@
 // A part of a network as a list of instructions on maps, checked before anything runs.
 //
-// The plan is an array of int32 (see program.cpp for the words of every instruction), the weights one array of floats
+// The plan is an array of int32 (see plan.cpp for the words of every instruction), the weights one array of floats
 // that instructions name by offset. Neither depends on the size of the images or on the processor.
 #pragma once
 

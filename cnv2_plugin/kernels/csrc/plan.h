@@ -1,0 +1,56 @@
+// A plan that was read and checked, for images of one size.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "program.h"
+
+namespace cnv2 {
+
+enum Operation : int32_t {
+    kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kSplit, kMaximum, kStore, kAverage, kLinear, kOperations
+};
+enum Loading : int32_t { kPlain, kPooled, kSplitted };
+enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4 };
+
+struct Map {
+    int32_t channels = 0, slot = 0;
+    bool padded = false, written = false;
+    Geometry size{0, 0};
+    int64_t front = 0, stride = 0;
+};
+
+struct Instruction {
+    int32_t operation = 0;
+    int32_t src = -1, dst = -1, followers = 0;
+    int32_t loading = kPlain;
+    bool first = false;                   // nothing wrote its target map before
+    Select select{};
+    Spatial spatial{};
+    Excite excite{};
+    Store store{};
+    Average average{};
+    Linear linear{};
+    int32_t rows = 0;                     // of a linear layer
+};
+
+struct Program {
+    std::vector<Map> maps;
+    std::vector<Instruction> instructions;
+    std::vector<int64_t> slots;           // floats
+    OutputShape output{0, 0, 0};
+    int64_t scratch = 0, vector_scratch = 0;
+};
+
+inline int64_t round_up(int64_t value) { return (value + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
+
+[[noreturn]] inline void refuse(const std::string& what) { throw Refusal(what); }
+
+// Reads a plan; throws Refusal unless every word of it fits the others, the weights and the images.
+Program parse(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count, int64_t channels,
+              Geometry size);
+
+}  // namespace cnv2
