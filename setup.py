@@ -107,6 +107,6 @@ setup(
     cmdclass={'build_ext': BuildKernels, 'bdist_wheel': PlatformWheel},
     python_requires='>=3.10',
     install_requires=requirements('core'),
-    extras_require={name: requirements(name) for name in ('timm', 'openmmlab', 'deploy', 'analysis', 'dev')},
+    extras_require={name: requirements(name) for name in ('timm', 'openmmlab', 'deploy', 'analysis', 'dev', 'docs')},
     entry_points={'console_scripts': ['cnv2=cnv2_plugin.cli:main']},
 )

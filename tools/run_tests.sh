@@ -16,7 +16,7 @@ if [ ${#DEBIAN[@]} -gt 0 ] && command -v apt-get > /dev/null && [ "$(id -u)" = 0
         apt-get install -y -qq "$package" > /dev/null || echo "$package is not available; the tests do without"
     done
 fi
-install_package timm,openmmlab,deploy,analysis,dev
+install_package timm,openmmlab,deploy,analysis,dev,docs
 say "Style"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
