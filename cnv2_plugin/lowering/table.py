@@ -19,7 +19,7 @@ class Layer:
     """What a rule looks at.
 
     Attributes:
-        role: see :func:`cnv2_plugin.deploy.lowering.forms.role`.
+        role: see :func:`cnv2_plugin.lowering.forms.role`.
         inputs: channels that a dense convolution in its place would read.
         outputs: channels that it would give.
         group_outputs: outputs of each group.

@@ -51,10 +51,10 @@ def to_learned_groups(
 ) -> SurgeryReport:
     """Let the dense 1x1 convolutions of a network learn groups, in place.
 
-    The network computes exactly what it did. Its layers are pruned by :class:`StagedSparsifier` (or the OpenMMLab hook)
-    and condensed by :func:`cnv2_plugin.deploy.condense` like every other of this package. Without ``deploy`` weights
-    stay the same parameter objects, so an optimiser made before goes on working, and state dicts of the original
-    network load.
+    The network computes exactly what it did. Its layers are pruned by :class:`~cnv2_plugin.sparsify.StagedSparsifier`
+    (or the OpenMMLab hook) and condensed by :func:`cnv2_plugin.deploy.condense` like every other of this package.
+    Without ``deploy`` weights stay the same parameter objects, so an optimiser made before goes on working, and state
+    dicts of the original network load.
 
     Args:
         model: see :func:`plan_learned_groups`.
