@@ -53,7 +53,8 @@ def _packages(package: griffe.Module) -> list[griffe.Module]:
 def _offered(package: griffe.Module) -> list[griffe.Object]:
     """What ``__all__`` lists; where a module has the name of what it holds, the latter is meant."""
     members = [package[name] for name in package.exports or () if name in package.members]
-    return [m[m.name] if m.is_module and not m.is_alias and m.name in m.members else m for m in members]
+    targets = [(m, m.final_target if m.is_alias else m) for m in members]
+    return [target[m.name] if target.is_module and m.name in target.members else m for m, target in targets]
 
 
 def _inside(item: griffe.Object, package: str) -> bool:

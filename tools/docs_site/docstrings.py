@@ -1,6 +1,7 @@
-"""Sphinx roles in docstrings, such as ``:class:`name``` and ``:func:`~package.name```, as links of the site.
+"""What mkdocstrings does not know of our docstrings: Sphinx roles, and ``Example:`` for one example.
 
-A role that names nothing is a warning, which fails the strict build.
+Roles such as ``:class:`name``` and ``:func:`~package.name``` become links; one that names nothing is a warning, and fails
+the strict build.
 """
 
 import re
@@ -8,10 +9,11 @@ import re
 import griffe
 
 ROLE = re.compile(r':(?:class|func|meth|mod|attr|data):`(~?)([\w.]+)`')
-logger = griffe.get_logger('griffe.roles')
+EXAMPLE = re.compile(r'^Example:$', re.MULTILINE)
+logger = griffe.get_logger('griffe.docstrings')
 
 
-class Roles(griffe.Extension):
+class Docstrings(griffe.Extension):
     """Rewrites the docstring of every object of a package once all of it is loaded."""
 
     def on_package(self, *, pkg: griffe.Module, **options) -> None:
@@ -20,7 +22,8 @@ class Roles(griffe.Extension):
 
     def _rewrite(self, obj: griffe.Object) -> None:
         if obj.docstring:
-            obj.docstring.value = ROLE.sub(lambda match: self._link(obj, *match.groups()), obj.docstring.value)
+            text = EXAMPLE.sub('Examples:', obj.docstring.value)
+            obj.docstring.value = ROLE.sub(lambda match: self._link(obj, *match.groups()), text)
         for member in obj.members.values():
             if not member.is_alias:
                 self._rewrite(member)
