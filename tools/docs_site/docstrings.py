@@ -1,7 +1,7 @@
 """What mkdocstrings does not know of our docstrings: Sphinx roles, and ``Example:`` for one example.
 
-Roles such as ``:class:`name``` and ``:func:`~package.name``` become links; one that names nothing is a warning, and fails
-the strict build.
+Roles such as ``:class:`name``` and ``:func:`~package.name``` become links. One that names nothing is a warning, which
+fails the strict build.
 """
 
 import re
