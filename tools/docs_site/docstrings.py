@@ -8,7 +8,7 @@ import re
 
 import griffe
 
-ROLE = re.compile(r':(?:class|func|meth|mod|attr|data):`(~?)([\w.]+)`')
+ROLE = re.compile(r':(class|func|meth|mod|attr|data):`(~?)([\w.]+)`')
 EXAMPLE = re.compile(r'^Example:$', re.MULTILINE)
 logger = griffe.get_logger('griffe.docstrings')
 
@@ -28,11 +28,13 @@ class Docstrings(griffe.Extension):
             if not member.is_alias:
                 self._rewrite(member)
 
-    def _link(self, obj: griffe.Object, short: str, name: str) -> str:
+    def _link(self, obj: griffe.Object, role: str, short: str, name: str) -> str:
         target = found(obj, name)
         if target is None:
             logger.warning(f'{obj.path}: no {name} is known here')
             return f'`{name}`'
+        if role != 'mod':  # where a module has the name of what it holds, the latter is meant
+            target = _known(obj.package, f'{target}.{target.rsplit(".", 1)[-1]}') or target
         shown = name.rsplit('.', 1)[-1] if short else name.lstrip('.')
         return f'<autoref optional identifier="{target}"><code>{shown}</code></autoref>'
 
