@@ -11,6 +11,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -22,6 +23,8 @@ CSRC = 'cnv2_plugin/kernels/csrc'
 FLAGS = ['-std=c++17', '-O3', '-fPIC', '-fvisibility=hidden', '-ffp-contract=fast', '-pthread']
 AVX2 = ['-mavx2', '-mfma']
 AVX512 = [*AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mprefer-vector-width=512']
+MIM = 'cnv2_plugin/.mim'
+CHECKOUT_TOOLS = ('draw_architecture.py', 'quickstart.py', 'quickstart.sh', 'run_tests.sh', '_environment.sh')
 X86 = platform.machine().lower() in ('x86_64', 'amd64')
 
 
@@ -47,6 +50,21 @@ def sources() -> dict[str, list[str]]:
         files[f'{CSRC}/kernels_avx2.cpp'] = ['-DCNV2_X86', *AVX2]
         files[f'{CSRC}/kernels_avx512.cpp'] = ['-DCNV2_X86', *AVX512]
     return files
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs, tools and the model index into ``.mim``, where OpenMMLab looks for them in a package."""
+
+    def run(self) -> None:
+        """Build; an editable installation has links there already."""
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib, MIM)
+        shutil.rmtree(target, ignore_errors=True)
+        for name in ('configs', 'tools'):
+            shutil.copytree(HERE / name, target / name, ignore=shutil.ignore_patterns('__pycache__', *CHECKOUT_TOOLS))
+        shutil.copy2(HERE / 'model-index.yml', target)
 
 
 class BuildKernels(build_ext):
@@ -104,7 +122,7 @@ setup(
     packages=find_packages(include=['cnv2_plugin', 'cnv2_plugin.*']),
     package_data={'cnv2_plugin': ['py.typed', '**/*.json', '**/*.html', 'kernels/csrc/*']},
     ext_modules=[Extension('cnv2_plugin.kernels._native', list(sources()))] if compiler() else [],
-    cmdclass={'build_ext': BuildKernels, 'bdist_wheel': PlatformWheel},
+    cmdclass={'build_py': BuildWithConfigs, 'build_ext': BuildKernels, 'bdist_wheel': PlatformWheel},
     python_requires='>=3.10',
     install_requires=requirements('core'),
     extras_require={name: requirements(name) for name in ('timm', 'openmmlab', 'deploy', 'analysis', 'dev', 'docs')},

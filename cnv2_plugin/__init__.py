@@ -5,6 +5,6 @@ Importing the package registers its models with every supported toolkit that is 
 
 from .toolkits import register_all
 
-__version__ = '0.1.0'
+__version__ = '1.0.0'
 
 register_all()

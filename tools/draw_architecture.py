@@ -13,14 +13,14 @@ PICTURE = ROOT / 'docs/images/architecture.svg'
 LEVELS = (
     ('cli',),
     ('commands', 'experiments'),
-    ('toolkits', 'analysis'),
+    ('toolkits', 'analysis', 'registry'),
     ('benchmark',),
     ('deploy',),
     ('lowering',),
     ('kernels', 'checkpoints', 'sparsify'),
     ('models',),
     ('layers',),
-    ('archs',),
+    ('archs', 'config_files'),
 )
 """Rooms from top to bottom; a room may import those below it."""
 

@@ -13,7 +13,7 @@ HELP = 'evaluate a checkpoint of an MMPretrain or MMDetection config'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 test``."""
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or cnv2_plugin::NAME')
     parser.add_argument('checkpoint', help='checkpoint that fits the config')
     parser.add_argument('--deploy', action='store_true', help='condense the model first, and evaluate that')
     parser.add_argument('--work-dir', help='folder for logs; work_dirs/<config> by default')

@@ -7,7 +7,7 @@ HELP = 'train an MMPretrain or MMDetection config'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 train``."""
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help='config file, or cnv2_plugin::NAME')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; work_dirs/<config> by default')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from a checkpoint, by default the last one of the work folder')  # fmt: skip

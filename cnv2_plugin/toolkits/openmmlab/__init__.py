@@ -7,6 +7,7 @@ Only mmengine is imported here; mmcv, mmdet and mmpretrain are imported when som
 from .checkpoint_globals import allow_mmengine_checkpoints
 from .condensed_training_hook import CondensedTrainingHook
 from .condensenet import CondenseNet, CondenseNetV2
+from .config_names import register_configs
 from .deploy_hook import SwitchToDeployHook
 from .necks import SEGlobalPooling, build_sfr_fpn
 from .shufflenet import SFRShuffleNetV2
@@ -27,3 +28,4 @@ __all__ = [
 ]
 
 allow_mmengine_checkpoints()
+register_configs()

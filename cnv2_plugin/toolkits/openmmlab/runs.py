@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ...checkpoints import CheckpointError, NeedsTrustError, load_checkpoint
+from ...config_files import config_path
 from .distributed import prepare_cpu_launch
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -22,15 +23,17 @@ def load_config(
     """Read a config and apply what the command line adds.
 
     Args:
-        path: config file (``.py``, ``.json`` or ``.yaml``).
+        path: config file (``.py``, ``.json`` or ``.yaml``), or ``cnv2_plugin::NAME`` for one of the package's.
         work_dir: where the run writes; by default the config's own, else ``work_dirs/<name of the config>``.
         launcher: one of ``LAUNCHERS``.
         options: ``key=value`` with dotted keys, as OpenMMLab's ``--cfg-options``.
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: the file is no config, or an option is malformed.
+        ValueError: the file is no config, the package has none of that name, or an option is malformed.
     """
+    if '::' in path:
+        path = str(config_path(path))
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path} is not a file; give the path of a config.')
     if Path(path).suffix not in ('.py', '.json', '.yaml', '.yml'):

@@ -1,6 +1,7 @@
 # Scenes composed of Fashion-MNIST images, in COCO format. Make them with
 #     python tools/prepare_fashion_mnist.py data/fashion_mnist
 #     python tools/make_scenes.py data/fashion_scenes
+# _scope_: types without it are looked up in mmpretrain where this is the base of a config outside the package.
 dataset_type = 'CocoDataset'
 data_root = 'data/fashion_scenes/'
 metainfo = dict(
@@ -9,17 +10,18 @@ metainfo = dict(
 image_scale = (160, 160)
 
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=image_scale, keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
+    dict(_scope_='mmdet', type='LoadImageFromFile'),
+    dict(_scope_='mmdet', type='LoadAnnotations', with_bbox=True),
+    dict(_scope_='mmdet', type='Resize', scale=image_scale, keep_ratio=True),
+    dict(_scope_='mmdet', type='RandomFlip', prob=0.5),
+    dict(_scope_='mmdet', type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=image_scale, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
+    dict(_scope_='mmdet', type='LoadImageFromFile'),
+    dict(_scope_='mmdet', type='Resize', scale=image_scale, keep_ratio=True),
+    dict(_scope_='mmdet', type='LoadAnnotations', with_bbox=True),
     dict(
+        _scope_='mmdet',
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
@@ -30,6 +32,7 @@ train_dataloader = dict(
     persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
+        _scope_='mmdet',
         type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
@@ -43,6 +46,7 @@ val_dataloader = dict(
     persistent_workers=False,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
+        _scope_='mmdet',
         type=dataset_type,
         data_root=data_root,
         metainfo=metainfo,
@@ -52,6 +56,7 @@ val_dataloader = dict(
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(
+    _scope_='mmdet',
     type='CocoMetric',
     ann_file=data_root + 'annotations/val.json',
     metric='bbox',

@@ -1,0 +1,117 @@
+"""``cnv2 configs``: the configs that travel with the package, as a list or copied into a folder."""
+
+import argparse
+import ast
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..config_files import MIM, PACKAGE, config_names, config_path
+from ._tables import print_table
+from ._usage import UsageError
+
+PRINTS_TABLES = True
+HELP = 'list the configs that travel with the package, or copy one into a folder'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``cnv2 configs``."""
+    parser.add_argument('pattern', nargs='?', metavar='PATTERN',
+                        help='part of the name, or a pattern with * and ?; with --copy the name of one')  # fmt: skip
+    parser.add_argument('--copy', metavar='DIR', help='folder to copy the config into; its bases stay in the package')
+    parser.add_argument('--overwrite', action='store_true', help='replace a file of that name')
+
+
+def run(args: argparse.Namespace) -> None:
+    """List or copy."""
+    if args.copy is None:
+        if args.overwrite:
+            raise UsageError('--overwrite goes with --copy DIR.')
+        _list(args.pattern or '*')
+        return
+    if args.pattern is None:
+        raise UsageError('--copy DIR takes the name of one config in front: cnv2 configs NAME --copy DIR.')
+    print(f'{copy_config(args.pattern, Path(args.copy), args.overwrite)} is ready: cnv2 train takes it, and so do the '
+          f"toolkits' own scripts.")  # fmt: skip
+
+
+def copy_config(name: str, folder: Path, overwrite: bool = False) -> Path:
+    """Copy a config of the package so that it works in any folder.
+
+    Its bases of the package are named ``cnv2_plugin::...``, in an expression that imports the package, as scripts of
+    the toolkits import it too late.
+
+    Args:
+        name: see :func:`~cnv2_plugin.config_files.config_path`.
+        folder: where the copy goes; made if it is missing.
+        overwrite: replace a file of that name.
+
+    Returns:
+        Path of the copy.
+
+    Raises:
+        ValueError: there is no such config.
+        FileExistsError: a file of that name is there.
+    """
+    from ..checkpoints import atomic_path
+
+    source = config_path(name)
+    target = folder / source.name
+    if target.exists() and not overwrite:
+        raise ValueError(f'{target} is there already; give another folder, or replace it with --overwrite.')
+    place = PurePosixPath(source.relative_to(MIM / 'configs').as_posix())
+    text = with_package_bases(source.read_text(), place)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as temporary:
+        temporary.write_text(f'# A copy of {PACKAGE}::{place}; what it inherits stays in the package.\n{text}')
+    return target
+
+
+def with_package_bases(text: str, place: PurePosixPath) -> str:
+    """The text of a config with its relative bases named ``cnv2_plugin::...``.
+
+    Args:
+        text: the config.
+        place: its path below ``configs``.
+    """
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_':
+            bases = ast.literal_eval(node.value)
+            named = [_in_package(base, place) for base in ([bases] if isinstance(bases, str) else bases)]
+            listed = '[\n' + ''.join(f'    {base!r},\n' for base in named) + ']'
+            value = repr(named[0]) if isinstance(bases, str) else listed
+            lines = text.splitlines(keepends=True)
+            lines[node.lineno - 1 : node.end_lineno] = [f"_base_ = __import__('{PACKAGE}') and {value}\n"]
+            return ''.join(lines)
+    return text
+
+
+def _in_package(base: str, place: PurePosixPath) -> str:
+    if '::' in base:
+        return base
+    parts: list[str] = []
+    for part in (place.parent / base).parts:
+        parts = parts[:-1] if part == '..' else [*parts, part]
+    return f'{PACKAGE}::{"/".join(parts)}'
+
+
+def _list(pattern: str) -> None:
+    wanted = pattern.rpartition('::')[2]
+    if not set('*?[') & set(wanted):
+        wanted = f'*{wanted}*'
+    names = [name for name in config_names() if fnmatch(name, wanted) or fnmatch(PurePosixPath(name).name, wanted)]
+    if not names:
+        config_path(pattern)
+    figures = _figures()
+    rows = [[name, *(f'{figures[name][key] / 1e6:.3f}' if key in figures.get(name, {}) else '-'
+                     for key in ('Parameters', 'FLOPs'))] for name in names]  # fmt: skip
+    print_table(f'Configs, to be named {PACKAGE}::CONFIG', ['config', 'params (M)', 'mult-adds (M)'], rows)
+
+
+def _figures() -> dict[str, dict[str, Any]]:
+    """What the metafiles tell of each config: ``Parameters``, and multiply-adds as ``FLOPs``, both after pruning."""
+    import yaml
+
+    metafiles = (MIM / 'configs').glob('*/metafile.yml')
+    models = [model for path in metafiles for model in yaml.safe_load(path.read_text())['Models']]
+    return {model['Config'].partition('/')[2]: model.get('Metadata', {}) for model in models}
