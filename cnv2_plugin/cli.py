@@ -19,7 +19,7 @@ EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)
 
 EXTRAS = {
     'timm': ('timm',),
-    'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmpretrain'),
+    'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'yaml'),
     'deploy': ('onnx', 'onnxscript', 'onnxruntime', 'safetensors'),
     'analysis': ('argcomplete', 'matplotlib', 'rich', 'jinja2', 'tqdm', 'fvcore', 'sklearn'),
 }

@@ -13,8 +13,10 @@ HELP = 'condense a trained checkpoint to group convolutions, verify it, and writ
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 deploy``."""
-    parser.add_argument('files', nargs='+', metavar='FILE',
-                        help='checkpoint of a timm model, or config (file, cnv2_plugin::NAME) and checkpoint')  # fmt: skip
+    parser.add_argument(
+        'files', nargs='+', metavar='FILE',
+        help='trained checkpoint of a timm model, or OpenMMLab config (file or cnv2_plugin::NAME) and checkpoint',
+    )  # fmt: skip
     parser.add_argument('--arch', help='timm name, such as condensenetv2_a; needed without a config')
     parser.add_argument('--model-kwargs', type=_keyword, nargs='*', default=[], metavar='KEY=VALUE',
                         help='further timm.create_model arguments, such as in_chans=1')  # fmt: skip

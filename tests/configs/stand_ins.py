@@ -46,8 +46,12 @@ def config_paths() -> list[Path]:
 
 
 def load(path: Path, work_dir: Path) -> Config:
-    """Read a config, with stand-in data, and without what needs files or processes."""
-    cfg = Config.fromfile(path)
+    """Read a config, with stand-in data."""
+    return with_stand_ins(Config.fromfile(path), work_dir)
+
+
+def with_stand_ins(cfg: Config, work_dir: Path) -> Config:
+    """A config with stand-in data, and without what needs files or processes."""
     cfg.work_dir = str(work_dir)
     cfg.log_level = 'ERROR'
     cfg.visualizer = None
