@@ -79,7 +79,7 @@ def test_types_of_a_base_are_those_of_its_own_scope(name, tmp_path):
         pytest.skip('inherits the same bases as the others')
     cfg = Config.fromfile(of_user(tmp_path, name))
     dicts = [item for item in typed(cfg._cfg_dict) if item.get('_scope_') == 'cnv2_plugin']
-    assert dicts
+    assert dicts or '/deploy/' in name
     for item in dicts:
         assert found(item['type'], {'cnv2_plugin'}) == found(item['type'], {cfg.default_scope}), item
 
