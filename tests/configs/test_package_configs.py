@@ -136,7 +136,8 @@ def test_mmpretrain_takes_names_and_deployed_checkpoints(deployed, tmp_path):
     name = 'condensenetv2-110_deploy_cifar10'
     assert name in mmpretrain.ImageClassificationInferencer.list_models('condensenetv2-110')
     model = mmpretrain.get_model(name, pretrained=deployed)
-    assert all(torch.equal(value, torch.load(deployed)['state_dict'][key]) for key, value in model.state_dict().items())
+    weights = torch.load(deployed)['state_dict']
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     cv2.imwrite(str(tmp_path / 'image.png'), IMAGE)
     scores = [
         mmpretrain.inference_model(model, str(tmp_path / 'image.png'))['pred_scores'],
