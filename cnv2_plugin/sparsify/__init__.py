@@ -1,5 +1,6 @@
 """Staged sparsification: a schedule, what drives a model's layers along it, and what brings it to any network."""
 
+from .attach import AttachedSparsifier, attach_sparsifier
 from .condensed_training import (
     PackedTraining,
     condense_while_training,
@@ -15,6 +16,7 @@ from .surgery import LayerPlan, SkippedLayer, SurgeryReport, plan_learned_groups
 
 __all__ = [
     'AddedReactivation',
+    'AttachedSparsifier',
     'LayerPlan',
     'PackedTraining',
     'ReactivationPlan',
@@ -24,6 +26,7 @@ __all__ = [
     'StagedSparsifier',
     'SurgeryReport',
     'add_reactivation',
+    'attach_sparsifier',
     'condense_while_training',
     'masked_optimizer_state',
     'masked_state_dict',

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ...layers import GroupSparseConv2d
 from ...sparsify import SparsificationSchedule, StagedSparsifier
-from .runner_models import copy_pruning, ema_models, plain_model
+from ...sparsify.averaging import copy_pruning
+from .runner_models import ema_models, plain_model
 
 _SHARDING_WRAPPERS = ('FullyShardedDataParallel', 'DeepSpeedEngine')
 

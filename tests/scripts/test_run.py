@@ -1,0 +1,185 @@
+"""``cnv2 run``: scripts that know nothing of us, as python would run them, with and without sparsification."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnv2_plugin.checkpoints import find_state_dict, load_checkpoint
+from cnv2_plugin.cli import main
+from cnv2_plugin.commands.run import epochs_of
+from tests.docs.blocks import ROOT
+
+SCRIPT = Path(__file__).with_name('timm_training.py')
+ARCH = dict(layers=[2, 1], growth=[8, 16], groups_1x1=4, groups_3x3=2, groups_sfr=8, condense_factor=3, sparse_factor=4)
+MODEL = ['--model-kwargs', json.dumps(dict(arch=ARCH))]
+
+
+def run(*arguments):
+    """Exit code of ``cnv2 run`` in this process."""
+    try:
+        return main(['run', *map(str, arguments)])
+    except SystemExit as exit_:
+        return exit_.code or 0
+
+
+def run_apart(*arguments, **options):
+    command = [sys.executable, '-m', 'cnv2_plugin.cli', 'run', *map(str, arguments)]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **options)
+
+
+def stages(state_dict):
+    return {int(value) for key, value in state_dict.items() if key.endswith('.stage')}
+
+
+def test_the_training_is_sparsified_by_its_own_epochs(tmp_path, capsys):
+    assert run('--sparse-fraction', 0.5, SCRIPT, tmp_path, *MODEL, '--model-ema', '--epochs', 4) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith('cnv2 run')]
+    assert told[0].startswith('cnv2 run: after 0 of 28 steps: stage 0 of 3, 100.0%')
+    assert told[-1].startswith('cnv2 run: after 14 of 28 steps: stage 3 of 3') and len(told) <= 7
+    checkpoint = load_checkpoint(tmp_path / 'last.pth.tar')
+    raw, averaged = (find_state_dict(checkpoint, use_ema=use) for use in (False, True))
+    assert stages(raw) == stages(averaged) == {2, 3}
+    assert all(torch.equal(raw[key], averaged[key]) for key in raw if key.endswith('mask'))
+    assert not torch.equal(raw['classifier.weight'], averaged['classifier.weight'])
+
+
+@pytest.mark.parametrize('opt', ['sgd', 'lookahead_adamw'])
+def test_resumed_it_ends_where_the_whole_training_ends(opt, tmp_path):
+    options = ['--sparse-fraction', 0.6, '--start', 0.1, '--spacing', 'cubic', '--group-lasso', 1e-3]
+    arguments = [*MODEL, '--epochs', 4, '--model-ema', '--opt', opt]
+    assert run(*options, SCRIPT, tmp_path / 'whole', *arguments) == 0
+    assert run(*options, SCRIPT, tmp_path / 'part', *arguments, '--stop-after', 1) == 0
+    half = tmp_path / 'part/last.pth.tar'
+    assert max(stages(find_state_dict(load_checkpoint(half)))) in (1, 2)
+    assert run(*options, SCRIPT, tmp_path / 'rest', *arguments, '--resume', half) == 0
+    whole, rest = (load_checkpoint(tmp_path / name / 'last.pth.tar') for name in ('whole', 'rest'))
+    for use in (False, True):
+        ours, theirs = find_state_dict(rest, use), find_state_dict(whole, use)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_run_cut_short_says_so(tmp_path, capsys):
+    assert run('--total-steps', 60, SCRIPT, tmp_path, *MODEL, '--epochs', 1) == 0
+    assert 'ended after 7 of 60 steps, before the last stage' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('extra', 'steps'), [(['--grad-accum-steps', 3], 18), (['--amp'], 42), (['--compile'], 42)], ids=str
+)
+def test_steps_are_those_of_the_optimiser(extra, steps, tmp_path, capsys):
+    assert run('--sparse-fraction', 0.5, SCRIPT, tmp_path, *MODEL, '--epochs', 6, *extra) == 0
+    assert f'after {steps // 2} of {steps} steps: stage 3 of 3' in capsys.readouterr().err
+
+
+def test_without_options_a_script_is_only_run(tmp_path, capsys):
+    assert run(SCRIPT, tmp_path, *MODEL, '--epochs', 1) == 0
+    assert stages(find_state_dict(load_checkpoint(tmp_path / 'last.pth.tar'))) == {0}
+    assert 'cnv2 run' not in capsys.readouterr().err
+    assert sys.argv[0] != str(SCRIPT) and str(SCRIPT.parent) != sys.path[0]
+
+
+@pytest.mark.parametrize(
+    ('options', 'arguments', 'code', 'message'),
+    [
+        (['--sparse-fraction', 2], [], 2, 'sparse_fraction is 2'),
+        (['--epochs', 0], [], 2, '--epochs is 0'),
+        (['--group-lasso', -1], [], 2, '--group-lasso is -1'),
+        (['--sparse-fraction', 0.5], [], 2, 'name no --epochs; give --epochs or --total-steps'),
+        (['--total-steps', 5], MODEL, 1, 'leaves 2 steps for 3 pruning stages; train for at least 6 steps'),
+        (['--total-steps', 9], ['--model', 'test_resnet', '--epochs', '1'], 1, 'so nothing was sparsified'),
+    ],
+)
+def test_what_does_not_fit_is_told_in_a_sentence(options, arguments, code, message, tmp_path, capsys):
+    assert run(*options, SCRIPT, tmp_path, *arguments) == code
+    error = capsys.readouterr().err
+    assert message in error and 'Traceback' not in error
+
+
+def test_a_loader_without_length_asks_for_the_steps(tmp_path, capsys):
+    script = tmp_path / 'endless.py'
+    script.write_text(
+        'import torch, timm\n'
+        f'model = timm.create_model("condensenetv2", arch={ARCH!r})\n'
+        'optimizer = torch.optim.SGD(model.parameters(), 0.1)\n'
+        'for _ in range(8):\n'
+        '    model(torch.randn(2, 3, 8, 8)).mean().backward()\n'
+        '    optimizer.step()\n'
+    )
+    assert run('--epochs', 3, script) == 1
+    assert 'no DataLoader was iterated' in capsys.readouterr().err
+    assert run('--total-steps', 8, script) == 0
+    assert 'after 4 of 8 steps: stage 3 of 3' in capsys.readouterr().err
+
+
+def test_a_teacher_keeps_its_masks(tmp_path, capsys):
+    script = tmp_path / 'distil.py'
+    script.write_text(
+        'import copy, torch, timm\n'
+        f'student = timm.create_model("condensenetv2", arch={ARCH!r})\n'
+        'teacher = copy.deepcopy(student).eval()\n'
+        'optimizer = torch.optim.SGD(student.parameters(), 0.1)\n'
+        'for _ in range(8):\n'
+        '    x = torch.randn(2, 3, 8, 8)\n'
+        '    (student(x) - teacher(x).detach()).square().mean().backward()\n'
+        '    optimizer.step()\n'
+        'assert all(m.all() for n, m in teacher.named_buffers() if n.endswith("mask"))\n'
+        'assert not any(m.all() for n, m in student.named_buffers() if n.endswith("mask"))\n'
+    )
+    assert run('--total-steps', 8, script) == 0, capsys.readouterr().err
+
+
+PROBE = 'import sys, json, timm, pickle\nclass Here: pass\npickle.dumps(Here())\nprint(json.dumps([sys.argv, sys.path[0], '
+PROBE += '__name__, __file__, timm.is_model("condensenetv2_a")]))\nsys.exit(int(sys.argv[1]))\n'
+
+
+def test_a_script_sees_what_python_shows_it(tmp_path):
+    (tmp_path / 'probe.py').write_text(PROBE)
+    result = run_apart('probe.py', '3', '--help', '-m', cwd=tmp_path)
+    argv, path, name, file, ours = json.loads(result.stdout)
+    assert result.returncode == 3 and argv == ['probe.py', '3', '--help', '-m'] and ours
+    assert Path(path) == tmp_path and name == '__main__' and Path(file).name == 'probe.py'
+
+
+def test_a_module_sees_what_python_shows_it(tmp_path):
+    (tmp_path / 'package').mkdir()
+    (tmp_path / 'package/__init__.py').write_text('')
+    (tmp_path / 'package/probe.py').write_text(PROBE)
+    result = run_apart('-m', 'package.probe', '0', cwd=tmp_path)
+    argv, path, name, _, _ = json.loads(result.stdout)
+    assert result.returncode == 0 and argv[1:] == ['0'] and Path(argv[0]) == tmp_path / 'package/probe.py'
+    assert Path(path) == tmp_path and name == '__main__'
+
+
+def test_an_error_of_the_script_has_its_own_traceback(tmp_path, capsys):
+    (tmp_path / 'bad.py').write_text('def f():\n    raise ValueError("mine")\nf()\n')
+    assert run(tmp_path / 'bad.py') == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith('Traceback') and 'bad.py", line 3' in lines[1] and lines[-1] == 'ValueError: mine'
+    assert run(tmp_path / 'none.py') == 2
+    assert 'there is no script' in capsys.readouterr().err
+
+
+def test_epochs_are_read_from_command_lines():
+    assert epochs_of(['x', '--epochs', '7', '--epochs=9']) == 9
+    assert epochs_of(['--num_train_epochs', '3', '--epochs-warmup', '5']) == 3
+    assert epochs_of(['--epochs', 'many']) is None and epochs_of([]) is None
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_prune_alike(tmp_path):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    command += ['-m', 'cnv2_plugin.cli', 'run', '--sparse-fraction', '0.5', str(SCRIPT), str(tmp_path), *MODEL]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    result = subprocess.run(
+        [*command, '--epochs', '4', '--distributed', '--model-ema'],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stderr.count('of 16 steps: stage 3 of 3') == 1
+    assert stages(find_state_dict(load_checkpoint(tmp_path / 'last.pth.tar'))) == {2, 3}
