@@ -59,7 +59,7 @@ class AttachedSparsifier:
         self._copy_to_averages()
         self._hooks = [self.optimizer.register_step_post_hook(lambda *_: self.after_step())]
         if sparsifier.group_lasso:
-            self._hooks.append(self.optimizer.register_step_pre_hook(lambda *_: self._add_group_lasso()))
+            self._hooks.append(self.optimizer.register_step_pre_hook(self._before_step))
 
     def after_step(self) -> None:
         """Count a step of the optimiser; its hook calls this."""
@@ -86,6 +86,20 @@ class AttachedSparsifier:
     def _copy_to_averages(self) -> None:
         for average in self.averages:
             copy_pruning(self.sparsifier.model, average)
+
+    def _before_step(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> Optional[tuple]:
+        """Add the lasso now, or behind the backward pass of the closure (Lightning, L-BFGS)."""
+        closure = kwargs.get('closure', args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._add_group_lasso()
+            return None
+
+        def with_lasso() -> Any:
+            loss = closure()
+            self._add_group_lasso()
+            return loss
+
+        return args[:1], {**kwargs, 'closure': with_lasso}
 
     def _add_group_lasso(self) -> None:
         with torch.enable_grad():

@@ -134,7 +134,9 @@ def test_a_teacher_keeps_its_masks(tmp_path, capsys):
     assert run('--total-steps', 8, script) == 0, capsys.readouterr().err
 
 
-PROBE = 'import sys, json, timm, pickle\nclass Here: pass\npickle.dumps(Here())\nprint(json.dumps([sys.argv, sys.path[0], '
+PROBE = (
+    'import sys, json, timm, pickle\nclass Here: pass\npickle.dumps(Here())\nprint(json.dumps([sys.argv, sys.path[0], '
+)
 PROBE += '__name__, __file__, timm.is_model("condensenetv2_a")]))\nsys.exit(int(sys.argv[1]))\n'
 
 

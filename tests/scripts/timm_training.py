@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 parser = argparse.ArgumentParser()
-parser.add_argument('output', type=Path)
+parser.add_argument('output')
 parser.add_argument('--model', default='condensenetv2')
 parser.add_argument('--model-kwargs', type=json.loads, default={})
 parser.add_argument('--opt', default='sgd')
@@ -95,9 +95,9 @@ def main():
     )
     saver = None
     if primary:
-        args.output.mkdir(parents=True, exist_ok=True)
+        Path(args.output).mkdir(parents=True, exist_ok=True)
         saver = CheckpointSaver(
-            model, optimizer, args=args, model_ema=ema, amp_scaler=scaler, checkpoint_dir=str(args.output)
+            model, optimizer, args=args, model_ema=ema, amp_scaler=scaler, checkpoint_dir=args.output
         )
     if start:
         scheduler.step(start)

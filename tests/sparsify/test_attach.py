@@ -130,7 +130,7 @@ def test_group_lasso_is_that_of_the_loss_with_or_without_scaling(fused):
         optimizer.zero_grad()
     plain = network()
     train(plain, torch.optim.SGD(plain.parameters(), 0.05), 3)
-    for ours, theirs, without in zip(by_hook.parameters(), by_loss.parameters(), plain.parameters()):
+    for ours, theirs in zip(by_hook.parameters(), by_loss.parameters()):
         assert torch.allclose(ours, theirs, atol=1e-6)
     assert not torch.allclose(by_hook[0].conv.weight, plain[0].conv.weight, atol=1e-4)
 

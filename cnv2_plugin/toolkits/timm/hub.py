@@ -1,21 +1,40 @@
-"""A model as the folder that timm and the Hugging Face hub load: ``config.json`` and ``model.safetensors``."""
+"""A model as the folder that timm and the Hugging Face hub load: weights, configuration and model card."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Union
+from typing import Any, Optional, Union
 
-from timm.models._hub import save_for_hf
+from timm.models._hub import generate_readme, save_for_hf
 from torch import nn
 
+from ...checkpoints import atomic_path
+from ...layers import GroupSparseConv2d
 
-def save_for_hub(model: nn.Module, directory: Union[str, Path]) -> None:
+_USAGE = """
+```python
+import timm
+import cnv2_plugin
+
+model = timm.create_model('local-dir:FOLDER', pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+```
+
+FOLDER is this folder; once it is on the hub, `hf-hub:USER/NAME` takes the place of `local-dir:FOLDER`.
+"""
+
+
+def save_for_hub(model: nn.Module, directory: Union[str, Path], model_card: Optional[Mapping[str, Any]] = None) -> None:
     """Write a trained or deployed timm model so that ``create_model('local-dir:DIRECTORY', pretrained=True)`` loads it.
 
-    The folder is what ``hf-hub:`` sources hold too.
+    The folder holds ``model.safetensors``, ``config.json`` and a model card, ``README.md``; it is what ``hf-hub:``
+    sources hold too. A card that is there already stays.
 
     Args:
         model: made by ``timm.create_model``.
         directory: folder; made where it does not exist.
+        model_card: fields of timm's model cards to add or replace: ``description``, ``license``, ``details``,
+            ``usage``, ``citation``, ``tags``.
 
     Raises:
         ValueError: the model was not made by ``timm.create_model``.
@@ -27,3 +46,24 @@ def save_for_hub(model: nn.Module, directory: Union[str, Path]) -> None:
     arch = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(model.arch).items()}
     arguments = dict(arch=arch, **(dict(deploy=True) if model.deploy else {}))
     save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
+    card = Path(directory) / 'README.md'
+    if not card.exists():
+        with atomic_path(card) as temporary:
+            temporary.write_text(_card(model, model_card or {}))
+
+
+def _card(model: nn.Module, fields: Mapping[str, Any]) -> str:
+    name = model.pretrained_cfg['architecture']
+    layers = [m for m in model.modules() if isinstance(m, GroupSparseConv2d)]
+    form = 'deployed: standard group convolutions'
+    if not model.deploy:
+        finished = sum(layer.is_finished() for layer in layers)
+        form = f'training form: masked convolutions, pruning finished in {finished} of {len(layers)}'
+    details = {
+        'Form': form,
+        'Parameters (M)': f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
+        'Classes': model.num_classes,
+        'Image size': ' x '.join(map(str, model.pretrained_cfg['input_size'][1:])),
+    }
+    tags = ['image-classification', 'timm', 'condensenet']
+    return generate_readme(dict(tags=tags, license='unknown', details=details, usage=_USAGE) | dict(fields), name)

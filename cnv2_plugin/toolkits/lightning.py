@@ -1,0 +1,57 @@
+"""Staged sparsification as a callback of Lightning's ``Trainer``; needs ``pip install "cnv2_plugin[lightning]"``."""
+
+from typing import Any, Optional
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..layers import GroupSparseConv2d
+from ..sparsify import AttachedSparsifier, StagedSparsifier
+from ..sparsify.live import averages_of
+
+
+class StagedSparsification(Callback):
+    """Prunes the group-sparse layers of a ``LightningModule`` stage by stage while ``Trainer.fit`` trains it.
+
+    The length of the training is the trainer's own (``estimated_stepping_batches``). Masks and stages are in the
+    module's checkpoints and the count of steps in the optimiser's, so ``fit(ckpt_path=...)`` goes on where it was.
+    The copies of ``EMAWeightAveraging`` and the like get the masks too. The kept fraction is logged as
+    ``sparsification/kept_fraction`` whenever it changes.
+
+    Args:
+        **options: of :class:`~cnv2_plugin.sparsify.StagedSparsifier`: ``sparse_fraction``, ``start``, ``spacing``,
+            ``group_lasso`` (its gradient is added before each step; keep it out of the loss).
+
+    Raises:
+        ValueError: at the start of training: there is no sparse layer or no optimiser of one, the training has no
+            length, or an option is out of range.
+
+    Example:
+        >>> Trainer(max_epochs=90, callbacks=[StagedSparsification(sparse_fraction=0.5)]).fit(module, loader)
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.sparsifier: Optional[StagedSparsifier] = None
+        self._attached: Optional[AttachedSparsifier] = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach a sparsifier to the optimiser of the sparse layers."""
+        self.sparsifier = StagedSparsifier(pl_module, trainer.estimated_stepping_batches, **self.options)
+        weights = {id(m.conv.weight) for m in pl_module.modules() if isinstance(m, GroupSparseConv2d)}
+        ours = [o for o in trainer.optimizers if any(id(p) in weights for g in o.param_groups for p in g['params'])]
+        if not ours:
+            raise ValueError('no optimiser of the trainer trains a sparse layer; give them to configure_optimizers().')
+        self._attached = AttachedSparsifier(self.sparsifier, ours[0], averages_of(pl_module), self._log(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the optimiser without our hooks."""
+        if self._attached:
+            self._attached.detach()
+
+    def _log(self, trainer: Trainer):
+        def log(sparsifier: StagedSparsifier) -> None:
+            for logger in trainer.loggers:
+                kept = {'sparsification/kept_fraction': sparsifier.sparsity()['total']}
+                logger.log_metrics(kept, step=sparsifier.steps_done)
+
+        return log
