@@ -125,6 +125,9 @@ setup(
     cmdclass={'build_py': BuildWithConfigs, 'build_ext': BuildKernels, 'bdist_wheel': PlatformWheel},
     python_requires='>=3.10',
     install_requires=requirements('core'),
-    extras_require={name: requirements(name) for name in ('timm', 'openmmlab', 'deploy', 'analysis', 'dev', 'docs')},
+    extras_require={
+        name: requirements(name)
+        for name in ('timm', 'openmmlab', 'deploy', 'analysis', 'lightning', 'transformers', 'dev', 'docs')
+    },
     entry_points={'console_scripts': ['cnv2=cnv2_plugin.cli:main']},
 )

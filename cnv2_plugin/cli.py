@@ -21,6 +21,8 @@ EXTRAS = {
     'timm': ('timm',),
     'openmmlab': ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'yaml'),
     'deploy': ('onnx', 'onnxscript', 'onnxruntime', 'safetensors'),
+    'lightning': ('lightning',),
+    'transformers': ('transformers', 'accelerate'),
     'analysis': ('argcomplete', 'matplotlib', 'rich', 'jinja2', 'tqdm', 'fvcore', 'sklearn'),
 }
 """Packages by the extra that installs them."""

@@ -7,11 +7,10 @@ from typing import Any, Optional
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
-from ..layers import GroupSparseConv2d
-from .attach import AttachedSparsifier
+from .attach import STATE_KEY, AttachedSparsifier
 from .averaging import copy_pruning
 from .live import averages_of, sparse_model_of
 from .sparsifier import StagedSparsifier
@@ -33,7 +32,8 @@ def sparsified_from_outside(
     Args:
         total_steps: optimiser steps of the whole training, also where the block resumes it.
         epochs: epochs of the whole training, where ``total_steps`` is not given; the steps of an epoch are the length
-            of the ``DataLoader`` iterated last before the first step, divided by the backward passes of one step.
+            of the ``DataLoader`` iterated last before the first step, divided by the backward passes of one step. A
+            resumed training keeps the length that its optimiser's state tells.
         on_change: called when training begins, and after masks have changed.
         **options: further options of :class:`StagedSparsifier`.
 
@@ -43,7 +43,7 @@ def sparsified_from_outside(
     if total_steps is None and epochs is None:
         raise ValueError('the length of the training is unknown; give total_steps or epochs.')
     outside = OutsideSparsifier(total_steps, epochs, on_change, options)
-    hook = register_optimizer_step_post_hook(outside.after_step)
+    hook = register_optimizer_step_pre_hook(outside.before_step)
     iterate = DataLoader.__iter__
 
     def noted(loader: DataLoader):
@@ -63,8 +63,8 @@ class OutsideSparsifier:
     """What :func:`sparsified_from_outside` found out.
 
     Attributes:
-        sparsifier: of the model; None until its optimiser has made its first step, or its second one where the
-            length of the training is measured.
+        sparsifier: of the model; None before the first step of its optimiser, or the second one where the length of
+            the training is measured (the group lasso begins with that one then).
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class OutsideSparsifier:
         if self._found is None:
             self._loader = weakref.ref(loader)
 
-    def after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Look at a step of any optimiser; the one that trains sparse layers gets the sparsifier.
 
         Raises:
@@ -102,14 +102,16 @@ class OutsideSparsifier:
                 self._others.add(optimizer)
                 return
             self._found = optimizer, model
+            saved = optimizer.param_groups[0].get(STATE_KEY, {})
+            self.total_steps = self.total_steps or saved.get('total_steps')
             if self.total_steps is None:
-                self._count_backwards(model)
-                return
-            self._attach(steps=1)
+                self._count_backwards(optimizer)
+            else:
+                self._attach()
         elif self._found[0] is optimizer:
             self._counter.remove()
             self.total_steps = self.epochs * -(-self._epoch_length() // max(self._backwards, 1))
-            self._attach(steps=2)
+            self._attach().after_step()
 
     def detach(self) -> None:
         """Leave the optimiser without our hooks."""
@@ -118,17 +120,15 @@ class OutsideSparsifier:
         if self._attached:
             self._attached.detach()
 
-    def _attach(self, steps: int) -> None:
+    def _attach(self) -> AttachedSparsifier:
         optimizer, model = self._found
         try:
             self.sparsifier = StagedSparsifier(model, self.total_steps, **self.options)
-            attached = AttachedSparsifier(self.sparsifier, optimizer, averages_of(model), self._changed)
-            self._attached = attached
-            self._tell()
-            for _ in range(steps):
-                attached.after_step()
+            self._attached = AttachedSparsifier(self.sparsifier, optimizer, averages_of(model), self._changed)
         except (ValueError, TypeError) as error:
             raise SparsificationError(str(error)) from error
+        self._tell()
+        return self._attached
 
     def _changed(self, sparsifier: StagedSparsifier) -> None:
         """Averages may have been made after the first step, so they are looked for at each stage."""
@@ -140,15 +140,15 @@ class OutsideSparsifier:
         if self.on_change:
             self.on_change(self)
 
-    def _count_backwards(self, model: nn.Module) -> None:
+    def _count_backwards(self, optimizer: torch.optim.Optimizer) -> None:
         """Backward passes between two steps: batches that are accumulated."""
-        layers = [m for m in model.modules() if isinstance(m, GroupSparseConv2d) and not m.deploy]
-        weight = next(layer.conv.weight for layer in layers if layer.conv.weight.requires_grad)
+        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.requires_grad]
+        used = next((p for p in parameters if p.grad is not None), parameters[0])
 
         def count(_: torch.Tensor) -> None:
             self._backwards += 1
 
-        self._counter = weight.register_post_accumulate_grad_hook(count)
+        self._counter = used.register_post_accumulate_grad_hook(count)
 
     def _epoch_length(self) -> int:
         loader = self._loader()

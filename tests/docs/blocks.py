@@ -37,7 +37,7 @@ SHORTER = {
 FAST_MODEL = 'sfr_shufflenetv2_x0_5'
 """Stands for the networks of benchmarks: its files are written in seconds."""
 
-OPTIONAL = ('openvino',)
+OPTIONAL = ('lightning.pytorch', 'openvino', 'transformers')
 """Packages of blocks that are run only where they are installed."""
 
 
@@ -71,7 +71,7 @@ def commands(block: Block) -> list[str]:
 
 def run_python(block: Block, page: Path, namespace: dict) -> None:
     """Run a block in the page's namespace, unless it imports a runtime that is not installed."""
-    if any(f'import {name}\n' in block.text and find_spec(name) is None for name in OPTIONAL):
+    if any(f'import {name}\n' in block.text and find_spec(name.split('.')[0]) is None for name in OPTIONAL):
         return
     code = compile('\n' * block.line + block.text, str(page), 'exec')
     exec(code, namespace)
