@@ -51,7 +51,7 @@ def _print_as_python_does(error: Exception) -> int:
     traceback = error.__traceback__
     while traceback and traceback.tb_next and _is_ours(traceback.tb_frame.f_code.co_filename):
         traceback = traceback.tb_next
-    sys.excepthook(type(error), error, traceback)
+    sys.excepthook(type(error), error.with_traceback(traceback), traceback)
     return 1
 
 

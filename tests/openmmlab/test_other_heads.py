@@ -69,7 +69,7 @@ def test_heads_of_mmdet_train_prune_and_condense(head, tmp_path):
     model = randomize_norms(model).eval()
     condensed = condense(model)
     assert not any(not m.deploy for m in condensed.modules() if isinstance(m, GroupSparseConv2d))
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         for ours, theirs in zip(condensed(x, mode='tensor'), model(x, mode='tensor')):
             for a, b in zip(ours, theirs):

@@ -1,5 +1,6 @@
 """A model as the folder that timm and the Hugging Face hub load: weights, configuration and model card."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -46,10 +47,19 @@ def save_for_hub(model: nn.Module, directory: Union[str, Path], model_card: Opti
     arch = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(model.arch).items()}
     arguments = dict(arch=arch, **(dict(deploy=True) if model.deploy else {}))
     save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
+    _name_classes_once(Path(directory) / 'config.json')
     card = Path(directory) / 'README.md'
     if not card.exists():
         with atomic_path(card) as temporary:
             temporary.write_text(_card(model, model_card or {}))
+
+
+def _name_classes_once(path: Path) -> None:
+    """Leave the classes at the top of the configuration only: transformers refuses them among ``model_args`` too."""
+    config = json.loads(path.read_text())
+    config.get('model_args', {}).pop('num_classes', None)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(config, indent=2))
 
 
 def _card(model: nn.Module, fields: Mapping[str, Any]) -> str:
