@@ -40,7 +40,7 @@ def train_prune_condense(scope, model, inputs, samples):
     condensed = condense(model)
     assert not any(not m.deploy for m in condensed.modules() if isinstance(m, GroupSparseConv2d))
     with torch.no_grad():
-        ours, theirs = condensed(inputs, mode='tensor'), model(inputs, mode='tensor')
+        ours, theirs = condensed(inputs, None, mode='tensor'), model(inputs, None, mode='tensor')
     assert relative_difference(ours, theirs) < 1e-4
 
 
