@@ -46,15 +46,15 @@ def sparsified_from_outside(
     hook = register_optimizer_step_pre_hook(outside.before_step)
     iterate = DataLoader.__iter__
 
-    def noted(loader: DataLoader):
+    def noted(loader: DataLoader) -> Any:
         outside.saw(loader)
         return iterate(loader)
 
-    DataLoader.__iter__ = noted
+    DataLoader.__iter__ = noted  # type: ignore[method-assign]
     try:
         yield outside
     finally:
-        DataLoader.__iter__ = iterate
+        DataLoader.__iter__ = iterate  # type: ignore[method-assign]
         hook.remove()
         outside.detach()
 
@@ -74,7 +74,7 @@ class OutsideSparsifier:
         on_change: Optional[Callable[['OutsideSparsifier'], None]],
         options: dict[str, Any],
     ) -> None:
-        self.total_steps, self.epochs, self.on_change, self.options = total_steps, epochs, on_change, options
+        self.total_steps, self.epochs, self.on_change, self.options = total_steps, epochs or 0, on_change, options
         self.sparsifier: Optional[StagedSparsifier] = None
         self._attached: Optional[AttachedSparsifier] = None
         self._others: weakref.WeakSet = weakref.WeakSet()
@@ -107,11 +107,11 @@ class OutsideSparsifier:
             if self.total_steps is None:
                 self._count_backwards(optimizer)
             else:
-                self._attach()
+                self._attach(optimizer, model, self.total_steps)
         elif self._found[0] is optimizer:
             self._counter.remove()
             self.total_steps = self.epochs * -(-self._epoch_length() // max(self._backwards, 1))
-            self._attach().after_step()
+            self._attach(optimizer, self._found[1], self.total_steps).after_step()
 
     def detach(self) -> None:
         """Leave the optimiser without our hooks."""
@@ -120,15 +120,15 @@ class OutsideSparsifier:
         if self._attached:
             self._attached.detach()
 
-    def _attach(self) -> AttachedSparsifier:
-        optimizer, model = self._found
+    def _attach(self, optimizer: torch.optim.Optimizer, model: nn.Module, total_steps: int) -> AttachedSparsifier:
         try:
-            self.sparsifier = StagedSparsifier(model, self.total_steps, **self.options)
-            self._attached = AttachedSparsifier(self.sparsifier, optimizer, averages_of(model), self._changed)
+            sparsifier = StagedSparsifier(model, total_steps, **self.options)
+            attached = AttachedSparsifier(sparsifier, optimizer, averages_of(model), self._changed)
         except (ValueError, TypeError) as error:
             raise SparsificationError(str(error)) from error
+        self.sparsifier, self._attached = sparsifier, attached
         self._tell()
-        return self._attached
+        return attached
 
     def _changed(self, sparsifier: StagedSparsifier) -> None:
         """Averages may have been made after the first step, so they are looked for at each stage."""
@@ -152,11 +152,13 @@ class OutsideSparsifier:
 
     def _epoch_length(self) -> int:
         loader = self._loader()
-        try:
-            return len(loader)
-        except TypeError as error:
-            what = 'no DataLoader was iterated' if loader is None else f'its {type(loader).__name__} has no length'
-            raise SparsificationError(
-                f'the steps of an epoch are unknown ({what}); give the optimiser steps of the whole training as '
-                f'--total-steps (total_steps).'
-            ) from error
+        what = 'no DataLoader was iterated'
+        if loader is not None:
+            try:
+                return len(loader)
+            except TypeError:
+                what = f'its {type(loader).__name__} has no length'
+        raise SparsificationError(
+            f'the steps of an epoch are unknown ({what}); give the optimiser steps of the whole training as '
+            f'--total-steps (total_steps).'
+        )
