@@ -111,7 +111,8 @@ class AttachedSparsifier:
         weights = [weight for weight in weights if weight.requires_grad and weight.grad is not None]
         gradients = torch.autograd.grad(lasso, weights) if weights else ()
         for weight, gradient in zip(weights, gradients):
-            weight.grad.add_(gradient if scale is None else gradient * scale)
+            if weight.grad is not None:
+                weight.grad.add_(gradient if scale is None else gradient * scale)
 
 
 def attach_sparsifier(
