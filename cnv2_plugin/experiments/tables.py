@@ -5,9 +5,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; the first column is text, the others are aligned right."""
-    lines = ['| ' + ' | '.join(header) + ' |', '|' + '---|' + '---:|' * (len(header) - 1)]
+def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]], texts: int = 1) -> str:
+    """A Markdown table; the first ``texts`` columns are text, the others are aligned right."""
+    lines = ['| ' + ' | '.join(header) + ' |', '|' + '---|' * texts + '---:|' * (len(header) - texts)]
     return '\n'.join([*lines, *('| ' + ' | '.join(map(str, row)) + ' |' for row in rows)]) + '\n'
 
 

@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 
+from cnv2_plugin.experiments import compare_surgery, surgery
+from cnv2_plugin.experiments.runs import Place
 from tests.openmmlab.test_tools_data import load_tool
 
 SMALLEST = (
@@ -35,22 +38,31 @@ def test_writes_table_figures_and_picture_and_trains_only_once(tool, tmp_path, c
         assert all(row['timing']['rounds'] == 1 and row['runtime'] == 'onnxruntime' for row in arm['latency'].values())
     assert set(arms['groups']['latency']) == {'condensed', 'optimised'}
 
-    monkeypatch.setattr(tool, 'train', None)
-    monkeypatch.setattr(tool, 'measured', lambda *_: [])
-    args = tool.arguments().parse_args(arguments)
-    found = tool.compare('digits', tool.digits(args), args)
-    assert {arm: values['accuracy'] for arm, values in found['arms'].items()} == {
+    monkeypatch.setattr(surgery, 'fit', None)
+    assert tool.main(arguments) == 0
+    again = json.loads((tmp_path / 'out' / 'figures.json').read_text())['datasets']['digits']['arms']
+    assert {arm: values['accuracy'] for arm, values in again.items()} == {
         arm: values['accuracy'] for arm, values in arms.items()
     }
     assert not [path for path in (tmp_path / 'out').rglob('.*')]
 
 
-def test_every_arm_sees_the_same_batches(tool):
-    args = tool.arguments().parse_args(SMALLEST)
-    data = tool.digits(args)
-    first, second = ([*tool.batches(data.train, 1, 8, 3)] for _ in range(2))
-    assert len(first) == 8
-    assert all((a == b).all() and (c == d).all() for (a, c), (b, d) in zip(first, second))
+def test_every_arm_starts_from_the_same_weights_and_is_told_by_its_settings(tmp_path):
+    args = compare_surgery.arguments().parse_args([*SMALLEST, '--datasets', 'digits'])
+    start, arms = compare_surgery.runs('digits', args)
+    place = Place(tmp_path, tmp_path)
+    images = torch.randn(2, *surgery.INPUT_SIZE)
+    before = start.trained(0, place)(images)
+    for run in arms.values():
+        assert run.start == start and run.settings()['start'] == start.settings()
+        model = run.start.trained(0, place)
+        run.operate(model)
+        assert torch.equal(model(images), before)
+    other, _ = compare_surgery.runs('digits', compare_surgery.arguments().parse_args([*SMALLEST, '--growth', '8']))
+    assert other.name != start.name
+    (tmp_path / f'{start.name}_seed0' / 'model.pth').unlink()
+    with pytest.raises(FileNotFoundError, match='to train again'):
+        start.trained(0, place)
 
 
 def test_bad_input_is_told_in_a_sentence(tool, tmp_path, capsys):

@@ -1,0 +1,184 @@
+"""Surgery on a network that is trained already: every arm starts from the same weights and is fine-tuned alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional
+
+import timm
+import torch
+from torch import nn
+
+from ..analysis import count_cost
+from ..checkpoints import load_checkpoint, save_checkpoint
+from ..deploy import condense, verify
+from ..sparsify import add_reactivation, to_learned_groups
+from . import data as image_sets
+from .data import SIZE, Data
+from .recipe import Recipe
+from .runs import Place, complete, fingerprint
+from .train import accuracy, fit, unit_masks
+
+INPUT_SIZE = (1, SIZE, SIZE)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The network and what surgery does to it.
+
+    Attributes:
+        growth: features that a layer of the DenseNet adds.
+        blocks: layers of each of its blocks.
+        groups: of learned groups and of reactivation.
+        factor: condense factor of the learned groups, sparse factor of the reactivation.
+    """
+
+    growth: int = 16
+    blocks: tuple[int, ...] = (4, 6, 6)
+    groups: int = 4
+    factor: int = 4
+
+    def build(self) -> nn.Module:
+        """The DenseNet of timm, of this size, before training, for images ``(N, 1, 32, 32)`` of ten classes."""
+        return timm.create_model(
+            'densenet121', in_chans=1, num_classes=10, growth_rate=self.growth, block_config=self.blocks
+        )
+
+
+def _dense(model: nn.Module, options: Options) -> int:
+    return count_cost(model, INPUT_SIZE).mult_adds
+
+
+def _groups(model: nn.Module, options: Options) -> int:
+    return to_learned_groups(model, options.groups, options.factor, input_size=INPUT_SIZE).mult_adds_after
+
+
+def _reactivation(model: nn.Module, options: Options) -> int:
+    predicted = _groups(model, options)
+    added = add_reactivation(model, options.groups, options.factor, min_channels=options.growth, input_size=INPUT_SIZE)
+    return predicted + added.mult_adds_after - added.mult_adds_before
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to go on from the pretrained network.
+
+    Attributes:
+        label: what a table calls it.
+        operate: changes the network in place and returns the multiply-adds that it predicts.
+    """
+
+    label: str
+    operate: Callable[[nn.Module, Options], int]
+
+
+ARMS = {
+    'dense': Arm('dense', _dense),
+    'groups': Arm('learned groups', _groups),
+    'reactivation': Arm('learned groups and reactivation', _reactivation),
+}
+"""Arms by name, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class SurgeryRun:
+    """The pretraining, or one arm that goes on from it.
+
+    Attributes:
+        arm: of :data:`ARMS`; ``'pretrained'`` without ``start``.
+        recipe: how it is trained.
+        images: name of the image set.
+        train_images: at most so many to train on; the pretraining takes the first half of them.
+        test_images: at most so many to test on.
+        options: network and surgery.
+        start: the pretraining.
+    """
+
+    arm: str
+    recipe: Recipe
+    images: str
+    train_images: int
+    test_images: int
+    options: Options = field(default_factory=Options)
+    start: Optional['SurgeryRun'] = None
+
+    @property
+    def name(self) -> str:
+        """Arm and settings, so that figures of other settings stay beside these."""
+        return f'{self.arm}_{fingerprint(self)}'
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(
+            arm=self.arm, recipe=self.recipe.settings(), images=self.images, train_images=self.train_images,
+            test_images=self.test_images, options=vars(self.options), start=self.start and self.start.settings(),
+        )  # fmt: skip
+
+    def data(self, place: Place) -> Data:
+        """What it trains and tests on."""
+        found = image_sets.load(self.images, self.train_images, self.test_images, place.fashion_mnist)
+        return found if self.start else replace(found, train=found.train.first(len(found.train) // 2))
+
+    def perform(self, seed: int, folder: Path, place: Place) -> dict[str, Any]:
+        """Train and test.
+
+        Raises:
+            RuntimeError: the pruned network costs other than what surgery predicted.
+            VerificationError: the condensed network does not compute what the masked one does.
+        """
+        data = self.data(place)
+        torch.manual_seed(seed)
+        model = self.start.trained(seed, place) if self.start else self.options.build()
+        predicted = self.operate(model) if self.start else _dense(model, self.options)
+        title = f'{self.images}, {ARMS[self.arm].label if self.start else "pretraining"}, seed {seed}'
+        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', title=title)
+        counted = count_cost(model, INPUT_SIZE).mult_adds_pruned
+        if counted != predicted:
+            raise RuntimeError(f'{title}: {counted} multiply-adds are counted where {predicted} were predicted.')
+        save_checkpoint(model.state_dict(), folder / 'model.pth', dict(name=self.name))
+        steps = self.recipe.epochs * (len(data.train) // self.recipe.batch_size)
+        return dict(
+            train_images=len(data.train), test_images=len(data.test), steps=steps, **evaluated(model, data),
+            seconds=round(sum(row['seconds'] for row in history), 1),
+        )  # fmt: skip
+
+    def trained(self, seed: int, place: Place) -> nn.Module:
+        """The masked network of a run, which is trained first where it has to be.
+
+        Raises:
+            FileNotFoundError: the run is finished, but its weights have been removed.
+        """
+        complete(self, seed, place)
+        path = place.work / f'{self.name}_seed{seed}' / 'model.pth'
+        if not path.exists():
+            raise FileNotFoundError(
+                f'{path} is missing, though its figures are there; remove {place.results} to train again.'
+            )
+        model = self.options.build()
+        if self.start:
+            self.operate(model)
+        model.load_state_dict(load_checkpoint(path)['state_dict'])
+        return model.eval()
+
+    def operate(self, model: nn.Module) -> int:
+        """Do the surgery of the arm, in place; returns the multiply-adds that it predicts."""
+        return ARMS[self.arm].operate(model, self.options)
+
+
+def evaluated(model: nn.Module, data: Data) -> dict[str, Any]:
+    """Test accuracy in percent and cost of a trained network, condensed.
+
+    Raises:
+        VerificationError: the condensed network does not compute what the masked one does.
+        RuntimeError: masked and condensed network do not cost the same.
+    """
+    condensed = condense(model) if unit_masks(model) else model
+    report = verify(model, condensed, INPUT_SIZE)
+    report.check(1e-5, 'the condensed network')
+    cost = count_cost(condensed, INPUT_SIZE)
+    if count_cost(model, INPUT_SIZE).mult_adds_pruned != cost.mult_adds:
+        raise RuntimeError('the condensed network has other multiply-adds than its masks leave.')
+    return dict(
+        accuracy=round(accuracy(condensed, data, data.test), 2), mult_adds=cost.mult_adds, params=cost.params,
+        condensed_difference=report.max_rel,
+    )  # fmt: skip
