@@ -126,9 +126,9 @@ def export_onnx(
     else:
         runtime_model = for_runtime(model, optimize, input_size, choices).eval()
     count = 2 if batch == 'dynamic' else batch
-    proto = _to_proto(runtime_model, torch.randn(count, *input_size), batch == 'dynamic', output_names)
+    proto = to_proto(runtime_model, torch.randn(count, *input_size), batch == 'dynamic', output_names)
     if optimize:
-        _pool_globally(proto)
+        pool_globally(proto)
     _strip(proto)
     onnx.helper.set_model_props(proto, {key: _text(value) for key, value in _metadata(model, metadata).items()})
     with atomic_path(path) as temporary:
@@ -159,7 +159,15 @@ def for_runtime(
     return model
 
 
-def _to_proto(model: nn.Module, example: Tensor, dynamic: bool, output_names: Optional[list[str]]) -> 'ModelProto':
+def to_proto(model: nn.Module, example: Tensor, dynamic: bool, output_names: Optional[list[str]] = None) -> 'ModelProto':
+    """A model that is ready for its runtime, as ONNX.
+
+    Args:
+        model: in the form that is exported.
+        example: ``(N, C, H, W)``.
+        dynamic: take any number of images.
+        output_names: ``logits``, or ``output_0`` and so on, by default.
+    """
     with torch.no_grad():
         outputs = model(example)
     if output_names is None:
@@ -220,7 +228,7 @@ def _strip(proto: 'ModelProto') -> None:
         proto.graph.initializer.remove(unused)
 
 
-def _pool_globally(proto: 'ModelProto') -> None:
+def pool_globally(proto: 'ModelProto') -> None:
     """Name means over height and width for what they are: runtimes have a faster kernel for GlobalAveragePool."""
     from onnx import numpy_helper
 

@@ -12,12 +12,22 @@ from .reactivate import AddedReactivation, ReactivationPlan, ReactivationReport,
 from .recalibration import recalibrate_norms
 from .schedule import SparsificationSchedule
 from .sparsifier import StagedSparsifier
-from .surgery import LayerPlan, SkippedLayer, SurgeryReport, plan_learned_groups, to_learned_groups
+from .surgery import (
+    LatencyModel,
+    LayerPlan,
+    NetworkLatency,
+    SkippedLayer,
+    SurgeryReport,
+    plan_learned_groups,
+    to_learned_groups,
+)
 
 __all__ = [
     'AddedReactivation',
     'AttachedSparsifier',
+    'LatencyModel',
     'LayerPlan',
+    'NetworkLatency',
     'PackedTraining',
     'ReactivationPlan',
     'ReactivationReport',

@@ -1,7 +1,6 @@
 """What surgery would do to a network: which layers, what they cost before and after, and why others stay."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Optional, Union
 
@@ -10,6 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ...layers import GroupSparseConv2d, kept_units
 from .probe import Probe, probe
+from .report import LayerPlan, SkippedLayer, SurgeryReport
 
 Patterns = Union[str, Iterable[str], None]
 
@@ -19,80 +19,6 @@ MIN_SHARE = 2e-4
 MIN_SHARE_POOLED = 5e-3
 
 _EQUIVALENT_CLASSES = ('timm.layers.conv2d_same.Conv2dSame', 'mmcv.cnn.bricks.wrappers.Conv2d')
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """A convolution that learns groups.
-
-    Attributes:
-        name: of the module.
-        in_channels: input channels.
-        out_channels: output channels.
-        groups: chosen number of groups.
-        factor: condense factor.
-        mult_adds_before: multiply-adds of one image, dense.
-        mult_adds_after: multiply-adds of one image, condensed.
-    """
-
-    name: str
-    in_channels: int
-    out_channels: int
-    groups: int
-    factor: int
-    mult_adds_before: int
-    mult_adds_after: int
-
-
-@dataclass(frozen=True)
-class SkippedLayer:
-    """A convolution that stays as it is.
-
-    Attributes:
-        name: of the module.
-        reason: why.
-    """
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class SurgeryReport:
-    """Prediction for a network, made before anything is changed.
-
-    Attributes:
-        layers: convolutions that learn groups.
-        skipped: convolutions that stay, and why.
-        mult_adds_before: multiply-adds of the network (convolutions, linear layers, attention) for one image.
-        mult_adds_after: the same once pruned and condensed.
-        weights_before: weights of ``layers``.
-        weights_after: the same once pruned and condensed.
-        input_size: ``(C, H, W)`` of the image.
-    """
-
-    layers: tuple[LayerPlan, ...]
-    skipped: tuple[SkippedLayer, ...]
-    mult_adds_before: int
-    mult_adds_after: int
-    weights_before: int
-    weights_after: int
-    input_size: tuple[int, ...]
-
-    def __str__(self) -> str:
-        saved = 1 - self.mult_adds_after / max(self.mult_adds_before, 1)
-        lines = [
-            f'{len(self.layers)} convolutions learn groups: {self.mult_adds_before / 1e6:.1f} M multiply-adds at '
-            f'{"x".join(map(str, self.input_size))} become {self.mult_adds_after / 1e6:.1f} M ({saved:.1%} saved), '
-            f'{self.weights_before / 1e6:.2f} M of their weights become {self.weights_after / 1e6:.2f} M.'
-        ]
-        reasons: dict[str, list[str]] = {}
-        for layer in self.skipped:
-            reasons.setdefault(layer.reason, []).append(layer.name)
-        for reason, names in reasons.items():
-            shown = ', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else '')
-            lines.append(f'{len(names)} stay, {reason}: {shown}.')
-        return '\n'.join(lines)
 
 
 def make_plan(
@@ -125,21 +51,12 @@ def make_plan(
         layers.append(
             LayerPlan(
                 name, module.in_channels, module.out_channels, groups_for(module.out_channels, groups), factor,
-                dense, condensed,
+                dense, condensed, seen.input_sizes[name], module.stride,
             )
         )  # fmt: skip
     if not layers:
         raise ValueError(_nothing_to_do(model, skipped))
-    saved = sum(layer.mult_adds_before - layer.mult_adds_after for layer in layers)
-    return SurgeryReport(
-        layers=tuple(layers),
-        skipped=tuple(skipped),
-        mult_adds_before=seen.mult_adds,
-        mult_adds_after=seen.mult_adds - saved,
-        weights_before=sum(layer.in_channels * layer.out_channels for layer in layers),
-        weights_after=sum(kept_units(m.in_channels, factor, factor - 1) * m.out_channels for m in layers),
-        input_size=tuple(input_size),
-    )
+    return SurgeryReport.of(layers, skipped, seen.mult_adds, input_size)
 
 
 def groups_for(out_channels: int, groups: int) -> int:

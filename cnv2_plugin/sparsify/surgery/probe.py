@@ -17,12 +17,14 @@ class Probe:
 
     Attributes:
         positions: output positions of each convolution and linear layer, summed over its calls, by name.
+        input_sizes: height and width of the largest input of each convolution, by name.
         order: names of convolutions and linear layers in the order of their first call.
         outputs: names of those whose result is an output of the network as it is.
         mult_adds: multiply-adds of the whole pass.
     """
 
     positions: dict[str, int] = field(default_factory=dict)
+    input_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     outputs: set[str] = field(default_factory=set)
     mult_adds: int = 0
@@ -49,6 +51,8 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
                 found.order.append(name)
             channels = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
             found.positions[name] = found.positions.get(name, 0) + output.numel() // channels
+            if isinstance(module, nn.Conv2d):
+                found.input_sizes[name] = max(found.input_sizes.get(name, (0, 0)), tuple(inputs[0].shape[2:]))
             produced.append((name, output))
 
         return visit

@@ -1,0 +1,150 @@
+"""What surgery is worth in a runtime: single layers and whole networks, measured on this machine."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Optional
+
+import torch
+from torch import nn
+
+from ..layers import GroupSparseConv2d
+from ..lowering import lower
+from ..lowering.describe import add_module, describe
+from ..lowering.forms import with_forms
+from ..lowering.graph import Graph, Input
+from ..lowering.onnx_graph import to_onnx
+from ..lowering.rewrites import clean_up
+from ..lowering.table import LAST_REWRITES, default_choices
+from ..lowering.timing import Progress, interleave
+from ..lowering.tuner import MEASURED
+from ..sparsify import LayerPlan
+from ..sparsify.surgery.convert import finish_at_random
+from .export import pool_globally, to_proto
+
+
+class RuntimeLatency:
+    """Measures layers and networks in a runtime, for ``to_learned_groups(..., target='latency', latency=...)``.
+
+    A layer is measured as it would be exported, between two depthwise convolutions: runtimes store features in blocks
+    of channels between convolutions, and a gather of channels ends that, which a layer by itself would not show. Dense
+    and condensed layers take turns, and the shortest round counts. Layers of one shape are measured once.
+
+    Args:
+        runtime: ``'onnxruntime'`` or ``'openvino'``.
+        threads: of the runtime.
+        rounds: of each measurement.
+        budget: seconds for the layers; those with the most multiply-adds come first, and what is not measured by then
+            stays unknown. Whole networks are exported and measured beyond it.
+        progress: called with a short text now and then.
+
+    Attributes:
+        runtime: as given.
+
+    Raises:
+        ValueError: an unknown runtime, or a count below 1.
+    """
+
+    def __init__(
+        self,
+        runtime: str = 'onnxruntime',
+        threads: int = 1,
+        rounds: int = 30,
+        budget: float = 60.0,
+        progress: Optional[Progress] = None,
+    ) -> None:
+        if runtime not in MEASURED:
+            raise ValueError(f'latency can be measured in {" and ".join(MEASURED)}, not in {runtime!r}.')
+        if threads < 1 or rounds < 1:
+            raise ValueError(f'threads is {threads} and rounds is {rounds}; both take whole numbers of at least 1.')
+        self.runtime = runtime
+        self.threads = threads
+        self.rounds = rounds
+        self.budget = budget
+        self.progress = progress or (lambda text: None)
+        self._known: dict[tuple, tuple[float, float]] = {}
+
+    def layers(self, layers: Sequence[LayerPlan]) -> list[Optional[tuple[float, float]]]:
+        """Milliseconds of each convolution, dense and condensed, with its neighbours; None where time ran out."""
+        deadline = time.monotonic() + self.budget
+        for layer in sorted(layers, key=lambda layer: -layer.mult_adds_before):
+            if _shape(layer) not in self._known and time.monotonic() < deadline:
+                dense, condensed = self._layer(layer)
+                self._known[_shape(layer)] = dense, condensed
+                self.progress(f'{layer.name}: {dense:.3f} ms dense, {condensed:.3f} ms condensed')
+        return [self._known.get(_shape(layer)) for layer in layers]
+
+    def networks(self, models: Sequence[nn.Module], input_size: tuple[int, int, int]) -> list[float]:
+        """Milliseconds of whole networks for one image, exported in their fastest form.
+
+        Raises:
+            ValueError: a network cannot be exported.
+        """
+        image = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+        found = self._measure([_exported(model, image, self.runtime) for model in models], image)
+        self.progress(f'whole network: {", ".join(f"{each:.3f} ms" for each in found)}')
+        return found
+
+    def _layer(self, layer: LayerPlan) -> tuple[float, float]:
+        image = torch.randn(1, layer.in_channels, *layer.input_size, generator=torch.Generator().manual_seed(0))
+        dense = nn.Conv2d(layer.in_channels, layer.out_channels, 1, layer.stride)
+        sparse = GroupSparseConv2d(
+            layer.in_channels, layer.out_channels, layer.groups, layer.factor, stride=layer.stride
+        )
+        finish_at_random(sparse).switch_to_deploy()
+        size = tuple(-(-length // stride) for length, stride in zip(layer.input_size, layer.stride))
+        graph = describe(sparse, layer.in_channels)
+        rewritten, _ = with_forms(graph, default_choices(graph, size, self.runtime))
+        if self.runtime in LAST_REWRITES:
+            clean_up(rewritten, [LAST_REWRITES[self.runtime]])
+        contenders = [_between_neighbours(part, layer) for part in (dense, rewritten)]
+        before, after = self._measure([to_onnx(graph, tuple(image.shape)) for graph in contenders], image)
+        return before, after
+
+    def _measure(self, protos: Iterable, image: torch.Tensor) -> list[float]:
+        images = image.numpy()
+        runners = {i: MEASURED[self.runtime](proto, images, self.threads) for i, proto in enumerate(protos)}
+        return [timing.min for timing in interleave(runners, self.rounds, warmup=3).values()]
+
+
+def _shape(layer: LayerPlan) -> tuple:
+    return layer.in_channels, layer.out_channels, layer.groups, layer.factor, layer.input_size, layer.stride
+
+
+def _between_neighbours(part, layer: LayerPlan) -> Graph:
+    """A convolution, or the graph of a condensed one, between two depthwise convolutions and activations."""
+    graph = Graph.of(layer.in_channels)
+    x = add_module(graph, _depthwise(layer.in_channels), graph.output, '')
+    x = add_module(graph, part, x, '') if isinstance(part, nn.Module) else _append(graph, part, x)
+    x = add_module(graph, nn.ReLU(), x, '')
+    graph.output = add_module(graph, _depthwise(layer.out_channels), x, '')
+    return graph
+
+
+def _depthwise(channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.ReLU())
+
+
+def _append(graph: Graph, part: Graph, x: int) -> int:
+    """Append all of one graph to another; returns its result."""
+    names: dict[int, int] = {}
+    for node in part.ordered():
+        names[node.id] = x if isinstance(node.op, Input) else graph.add(node.op, *(names[i] for i in node.inputs))
+    return names[part.output]
+
+
+def _exported(model: nn.Module, image: torch.Tensor, runtime: str):
+    """A finished network as ONNX.
+
+    Raises:
+        ValueError: it cannot be exported.
+    """
+    try:
+        proto = to_proto(lower(model, tuple(image.shape[1:]), runtime), image, dynamic=False)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f'{type(model).__name__} cannot be exported to be measured in {runtime} ({reason}); take '
+            f"target='multiply-adds'."
+        ) from error
+    pool_globally(proto)
+    return proto
