@@ -7,17 +7,17 @@ from typing import Optional
 import torch
 from torch import nn
 
-from ..layers import GroupSparseConv2d
+from ..layers import GroupSparseConv2d, SparseFeatureReactivation
 from ..lowering import lower
 from ..lowering.describe import add_module, describe
 from ..lowering.forms import with_forms
-from ..lowering.graph import Graph, Input
+from ..lowering.graph import Add, Concat, Gather, Graph, Input
 from ..lowering.onnx_graph import to_onnx
 from ..lowering.rewrites import clean_up
 from ..lowering.table import LAST_REWRITES, default_choices
 from ..lowering.timing import Progress, interleave
 from ..lowering.tuner import MEASURED
-from ..sparsify import LayerPlan
+from ..sparsify import LayerPlan, ReactivationPlan
 from ..sparsify.surgery.convert import finish_at_random
 from .export import pool_globally, to_proto
 
@@ -73,6 +73,17 @@ class RuntimeLatency:
                 self.progress(f'{layer.name}: {dense:.3f} ms dense, {condensed:.3f} ms condensed')
         return [self._known.get(_shape(layer)) for layer in layers]
 
+    def reactivations(self, layers: Sequence[ReactivationPlan]) -> list[Optional[float]]:
+        """Milliseconds that each added reactivation takes; None where time ran out."""
+        deadline = time.monotonic() + self.budget
+        for layer in sorted(layers, key=lambda layer: -layer.mult_adds):
+            if _sizes(layer) not in self._known and time.monotonic() < deadline:
+                without, added = self._reactivation(layer)
+                self._known[_sizes(layer)] = without, added
+                self.progress(f'{layer.name}: {added - without:.3f} ms')
+        known = [self._known.get(_sizes(layer)) for layer in layers]
+        return [None if found is None else max(found[1] - found[0], 0.0) for found in known]
+
     def networks(self, models: Sequence[nn.Module], input_size: tuple[int, int, int]) -> list[float]:
         """Milliseconds of whole networks for one image, exported in their fastest form.
 
@@ -91,14 +102,29 @@ class RuntimeLatency:
             layer.in_channels, layer.out_channels, layer.groups, layer.factor, stride=layer.stride
         )
         finish_at_random(sparse).switch_to_deploy()
-        size = tuple(-(-length // stride) for length, stride in zip(layer.input_size, layer.stride))
-        graph = describe(sparse, layer.in_channels)
+        lowered = self._lowered(sparse, layer.in_channels, layer.input_size)
+        contenders = [_between_neighbours(part, layer) for part in (dense, lowered)]
+        before, after = self._measure([to_onnx(graph, tuple(image.shape)) for graph in contenders], image)
+        return before, after
+
+    def _reactivation(self, layer: ReactivationPlan) -> tuple[float, float]:
+        """Milliseconds without and with it: later and earlier features as one map, of which the latter are updated."""
+        sparse = SparseFeatureReactivation(layer.in_channels, layer.out_channels, layer.groups, layer.factor)
+        finish_at_random(sparse).switch_to_deploy()
+        alone = self._lowered(sparse, layer.in_channels, layer.size)
+        contenders = [_reused(part, layer) for part in (None, alone)]
+        shape = (1, layer.in_channels + layer.out_channels, *layer.size)
+        image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        without, added = self._measure([to_onnx(graph, shape) for graph in contenders], image)
+        return without, added
+
+    def _lowered(self, condensed: nn.Module, channels: int, size: tuple[int, int]) -> Graph:
+        """A condensed layer as it is exported."""
+        graph = describe(condensed, channels)
         rewritten, _ = with_forms(graph, default_choices(graph, size, self.runtime))
         if self.runtime in LAST_REWRITES:
             clean_up(rewritten, [LAST_REWRITES[self.runtime]])
-        contenders = [_between_neighbours(part, layer) for part in (dense, rewritten)]
-        before, after = self._measure([to_onnx(graph, tuple(image.shape)) for graph in contenders], image)
-        return before, after
+        return rewritten
 
     def _measure(self, protos: Iterable, image: torch.Tensor) -> list[float]:
         images = image.numpy()
@@ -110,6 +136,10 @@ def _shape(layer: LayerPlan) -> tuple:
     return layer.in_channels, layer.out_channels, layer.groups, layer.factor, layer.input_size, layer.stride
 
 
+def _sizes(layer: ReactivationPlan) -> tuple:
+    return layer.in_channels, layer.out_channels, layer.groups, layer.factor, layer.size
+
+
 def _between_neighbours(part, layer: LayerPlan) -> Graph:
     """A convolution, or the graph of a condensed one, between two depthwise convolutions and activations."""
     graph = Graph.of(layer.in_channels)
@@ -117,6 +147,19 @@ def _between_neighbours(part, layer: LayerPlan) -> Graph:
     x = add_module(graph, part, x, '') if isinstance(part, nn.Module) else _append(graph, part, x)
     x = add_module(graph, nn.ReLU(), x, '')
     graph.output = add_module(graph, _depthwise(layer.out_channels), x, '')
+    return graph
+
+
+def _reused(part: Optional[Graph], layer: ReactivationPlan) -> Graph:
+    """Later features ``(C1)`` and earlier ones ``(C2)``, concatenated again, with a reactivation or without."""
+    channels = layer.in_channels + layer.out_channels
+    graph = Graph.of(channels)
+    x = add_module(graph, _depthwise(channels), graph.output, '')
+    later = graph.add(Gather(torch.arange(layer.in_channels)), x)
+    earlier = graph.add(Gather(torch.arange(layer.in_channels, channels)), x)
+    if part is not None:
+        earlier = graph.add(Add(), earlier, _append(graph, part, later))
+    graph.output = add_module(graph, _depthwise(channels), graph.add(Concat(), earlier, later), '')
     return graph
 
 

@@ -8,7 +8,8 @@ from .condensed_training import (
     masked_state_dict,
     restore_masked,
 )
-from .reactivate import AddedReactivation, ReactivationPlan, ReactivationReport, add_reactivation
+from .reactivate import AddedReactivation, add_reactivation
+from .reactivate_report import ReactivationPlan, ReactivationReport
 from .recalibration import recalibrate_norms
 from .schedule import SparsificationSchedule
 from .sparsifier import StagedSparsifier

@@ -1,16 +1,19 @@
 """Sparse feature reactivation (CondenseNetV2, section 3.2) for networks that were not built with it."""
 
 import operator
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from copy import deepcopy
 from typing import Any, Optional
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..layers import SparseFeatureReactivation, kept_units
+from .reactivate_choice import choose_reactivations
+from .reactivate_report import ReactivationPlan, ReactivationReport
 from .reactivate_rewrite import UntraceableError, trace, with_forward
 from .reactivate_sites import KINDS, Site, called, concatenated, convolutions_of, find_sites
+from .surgery.choice import LatencyModel, Target, check_target
 from .surgery.plan import MIN_CHANNELS, Patterns, name_filter
 from .surgery.probe import evaluating, probe, run
 
@@ -35,53 +38,8 @@ class AddedReactivation(SparseFeatureReactivation):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-@dataclass(frozen=True)
-class ReactivationPlan:
-    """One added reactivation.
-
-    Attributes:
-        name: of the new layer.
-        kind: how the network reuses the features, see :data:`KINDS`.
-        in_channels: channels of the later features.
-        out_channels: channels of the earlier features that they reactivate.
-        groups: chosen number of groups.
-        factor: sparse factor.
-        mult_adds: multiply-adds that it adds to one image, once pruned.
-    """
-
-    name: str
-    kind: str
-    in_channels: int
-    out_channels: int
-    groups: int
-    factor: int
-    mult_adds: int
-
-
-@dataclass(frozen=True)
-class ReactivationReport:
-    """What :func:`add_reactivation` did.
-
-    Attributes:
-        layers: added reactivations.
-        refused: names of modules and why their features are not reactivated.
-        mult_adds_before: multiply-adds of the network for one image.
-        mult_adds_after: the same with all reactivations, pruned.
-    """
-
-    layers: tuple[ReactivationPlan, ...]
-    refused: dict[str, str]
-    mult_adds_before: int
-    mult_adds_after: int
-
-    def __str__(self) -> str:
-        kinds = ', '.join(f'{sum(p.kind == k for p in self.layers)} {k}' for k in KINDS)
-        added = self.mult_adds_after / max(self.mult_adds_before, 1) - 1
-        lines = [
-            f'{len(self.layers)} reactivations added ({kinds}): {self.mult_adds_before / 1e6:.1f} M multiply-adds '
-            f'become {self.mult_adds_after / 1e6:.1f} M (+{added:.1%}).'
-        ]
-        return '\n'.join([*lines, *(f'{name}: {reason}.' for name, reason in self.refused.items())])
+Change = tuple[str, nn.Module, type[nn.Module], dict[str, AddedReactivation]]
+"""A module by name, its new class, and the layers that it gets."""
 
 
 def add_reactivation(
@@ -93,6 +51,9 @@ def add_reactivation(
     kinds: Iterable[str] = KINDS,
     min_channels: int = MIN_CHANNELS,
     input_size: tuple[int, int, int] = (3, 224, 224),
+    target: Target = 'multiply-adds',
+    at_most: Optional[float] = None,
+    latency: Optional[LatencyModel] = None,
 ) -> ReactivationReport:
     """Let later features of a network update the earlier ones that it reuses, in place.
 
@@ -113,9 +74,15 @@ def add_reactivation(
         kinds: kinds of reuse, of ``'dense'``, ``'split'``, ``'cross-stage'`` and ``'residual'``.
         min_channels: fewest channels of later and of earlier features.
         input_size: ``(C, H, W)`` of the image that the network is traced with.
+        target: what ``at_most`` limits: ``'multiply-adds'`` or ``'latency'``.
+        at_most: share of the dense network's multiply-adds or latency that the network may take with its reactivations,
+            such as 1.05, or 0.8 after :func:`to_learned_groups` came down to 0.75 (learned groups count as pruned). The
+            cheapest come first; what would go beyond is not added. By default all are.
+        latency: what tells the latency, for ``target='latency'``: :class:`cnv2_plugin.deploy.RuntimeLatency` measures
+            it in a runtime.
 
     Returns:
-        Layers, refusals and multiply-adds; print it for a summary.
+        Layers, refusals, multiply-adds and latency; print it for a summary.
 
     Raises:
         ValueError: no features are reused in a way that can be traced (says where and why), or an argument does not
@@ -127,38 +94,72 @@ def add_reactivation(
     """
     kinds = tuple(kinds)
     _check_arguments(groups, factor, kinds, min_channels)
+    check_target(target, at_most, latency)
     chosen = name_filter(include, exclude, [name for name, _ in model.named_modules()])
     before = probe(model, input_size).mult_adds
+
+    def changes(
+        network: nn.Module, wanted: Optional[Collection[str]] = None
+    ) -> tuple[list[Change], list[ReactivationPlan], dict[str, str]]:
+        return _changes(network, chosen, groups, factor, kinds, min_channels, input_size, wanted)
+
+    def changed(wanted: Collection[str]) -> nn.Module:
+        copy = deepcopy(model)
+        _apply(changes(copy, wanted)[0])
+        return copy
+
+    all_changes, plans, refused = changes(model)
+    if not plans:
+        raise ValueError(_nothing_to_do(model, refused))
+    report = ReactivationReport(tuple(plans), refused, before, before + sum(plan.mult_adds for plan in plans))
+    report = choose_reactivations(model, report, input_size, target, at_most, latency, changed)
+    if len(report.layers) == len(plans):
+        _apply(all_changes)
+    elif report.layers:
+        _apply(changes(model, {plan.name for plan in report.layers})[0])
+    return report
+
+
+def _changes(
+    model: nn.Module, chosen: Callable[[str], bool], groups: int, factor: int, kinds: tuple[str, ...],
+    min_channels: int, input_size: tuple[int, int, int], wanted: Optional[Collection[str]],
+) -> tuple[list[Change], list[ReactivationPlan], dict[str, str]]:  # fmt: skip
+    """Modules with their new classes and the wanted layers, plans of all layers, and refusals; changes nothing."""
     examples = _single_tensor_calls(model, input_size)
     refused: dict[str, str] = {}
-    changes: list[tuple[str, nn.Module, type[nn.Module], dict[str, AddedReactivation]]] = []
+    changes: list[Change] = []
     plans: list[ReactivationPlan] = []
+    done: set[nn.Module] = set()
     for name, module in _inside_out(model):
         if module not in examples or not chosen(name):
             continue
-        done = frozenset(m for _, m, _, _ in changes)
         try:
-            change, found = _rewritten(name, module, done, examples[module], groups, factor, kinds, min_channels)
+            change, found = _rewritten(
+                name, module, frozenset(done), examples[module], groups, factor, kinds, min_channels, wanted
+            )
         except UntraceableError as error:
             refused[name or type(model).__name__] = str(error)
             continue
+        if found:
+            done.add(module)
+            plans.extend(found)
         if change is not None:
             changes.append((name, module, *change))
-            plans.extend(found)
-    inside = tuple(f'{name}.' for name, *_ in changes if name)
+    inside = tuple({f'{plan.name.rpartition(".")[0]}.' for plan in plans if '.' in plan.name})
     refused = {name: reason for name, reason in refused.items() if not name.startswith(inside)} if inside else refused
-    if not plans:
-        raise ValueError(_nothing_to_do(model, refused))
+    return changes, plans, refused
+
+
+def _apply(changes: Iterable[Change]) -> None:
     for _, module, cls, layers in changes:
         for key, layer in layers.items():
             module.add_module(key, layer)
         module.__class__ = cls
-    return ReactivationReport(tuple(plans), refused, before, before + sum(plan.mult_adds for plan in plans))
 
 
 def _rewritten(
     name: str, module: nn.Module, done: frozenset[nn.Module], call: Call, groups: int, factor: int,
-    kinds: tuple[str, ...], min_channels: int,
+    kinds: tuple[str, ...], min_channels: int, wanted: Optional[Collection[str]],
 ) -> tuple[Optional[tuple[type[nn.Module], dict[str, AddedReactivation]]], list[ReactivationPlan]]:  # fmt: skip
     """The class and the layers of a module with reactivation, and their plans; changes nothing."""
     shape, calls = call
@@ -174,16 +175,18 @@ def _rewritten(
     for i, site in enumerate(sites):
         channels, old = _widths(site)
         key = f'reactivation_{i}'
-        options = dict(device=reference.device, dtype=reference.dtype)
-        layers[key] = AddedReactivation(channels, old, _groups_for(channels, groups), factor, **options)
-        layers[key].train(module.training)
-        _insert(graph, site, key, rewritten)
+        full = f'{name}.{key}' if name else key
+        divided = _groups_for(channels, groups)
         positions = shape[0] * site.node.meta['shape'][2] * site.node.meta['shape'][3] * calls
         mult_adds = kept_units(old, factor, factor - 1) * channels * positions
-        full = f'{name}.{key}' if name else key
-        plans.append(ReactivationPlan(full, site.kind, channels, old, layers[key].groups, factor, mult_adds))
-    if not plans:
-        return None, []
+        size = tuple(site.node.meta['shape'][2:])
+        plans.append(ReactivationPlan(full, site.kind, channels, old, divided, factor, mult_adds, size))
+        if wanted is None or full in wanted:
+            options = dict(device=reference.device, dtype=reference.dtype)
+            layers[key] = AddedReactivation(channels, old, divided, factor, **options).train(module.training)
+            _insert(graph, site, key, rewritten)
+    if not layers:
+        return None, plans
     return (with_forward(module, graph), layers), plans
 
 

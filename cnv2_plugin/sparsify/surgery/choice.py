@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, Optional, Protocol
+from typing import TYPE_CHECKING, Literal, Optional, Protocol
 
 from torch import nn
 
 from .report import LayerPlan, NetworkLatency, SkippedLayer, SurgeryReport
+
+if TYPE_CHECKING:
+    from ..reactivate_report import ReactivationPlan
 
 Target = Literal['multiply-adds', 'latency']
 
@@ -30,6 +33,9 @@ class LatencyModel(Protocol):
 
     def layers(self, layers: Sequence[LayerPlan]) -> list[Optional[tuple[float, float]]]:
         """Milliseconds of each convolution, dense and condensed; None where they are unknown."""
+
+    def reactivations(self, layers: Sequence['ReactivationPlan']) -> list[Optional[float]]:
+        """Milliseconds that each added reactivation takes; None where they are unknown."""
 
     def networks(self, models: Sequence[nn.Module], input_size: tuple[int, int, int]) -> list[float]:
         """Milliseconds of whole finished networks, exported."""
