@@ -1,11 +1,14 @@
 """``tools/compare_surgery.py``: fine-tunes one pretrained network dense, with learned groups, and with reactivation.
 
-For each data set and seed a small DenseNet of timm is trained on the first half of the training images. Copies of it
-are then fine-tuned on all of them: as it is, after ``to_learned_groups``, and after ``to_learned_groups`` and
-``add_reactivation``. All three get the same number of steps, the same batches and the same schedule.
+For each data set and seed a network of timm, by default a small DenseNet, is trained on the first half of the training
+images. Copies of it are then fine-tuned on all of them: as it is, after ``to_learned_groups``, and after
+``to_learned_groups`` and ``add_reactivation``; where asked for also with learned groups in the layers that ONNX Runtime
+computes faster then, and with fewer channels at equal multiply-adds. All get the same number of steps, the same batches
+and the same schedule.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -20,15 +23,24 @@ from tqdm import tqdm
 
 from ..benchmark import Measurement, benchmark, machine
 from ..checkpoints import atomic_path
+from ..deploy import RuntimeLatency
+from ..sparsify import plan_learned_groups
+from .arms import ARMS, INPUT_SIZE, NETWORKS, Options
 from .data import NAMES
 from .recipe import Recipe
 from .runs import Place, complete
-from .surgery import ARMS, INPUT_SIZE, Options, SurgeryRun
+from .surgery import SurgeryRun
 from .tables import markdown
+from .train import unit_masks
 
 EPOCHS = {'digits': 12, 'fashion-mnist': 5}
 PRETRAINING = Recipe(rate=0.1, warmup=0.1, label_smoothing=0.05, flip=False)
 FINE_TUNING = replace(PRETRAINING, rate=0.05)
+COLOURS = ('tab:gray', 'tab:blue', 'tab:orange', 'tab:green', 'tab:red')
+NETWORK_NOTES = {
+    'densenet': 'timm densenet121 with growth_rate=growth and block_config=blocks',
+    'mobilenetv2_100': 'timm mobilenetv2_100, stride 1 in the stem',
+}
 
 
 def main(argv: Optional[list[str]] = None) -> int:
@@ -37,13 +49,13 @@ def main(argv: Optional[list[str]] = None) -> int:
     torch.set_num_threads(1)
     try:
         figures = {name: compare(name, args) for name in args.datasets}
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         print(f'compare_surgery: {error}', file=sys.stderr)
         return 1
     text = table(figures)
     outcome = dict(
         settings={key: value for key, value in vars(args).items() if key not in ('out', 'fashion_mnist')},
-        network='timm densenet121 with growth_rate=growth and block_config=blocks', input_size=INPUT_SIZE,
+        network=NETWORK_NOTES.get(args.network, f'timm {args.network}'), input_size=INPUT_SIZE,
         machine=machine(), datasets=figures,
     )  # fmt: skip
     for file, content in (('table.md', text), ('figures.json', json.dumps(outcome, indent=1) + '\n')):
@@ -67,6 +79,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--test-images', type=int, default=4000, help='at most; digits has 450')
     parser.add_argument('--epochs', type=int, help='of pretraining and of fine-tuning (default: 12 digits, 5 Fashion)')
     parser.add_argument('--batch-size', type=int, default=64)
+    parser.add_argument('--network', choices=NETWORKS, default='densenet')
+    parser.add_argument('--arms', nargs='+', choices=ARMS, default=['dense', 'groups', 'reactivation'],
+                        help='"latency": learned groups where they are faster in ONNX Runtime; "channels": '
+                             'torch-pruning at the multiply-adds of "latency"; dense is always among them')  # fmt: skip
+    parser.add_argument('--at-most', type=float, help='share of the latency that "latency" comes down to')
     parser.add_argument('--growth', type=int, default=16, help='features that a layer of the DenseNet adds')
     parser.add_argument('--blocks', nargs='+', type=int, default=[4, 6, 6], help='layers of each of its blocks')
     parser.add_argument('--groups', type=int, default=4)
@@ -98,13 +115,43 @@ def compare(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def runs(dataset: str, args: argparse.Namespace) -> tuple[SurgeryRun, dict[str, SurgeryRun]]:
     """The pretraining, and the runs that go on from it, by arm."""
-    settings = dict(
-        images=dataset, train_images=args.train_images, test_images=args.test_images,
-        options=Options(args.growth, tuple(args.blocks), args.groups, args.factor),
-    )  # fmt: skip
+    settings = dict(images=dataset, train_images=args.train_images, test_images=args.test_images)
+    network = Options(args.growth, tuple(args.blocks), network=args.network)
+    options = replace(network, groups=args.groups, factor=args.factor)
     length = dict(epochs=args.epochs or EPOCHS[dataset], batch_size=args.batch_size)
-    start = SurgeryRun('pretrained', replace(PRETRAINING, **length), **settings)
-    return start, {arm: SurgeryRun(arm, replace(FINE_TUNING, **length), start=start, **settings) for arm in ARMS}
+    start = SurgeryRun('pretrained', replace(PRETRAINING, **length), options=network, **settings)
+    arms = {}
+    for arm in ['dense', *(arm for arm in ARMS if arm in args.arms and arm != 'dense')]:
+        own = {'dense': network, 'latency': options, 'channels': network}.get(arm, options)
+        if arm in ('latency', 'channels'):
+            layers, mult_adds = faster_layers(options, args)
+            own = replace(own, layers=layers) if arm == 'latency' else replace(own, mult_adds=mult_adds)
+        arms[arm] = SurgeryRun(arm, replace(FINE_TUNING, **length), options=own, start=start, **settings)
+    return start, arms
+
+
+def faster_layers(options: Options, args: argparse.Namespace) -> tuple[tuple[str, ...], int]:
+    """Layers that are faster with learned groups in ONNX Runtime, and the multiply-adds with them.
+
+    They are measured once and kept in a file, so that a later sitting has the same.
+    """
+    asked = dict(options.settings(), at_most=args.at_most)
+    path = args.out / f'faster_layers_{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.json'
+    if not path.exists():
+        latency = RuntimeLatency(rounds=args.rounds, progress=lambda text: print(text, file=sys.stderr))
+        report = plan_learned_groups(
+            options.build().eval(), options.groups, options.factor, input_size=INPUT_SIZE,
+            target='latency', at_most=args.at_most, latency=latency,
+        )  # fmt: skip
+        found = dict(
+            asked=asked, layers=[layer.name for layer in report.layers], mult_adds=report.mult_adds_after,
+            machine=machine(), report=str(report).splitlines(), timings=[vars(layer) for layer in report.layers],
+        )  # fmt: skip
+        args.out.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(found, indent=1) + '\n')
+    found = json.loads(path.read_text())
+    return tuple(found['layers']), found['mult_adds']
 
 
 def _of_all_seeds(each: list[dict[str, Any]]) -> dict[str, Any]:
@@ -116,11 +163,12 @@ def _of_all_seeds(each: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measured(models: dict[str, nn.Module], rounds: int) -> list[Measurement]:
     """Latency in ONNX Runtime, one image, one thread, all networks and forms in the same interleaved rounds."""
-    pruned = {arm: model for arm, model in models.items() if arm != 'dense'}
+    pruned = {arm: model for arm, model in models.items() if unit_masks(model)}
+    plain = {arm: model for arm, model in models.items() if arm not in pruned}
     with tqdm(desc='latency', unit='report') as progress:
         return benchmark(
             pruned, ('condensed', 'optimised'), ('onnxruntime',), INPUT_SIZE, rounds=rounds,
-            peers={'dense': models['dense']}, progress=lambda text: (progress.set_postfix_str(text), progress.update()),
+            peers=plain, progress=lambda text: (progress.set_postfix_str(text), progress.update()),
         )  # fmt: skip
 
 
@@ -160,7 +208,7 @@ def plot(figures: dict, path: Path) -> None:
     figure, axes = plt.subplots(1, len(figures), figsize=(5.2 * len(figures), 4), layout='constrained', squeeze=False)
     for axis, (dataset, found) in zip(axes[0], figures.items()):
         dense = latency(found['arms']['dense'])[1]
-        for (arm, values), colour, marker in zip(found['arms'].items(), ('tab:gray', 'tab:blue', 'tab:orange'), 'os^'):
+        for (arm, values), colour, marker in zip(found['arms'].items(), COLOURS, 'os^Dv'):
             work, mean = values['mult_adds'] / 1e6, fmean(values['accuracy'])
             label = f'{ARMS[arm].label}\n({latency(values)[1] / dense:.2f} of the latency, as exported)'
             axis.scatter([work] * len(values['accuracy']), values['accuracy'], color=colour, marker=marker, label=label)

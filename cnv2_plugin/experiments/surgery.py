@@ -1,83 +1,21 @@
 """Surgery on a network that is trained already: every arm starts from the same weights and is fine-tuned alike."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
-import timm
 import torch
 from torch import nn
 
 from ..analysis import count_cost
 from ..checkpoints import load_checkpoint, save_checkpoint
 from ..deploy import condense, verify
-from ..sparsify import add_reactivation, to_learned_groups
 from . import data as image_sets
-from .data import SIZE, Data
+from .arms import ARMS, INPUT_SIZE, Options
+from .data import Data
 from .recipe import Recipe
 from .runs import Place, complete, fingerprint
 from .train import accuracy, fit, unit_masks
-
-INPUT_SIZE = (1, SIZE, SIZE)
-
-
-@dataclass(frozen=True)
-class Options:
-    """The network and what surgery does to it.
-
-    Attributes:
-        growth: features that a layer of the DenseNet adds.
-        blocks: layers of each of its blocks.
-        groups: of learned groups and of reactivation.
-        factor: condense factor of the learned groups, sparse factor of the reactivation.
-    """
-
-    growth: int = 16
-    blocks: tuple[int, ...] = (4, 6, 6)
-    groups: int = 4
-    factor: int = 4
-
-    def build(self) -> nn.Module:
-        """The DenseNet of timm, of this size, before training, for images ``(N, 1, 32, 32)`` of ten classes."""
-        return timm.create_model(
-            'densenet121', in_chans=1, num_classes=10, growth_rate=self.growth, block_config=self.blocks
-        )
-
-
-def _dense(model: nn.Module, options: Options) -> int:
-    return count_cost(model, INPUT_SIZE).mult_adds
-
-
-def _groups(model: nn.Module, options: Options) -> int:
-    return to_learned_groups(model, options.groups, options.factor, input_size=INPUT_SIZE).mult_adds_after
-
-
-def _reactivation(model: nn.Module, options: Options) -> int:
-    predicted = _groups(model, options)
-    added = add_reactivation(model, options.groups, options.factor, min_channels=options.growth, input_size=INPUT_SIZE)
-    return predicted + added.mult_adds_after - added.mult_adds_before
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to go on from the pretrained network.
-
-    Attributes:
-        label: what a table calls it.
-        operate: changes the network in place and returns the multiply-adds that it predicts.
-    """
-
-    label: str
-    operate: Callable[[nn.Module, Options], int]
-
-
-ARMS = {
-    'dense': Arm('dense', _dense),
-    'groups': Arm('learned groups', _groups),
-    'reactivation': Arm('learned groups and reactivation', _reactivation),
-}
-"""Arms by name, in the order of the table."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +49,7 @@ class SurgeryRun:
         """Plain values."""
         return dict(
             arm=self.arm, recipe=self.recipe.settings(), images=self.images, train_images=self.train_images,
-            test_images=self.test_images, options=vars(self.options), start=self.start and self.start.settings(),
+            test_images=self.test_images, options=self.options.settings(), start=self.start and self.start.settings(),
         )  # fmt: skip
 
     def data(self, place: Place) -> Data:
@@ -129,7 +67,7 @@ class SurgeryRun:
         data = self.data(place)
         torch.manual_seed(seed)
         model = self.start.trained(seed, place) if self.start else self.options.build()
-        predicted = self.operate(model) if self.start else _dense(model, self.options)
+        predicted = self.operate(model) if self.start else count_cost(model, INPUT_SIZE).mult_adds
         title = f'{self.images}, {ARMS[self.arm].label if self.start else "pretraining"}, seed {seed}'
         history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', title=title)
         counted = count_cost(model, INPUT_SIZE).mult_adds_pruned

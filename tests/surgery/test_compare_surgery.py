@@ -1,11 +1,14 @@
 """The comparison of dense, pruned and reactivated networks, at its smallest."""
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cnv2_plugin.experiments import compare_surgery, surgery
+from cnv2_plugin.experiments.arms import ARMS, INPUT_SIZE, Options
 from cnv2_plugin.experiments.runs import Place
 from tests.openmmlab.test_tools_data import load_tool
 
@@ -51,7 +54,7 @@ def test_every_arm_starts_from_the_same_weights_and_is_told_by_its_settings(tmp_
     args = compare_surgery.arguments().parse_args([*SMALLEST, '--datasets', 'digits'])
     start, arms = compare_surgery.runs('digits', args)
     place = Place(tmp_path, tmp_path)
-    images = torch.randn(2, *surgery.INPUT_SIZE)
+    images = torch.randn(2, *INPUT_SIZE)
     before = start.trained(0, place)(images)
     for run in arms.values():
         assert run.start == start and run.settings()['start'] == start.settings()
@@ -73,3 +76,55 @@ def test_bad_input_is_told_in_a_sentence(tool, tmp_path, capsys):
     assert tool.main(arguments) == 1
     assert 'do not fill a batch of 100' in capsys.readouterr().err
     assert not (tmp_path / 'table.md').exists()
+
+
+def test_layers_chosen_by_latency_are_measured_once_and_kept(tmp_path, monkeypatch):
+    class Told:
+        runtime = 'told'
+
+        def __init__(self, **options):
+            pass
+
+        def layers(self, layers):
+            return [(1.0, 0.5 if i in (1, 3) else 2.0) for i in range(len(layers))]
+
+        def networks(self, models, input_size):
+            return [10.0 - (number > 0) for number in range(len(models))]
+
+    monkeypatch.setattr(compare_surgery, 'RuntimeLatency', Told)
+    arguments = [*SMALLEST, '--out', str(tmp_path), '--arms', 'channels', 'latency', '--network', 'mobilenetv2_100']
+    args = compare_surgery.arguments().parse_args(arguments)
+    _, arms = compare_surgery.runs('digits', args)
+    assert list(arms) == ['dense', 'latency', 'channels']
+    assert len(arms['latency'].options.layers) == 2
+    model = arms['latency'].options.build()
+    assert arms['latency'].operate(model) == arms['channels'].options.mult_adds
+    assert set(surgery.unit_masks(model)) == set(arms['latency'].options.layers)
+    monkeypatch.setattr(compare_surgery, 'RuntimeLatency', None)
+    assert compare_surgery.runs('digits', args)[1] == arms
+    (kept,) = tmp_path.glob('faster_layers_*.json')
+    found = json.loads(kept.read_text())
+    assert 'In told 10.000 ms become 9.000 ms (0.90 of the latency).' in found['report']
+    assert [layer['latency_after'] for layer in found['timings']] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize('network', ['densenet', pytest.param('resnet26', marks=pytest.mark.slow)])
+def test_channels_come_down_to_the_multiply_adds(network):
+    pytest.importorskip('torch_pruning')
+    options = Options(blocks=(1,), network=network)
+    dense = options.build()
+    before = ARMS['dense'].operate(dense, options)
+    wanted = replace(options, mult_adds=int(0.7 * before))
+    after = ARMS['channels'].operate(dense, wanted)
+    assert 0.5 * before < after <= 0.7 * before
+    assert dense(torch.randn(2, *INPUT_SIZE)).shape == (2, 10)
+    again = wanted.build()
+    ARMS['channels'].operate(again, wanted)
+    again.load_state_dict(dense.state_dict())
+
+
+def test_channel_pruning_says_what_it_takes(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch_pruning', None)
+    options = Options(blocks=(1,), mult_adds=1)
+    with pytest.raises(ImportError, match='pip install torch-pruning'):
+        ARMS['channels'].operate(options.build(), options)

@@ -121,3 +121,16 @@ def test_resumed_training_needs_no_hook_to_read_the_checkpoint(tmp_path):
         tmp_path / 'masked', custom_hooks=[SPARSE], load_from=str(tmp_path / 'packed' / 'epoch_3.pth'), resume=True
     )
     assert not any(m.packed for m in sparse_layers(train(cfg).model))
+
+
+def test_a_share_of_the_multiply_adds_is_enough(tmp_path):
+    whole = Runner.from_cfg(config(tmp_path / 'whole', SURGERY))
+    part = Runner.from_cfg(config(tmp_path / 'part', dict(SURGERY, at_most=0.85)))
+    for runner in (whole, part):
+        hook_of(runner, 'LearnedGroupSurgeryHook').before_run(runner)
+    report = hook_of(part, 'LearnedGroupSurgeryHook').report
+    assert report.reached and 0 < len(sparse_layers(part.model)) < len(sparse_layers(whole.model))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        options = {key: value for key, value in SURGERY.items() if key != 'type'}
+        built = MODELS.build(dict(type='LearnedGroupModel', model=resnet(), at_most=0.85, deploy=True, **options))
+    assert [m.in_channels for m in sparse_layers(built)] == [m.in_channels for m in sparse_layers(part.model)]

@@ -30,6 +30,9 @@ class LearnedGroupSurgeryHook(Hook):
         exclude: patterns of what stays.
         min_channels: fewest channels in and out of a layer.
         input_size: ``(C, H, W)`` of the image by which layers are judged.
+        at_most: share of the dense model's multiply-adds to come down to. A choice by latency, which differs from one
+            measurement to the next, is made once by :func:`cnv2_plugin.sparsify.plan_learned_groups`, and its names are
+            given as ``include``: every process, a later sitting and the deployed config then have the same layers.
 
     Raises:
         ValueError: nothing in the model can learn groups, or an argument is out of range.
@@ -49,10 +52,11 @@ class LearnedGroupSurgeryHook(Hook):
         exclude: Patterns = None,
         min_channels: int = 32,
         input_size: Sequence[int] = (3, 224, 224),
+        at_most: Optional[float] = None,
     ) -> None:
         self.options = dict(
             groups=groups, factor=factor, include=include, exclude=exclude,
-            min_channels=min_channels, input_size=tuple(input_size),
+            min_channels=min_channels, input_size=tuple(input_size), at_most=at_most,
         )  # fmt: skip
         self.report: Optional[SurgeryReport] = None
 
@@ -73,6 +77,7 @@ def build_learned_group_model(
     min_channels: int = 32,
     input_size: Sequence[int] = (3, 224, 224),
     deploy: bool = False,
+    at_most: Optional[float] = None,
     **defaults,
 ) -> nn.Module:
     """Build a model whose dense 1x1 convolutions learn groups: what the hook does, where no runner is.
@@ -86,6 +91,7 @@ def build_learned_group_model(
         min_channels: fewest channels in and out of a layer.
         input_size: ``(C, H, W)`` of the image by which layers are judged.
         deploy: build the condensed form.
+        at_most: share of the dense model's multiply-adds to come down to.
         **defaults: further options that a runner adds, such as ``data_preprocessor``; passed on to the model.
 
     Returns:
@@ -93,5 +99,5 @@ def build_learned_group_model(
     """
     options = {**defaults, **deepcopy(dict(model))}
     built = MODELS.build(options)
-    to_learned_groups(built, groups, factor, include, exclude, min_channels, tuple(input_size), deploy)
+    to_learned_groups(built, groups, factor, include, exclude, min_channels, tuple(input_size), deploy, at_most=at_most)
     return built
