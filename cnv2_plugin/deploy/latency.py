@@ -27,7 +27,8 @@ class RuntimeLatency:
 
     A layer is measured as it would be exported, between two depthwise convolutions: runtimes store features in blocks
     of channels between convolutions, and a gather of channels ends that, which a layer by itself would not show. Dense
-    and condensed layers take turns, and the shortest round counts. Layers of one shape are measured once.
+    and condensed layers take turns, and the shortest round counts; with one thread it is processor time, which other
+    programs disturb less. Layers of one shape are measured once.
 
     Args:
         runtime: ``'onnxruntime'`` or ``'openvino'``.
@@ -129,7 +130,8 @@ class RuntimeLatency:
     def _measure(self, protos: Iterable, image: torch.Tensor) -> list[float]:
         images = image.numpy()
         runners = {i: MEASURED[self.runtime](proto, images, self.threads) for i, proto in enumerate(protos)}
-        return [timing.min for timing in interleave(runners, self.rounds, warmup=3).values()]
+        clock = time.process_time if self.threads == 1 else time.perf_counter
+        return [timing.min for timing in interleave(runners, self.rounds, warmup=3, clock=clock).values()]
 
 
 def _shape(layer: LayerPlan) -> tuple:

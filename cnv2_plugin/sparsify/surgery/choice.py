@@ -98,7 +98,8 @@ def _by_latency(
     ]
     savings = [0.0 if time is None or time[1] >= MARGIN * time[0] else time[0] - time[1] for time in times]
     order = sorted((i for i, saving in enumerate(savings) if saving > 0), key=lambda i: -savings[i])
-    (before,) = latency.networks([changed([])], report.input_size)
+    if at_most is not None or not order:
+        (before,) = latency.networks([changed([])], report.input_size)
     if not order:
         return _cut(report, layers, [], at_most, NetworkLatency(latency.runtime, before, before))
     gains = [savings[i] for i in order]
