@@ -35,7 +35,7 @@ def choose_reactivations(
         latency: tells the latency where that is the target.
         changed: makes a copy of the network with the reactivations of these names.
     """
-    if target == 'latency':
+    if latency is not None and target == 'latency':
         return _by_latency(model, report, input_size, at_most, latency, changed)
     if at_most is None:
         return report
@@ -65,10 +65,17 @@ def saved_by_pruning(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return saved
 
 
-def _by_latency(model, report, input_size, at_most, latency, changed) -> ReactivationReport:
-    costs = latency.reactivations(report.layers)
-    unknown = max((cost for cost in costs if cost is not None), default=float('inf'))
-    costs = [unknown if cost is None else cost for cost in costs]
+def _by_latency(
+    model: nn.Module,
+    report: ReactivationReport,
+    input_size: tuple[int, int, int],
+    at_most: Optional[float],
+    latency: LatencyModel,
+    changed: Callable[[Collection[str]], nn.Module],
+) -> ReactivationReport:
+    told = latency.reactivations(report.layers)
+    unknown = max((cost for cost in told if cost is not None), default=float('inf'))
+    costs = [unknown if cost is None else cost for cost in told]
     dense, before = latency.networks([_dense_copy(model), finish_at_random(deepcopy(model))], input_size)
     room = float('inf') if at_most is None else at_most * dense - before
     realised = 1.0

@@ -24,6 +24,8 @@ STAND_INS = {
     'bash tools/run_tests.sh': 'bash -n "$ROOT/tools/run_tests.sh"',
     'python tools/compare_surgery.py': '"$PYTHON" "$ROOT/tools/compare_surgery.py" --epochs 1 --train-images 64 '
     '--test-images 32 --batch-size 8 --seeds 0 --rounds 1 --blocks 1 > /dev/null 2>&1',
+    'python tools/compare_surgery.py --network resnet26 --arms latency channels --at-most 0.7 --datasets fashion-mnist '
+    '--seeds 0 --out work_dirs/surgery_resnet26': '"$PYTHON" "$ROOT/tools/compare_surgery.py" --help > /dev/null',
 }
 """What is run in place of a command that would install packages, train for long or run these very tests."""
 

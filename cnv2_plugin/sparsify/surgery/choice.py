@@ -61,7 +61,7 @@ def choose(
         ValueError: an argument is out of range, or the latency is asked for and nothing tells it.
     """
     check_target(target, at_most, latency)
-    if target == 'latency':
+    if latency is not None and target == 'latency':
         return _by_latency(report, at_most, latency, changed)
     if at_most is None:
         return report
@@ -98,6 +98,7 @@ def _by_latency(
     ]
     savings = [0.0 if time is None or time[1] >= MARGIN * time[0] else time[0] - time[1] for time in times]
     order = sorted((i for i, saving in enumerate(savings) if saving > 0), key=lambda i: -savings[i])
+    before = after = 0.0
     if at_most is not None or not order:
         (before,) = latency.networks([changed([])], report.input_size)
     if not order:
@@ -111,7 +112,7 @@ def _by_latency(
         else:
             count = max(count, _enough(gains, (1 - at_most) * before / realised))
         before, after = latency.networks([changed([]), changed([layers[i] for i in order[:count]])], report.input_size)
-        if count == len(order) or after <= at_most * before:
+        if at_most is None or count == len(order) or after <= at_most * before:
             break
         realised = max((before - after) / sum(gains[:count]), 0.1)
     kept = order[:count] if after < before else []
