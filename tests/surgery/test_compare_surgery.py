@@ -78,19 +78,22 @@ def test_bad_input_is_told_in_a_sentence(tool, tmp_path, capsys):
     assert not (tmp_path / 'table.md').exists()
 
 
+class Told:
+    """A latency model by which the second and the fourth layer get faster, and the network too."""
+
+    runtime = 'told'
+
+    def __init__(self, **options):
+        pass
+
+    def layers(self, layers):
+        return [(1.0, 0.5 if i in (1, 3) else 2.0) for i in range(len(layers))]
+
+    def networks(self, models, input_size):
+        return [10.0 - (number > 0) for number in range(len(models))]
+
+
 def test_layers_chosen_by_latency_are_measured_once_and_kept(tmp_path, monkeypatch):
-    class Told:
-        runtime = 'told'
-
-        def __init__(self, **options):
-            pass
-
-        def layers(self, layers):
-            return [(1.0, 0.5 if i in (1, 3) else 2.0) for i in range(len(layers))]
-
-        def networks(self, models, input_size):
-            return [10.0 - (number > 0) for number in range(len(models))]
-
     monkeypatch.setattr(compare_surgery, 'RuntimeLatency', Told)
     arguments = [*SMALLEST, '--out', str(tmp_path), '--arms', 'channels', 'latency', '--network', 'mobilenetv2_100']
     args = compare_surgery.arguments().parse_args(arguments)
@@ -106,6 +109,21 @@ def test_layers_chosen_by_latency_are_measured_once_and_kept(tmp_path, monkeypat
     found = json.loads(kept.read_text())
     assert 'In told 10.000 ms become 9.000 ms (0.90 of the latency).' in found['report']
     assert [layer['latency_after'] for layer in found['timings']] == [0.5, 0.5]
+
+
+@pytest.mark.slow
+def test_dense_chosen_groups_and_fewer_channels_from_end_to_end(tool, tmp_path, capsys, monkeypatch):
+    pytest.importorskip('torch_pruning')
+    monkeypatch.setattr(compare_surgery, 'RuntimeLatency', Told)
+    blocks = SMALLEST[: SMALLEST.index('--blocks')]
+    arguments = [*blocks, '--blocks', '2', '--datasets', 'digits', '--arms', 'latency', 'channels']
+    assert tool.main([*arguments, '--out', str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count('| digits |') == 3
+    arms = json.loads((tmp_path / 'figures.json').read_text())['datasets']['digits']['arms']
+    assert list(arms) == ['dense', 'latency', 'channels']
+    assert arms['channels']['mult_adds'] <= arms['latency']['mult_adds'] < arms['dense']['mult_adds']
+    assert set(arms['latency']['latency']) == {'condensed', 'optimised'}
+    assert set(arms['channels']['latency']) == {'as published'}
 
 
 @pytest.mark.parametrize('network', ['densenet', pytest.param('resnet26', marks=pytest.mark.slow)])
