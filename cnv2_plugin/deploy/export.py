@@ -159,7 +159,9 @@ def for_runtime(
     return model
 
 
-def to_proto(model: nn.Module, example: Tensor, dynamic: bool, output_names: Optional[list[str]] = None) -> 'ModelProto':
+def to_proto(
+    model: nn.Module, example: Tensor, dynamic: bool, output_names: Optional[list[str]] = None
+) -> 'ModelProto':
     """A model that is ready for its runtime, as ONNX.
 
     Args:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Optional
+from typing import TYPE_CHECKING, Optional, Union
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from ..lowering.tuner import MEASURED
 from ..sparsify import LayerPlan, ReactivationPlan
 from ..sparsify.surgery.convert import finish_at_random
 from .export import pool_globally, to_proto
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 class RuntimeLatency:
@@ -85,7 +88,7 @@ class RuntimeLatency:
         known = [self._known.get(_sizes(layer)) for layer in layers]
         return [None if found is None else max(found[1] - found[0], 0.0) for found in known]
 
-    def networks(self, models: Sequence[nn.Module], input_size: tuple[int, int, int]) -> list[float]:
+    def networks(self, models: Sequence[nn.Module], input_size: tuple[int, ...]) -> list[float]:
         """Milliseconds of whole networks for one image, exported in their fastest form.
 
         Raises:
@@ -100,7 +103,7 @@ class RuntimeLatency:
         image = torch.randn(1, layer.in_channels, *layer.input_size, generator=torch.Generator().manual_seed(0))
         dense = nn.Conv2d(layer.in_channels, layer.out_channels, 1, layer.stride)
         sparse = GroupSparseConv2d(
-            layer.in_channels, layer.out_channels, layer.groups, layer.factor, stride=layer.stride
+            layer.in_channels, layer.out_channels, layer.groups, layer.factor, stride=(layer.stride[0], layer.stride[1])
         )
         finish_at_random(sparse).switch_to_deploy()
         lowered = self._lowered(sparse, layer.in_channels, layer.input_size)
@@ -119,15 +122,15 @@ class RuntimeLatency:
         without, added = self._measure([to_onnx(graph, shape) for graph in contenders], image)
         return without, added
 
-    def _lowered(self, condensed: nn.Module, channels: int, size: tuple[int, int]) -> Graph:
+    def _lowered(self, condensed: nn.Module, channels: int, size: tuple[int, ...]) -> Graph:
         """A condensed layer as it is exported."""
         graph = describe(condensed, channels)
-        rewritten, _ = with_forms(graph, default_choices(graph, size, self.runtime))
+        rewritten, _ = with_forms(graph, default_choices(graph, (size[0], size[1]), self.runtime))
         if self.runtime in LAST_REWRITES:
             clean_up(rewritten, [LAST_REWRITES[self.runtime]])
         return rewritten
 
-    def _measure(self, protos: Iterable, image: torch.Tensor) -> list[float]:
+    def _measure(self, protos: Iterable['ModelProto'], image: torch.Tensor) -> list[float]:
         images = image.numpy()
         runners = {i: MEASURED[self.runtime](proto, images, self.threads) for i, proto in enumerate(protos)}
         clock = time.process_time if self.threads == 1 else time.perf_counter
@@ -142,7 +145,7 @@ def _sizes(layer: ReactivationPlan) -> tuple:
     return layer.in_channels, layer.out_channels, layer.groups, layer.factor, layer.size
 
 
-def _between_neighbours(part, layer: LayerPlan) -> Graph:
+def _between_neighbours(part: Union[nn.Module, Graph], layer: LayerPlan) -> Graph:
     """A convolution, or the graph of a condensed one, between two depthwise convolutions and activations."""
     graph = Graph.of(layer.in_channels)
     x = add_module(graph, _depthwise(layer.in_channels), graph.output, '')
@@ -177,14 +180,15 @@ def _append(graph: Graph, part: Graph, x: int) -> int:
     return names[part.output]
 
 
-def _exported(model: nn.Module, image: torch.Tensor, runtime: str):
+def _exported(model: nn.Module, image: torch.Tensor, runtime: str) -> 'ModelProto':
     """A finished network as ONNX.
 
     Raises:
         ValueError: it cannot be exported.
     """
     try:
-        proto = to_proto(lower(model, tuple(image.shape[1:]), runtime), image, dynamic=False)
+        channels, height, width = image.shape[1:]
+        proto = to_proto(lower(model, (channels, height, width), runtime), image, dynamic=False)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(

@@ -28,7 +28,7 @@ class ReactivationPlan:
     groups: int
     factor: int
     mult_adds: int
-    size: tuple[int, int] = (1, 1)
+    size: tuple[int, ...] = (1, 1)
 
 
 @dataclass(frozen=True)

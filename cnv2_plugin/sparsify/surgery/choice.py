@@ -37,7 +37,7 @@ class LatencyModel(Protocol):
     def reactivations(self, layers: Sequence['ReactivationPlan']) -> list[Optional[float]]:
         """Milliseconds that each added reactivation takes; None where they are unknown."""
 
-    def networks(self, models: Sequence[nn.Module], input_size: tuple[int, int, int]) -> list[float]:
+    def networks(self, models: Sequence[nn.Module], input_size: tuple[int, ...]) -> list[float]:
         """Milliseconds of whole finished networks, exported."""
 
 

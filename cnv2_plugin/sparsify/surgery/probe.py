@@ -24,7 +24,7 @@ class Probe:
     """
 
     positions: dict[str, int] = field(default_factory=dict)
-    input_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    input_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     outputs: set[str] = field(default_factory=set)
     mult_adds: int = 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from ...layers import kept_units
 
@@ -32,8 +32,8 @@ class LayerPlan:
     factor: int
     mult_adds_before: int
     mult_adds_after: int
-    input_size: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
+    input_size: tuple[int, ...] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
     latency_before: Optional[float] = None
     latency_after: Optional[float] = None
 
@@ -122,14 +122,14 @@ class SurgeryReport:
     mult_adds_after: int
     weights_before: int
     weights_after: int
-    input_size: tuple[int, int, int]
+    input_size: tuple[int, ...]
     at_most: Optional[float] = None
     latency: Optional[NetworkLatency] = None
 
     @classmethod
     def of(
         cls, layers: Sequence[LayerPlan], skipped: Sequence[SkippedLayer], mult_adds: int, input_size: Sequence[int],
-        **more,
+        **more: Any,
     ) -> 'SurgeryReport':  # fmt: skip
         """The report on these layers of a network of ``mult_adds`` multiply-adds."""
         saved = sum(layer.mult_adds_before - layer.mult_adds_after for layer in layers)
