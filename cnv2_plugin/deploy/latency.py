@@ -105,7 +105,8 @@ class RuntimeLatency:
         sparse = GroupSparseConv2d(
             layer.in_channels, layer.out_channels, layer.groups, layer.factor, stride=(layer.stride[0], layer.stride[1])
         )
-        finish_at_random(sparse).switch_to_deploy()
+        finish_at_random(sparse)
+        sparse.switch_to_deploy()
         lowered = self._lowered(sparse, layer.in_channels, layer.input_size)
         contenders = [_between_neighbours(part, layer) for part in (dense, lowered)]
         before, after = self._measure([to_onnx(graph, tuple(image.shape)) for graph in contenders], image)
@@ -114,7 +115,8 @@ class RuntimeLatency:
     def _reactivation(self, layer: ReactivationPlan) -> tuple[float, float]:
         """Milliseconds without and with it: later and earlier features as one map, of which the latter are updated."""
         sparse = SparseFeatureReactivation(layer.in_channels, layer.out_channels, layer.groups, layer.factor)
-        finish_at_random(sparse).switch_to_deploy()
+        finish_at_random(sparse)
+        sparse.switch_to_deploy()
         alone = self._lowered(sparse, layer.in_channels, layer.size)
         contenders = [_reused(part, layer) for part in (None, alone)]
         shape = (1, layer.in_channels + layer.out_channels, *layer.size)

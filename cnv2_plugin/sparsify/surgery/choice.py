@@ -136,7 +136,7 @@ def _cut(
 
 
 def _left_out(layer: LayerPlan, latency: Optional[NetworkLatency]) -> SkippedLayer:
-    if latency is None or layer.latency_before is None:
+    if latency is None or layer.latency_before is None or layer.latency_after is None:
         return SkippedLayer(layer.name, 'not needed' if latency is None else f'not measured in {latency.runtime}')
     share = layer.latency_after / layer.latency_before
     if share >= MARGIN:
