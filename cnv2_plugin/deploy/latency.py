@@ -101,7 +101,7 @@ class RuntimeLatency:
 
     def _layer(self, layer: LayerPlan) -> tuple[float, float]:
         image = torch.randn(1, layer.in_channels, *layer.input_size, generator=torch.Generator().manual_seed(0))
-        dense = nn.Conv2d(layer.in_channels, layer.out_channels, 1, layer.stride)
+        dense = nn.Conv2d(layer.in_channels, layer.out_channels, 1, (layer.stride[0], layer.stride[1]))
         sparse = GroupSparseConv2d(
             layer.in_channels, layer.out_channels, layer.groups, layer.factor, stride=(layer.stride[0], layer.stride[1])
         )

@@ -48,7 +48,7 @@ def saved_by_pruning(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Multiply-adds of one image that the masked layers of a network will save once pruned."""
     saved = 0
 
-    def visit(layer: GroupSparseConv2d, inputs, output: Tensor) -> None:
+    def visit(layer: GroupSparseConv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal saved
         share = 1 - layer.kept_per_group() / layer.num_units()
         positions = output.numel() // layer.out_channels
