@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..sparsify import cosine_with_rewind
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -23,6 +25,11 @@ class Recipe:
             ``'given'`` with those of another run.
         sparsifier: options of :class:`~cnv2_plugin.sparsify.StagedSparsifier`.
         condense: train the surviving weights only, once the last stage is done.
+        recalibrate: training batches on which batch normalisation is measured anew after each stage.
+        rewind: share of ``rate`` that the learning rate goes back to after the last stage, see
+            :func:`~cnv2_plugin.sparsify.cosine_with_rewind`; 0 goes on with the one cosine.
+        distill: weight of the distillation from a teacher, see :func:`~cnv2_plugin.sparsify.distillation_loss`.
+        temperature: of the distillation.
     """
 
     epochs: int = 20
@@ -37,13 +44,20 @@ class Recipe:
     masks: str = 'learned'
     sparsifier: dict[str, Any] = field(default_factory=dict)
     condense: bool = True
+    recalibrate: int = 0
+    rewind: float = 0.0
+    distill: float = 0.0
+    temperature: float = 4.0
 
     def __post_init__(self) -> None:
         if self.masks not in ('learned', 'none', 'random', 'given'):
             raise ValueError(f"masks is {self.masks!r}; it takes 'learned', 'none', 'random' or 'given'.")
 
     def learning_rate(self, progress: float) -> float:
-        """Learning rate of the step that begins at a progress between 0 and 1."""
+        """Learning rate of the step that ends at a progress between 0 and 1."""
+        last_stage = self.sparsifier.get('sparse_fraction', 0.5)
+        if self.rewind and progress > last_stage:
+            return self.rate * cosine_with_rewind(progress, last_stage, self.rewind)
         if progress < self.warmup:
             return self.rate * progress / self.warmup
         return self.rate * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2

@@ -75,6 +75,7 @@ class NetworkRun:
         train_images: at most so many to train on.
         test_images: at most so many to test on.
         masks_of: the run whose final masks it starts with.
+        teacher: the run whose network it learns from; its checkpoint is read, or trained again where it is gone.
         note: what a table says of it.
     """
 
@@ -85,15 +86,17 @@ class NetworkRun:
     train_images: Optional[int] = None
     test_images: Optional[int] = None
     masks_of: Optional['NetworkRun'] = None
+    teacher: Optional['NetworkRun'] = None
     note: str = ''
 
     def settings(self) -> dict[str, Any]:
-        """Plain values."""
-        return dict(
+        """Plain values; a teacher only where there is one, so that older runs stay what they are."""
+        settings = dict(
             network=NETWORKS[self.network].settings(), recipe=self.recipe.settings(), images=self.images,
             train_images=self.train_images, test_images=self.test_images,
             masks_of=self.masks_of and self.masks_of.settings(),
         )  # fmt: skip
+        return {**settings, 'teacher': self.teacher.settings()} if self.teacher else settings
 
     def perform(self, seed: int, folder: Path, place: Place) -> dict[str, Any]:
         """Train, test as trained and condensed, count."""
@@ -101,9 +104,10 @@ class NetworkRun:
         masks = None
         if self.masks_of is not None:
             masks = decoded_masks(complete(self.masks_of, seed, place)['masks'])
-        torch.manual_seed(seed)
-        model = NETWORKS[self.network].build(data.train.pixels.shape[1], int(data.train.labels.max()) + 1)
-        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', masks, f'{self.name}, seed {seed}')
+        teacher = None if self.teacher is None else self.teacher.trained(data, seed, place)
+        model = self.build(data, seed)
+        title = f'{self.name}, seed {seed}'
+        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', masks, title, teacher)
         figures = dict(
             train_images=len(data.train), test_images=len(data.test), **_cost(model, self.recipe.masks == 'none')
         )
@@ -117,6 +121,24 @@ class NetworkRun:
         figures['seconds'] = round(sum(row['seconds'] for row in history), 1)
         figures['history'] = {key: [round(row[key], 4) for row in history] for key in history[0]}
         return figures
+
+    def build(self, data: image_sets.Data, seed: int) -> torch.nn.Module:
+        """The network before training."""
+        torch.manual_seed(seed)
+        return NETWORKS[self.network].build(data.train.pixels.shape[1], int(data.train.labels.max()) + 1)
+
+    def trained(self, data: image_sets.Data, seed: int, place: Place) -> torch.nn.Module:
+        """The network as a teacher: from the run's checkpoint, which is made again where it is gone.
+
+        Raises:
+            BusyError: another process is at it.
+        """
+        complete(self, seed, place)
+        model = self.build(data, seed)
+        folder = run_folder(self, seed, place)
+        with _held(folder / 'lock'):
+            fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', title=f'{self.name}, seed {seed}')
+        return model
 
     def cost(self) -> dict[str, int]:
         """Multiply-adds and parameters, without training."""
@@ -137,6 +159,13 @@ def _cost(model: torch.nn.Module, unpruned: bool = False) -> dict[str, int]:
 def result_path(run: Run, seed: int, place: Place) -> Path:
     """The JSON file of a run."""
     return place.results / f'{run.name}_seed{seed}.json'
+
+
+def run_folder(run: Run, seed: int, place: Place) -> Path:
+    """The work folder of a run, which is made where it is missing."""
+    folder = place.work / f'{run.name}_seed{seed}'
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def fingerprint(run: Run) -> str:
@@ -172,8 +201,7 @@ def complete(run: Run, seed: int, place: Place) -> dict[str, Any]:
     found = finished(run, seed, place)
     if found is not None:
         return found
-    folder = place.work / f'{run.name}_seed{seed}'
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = run_folder(run, seed, place)
     place.results.mkdir(parents=True, exist_ok=True)
     with _held(folder / 'lock'):
         found = finished(run, seed, place)

@@ -20,7 +20,23 @@ SCHEDULES = {
 }
 """Other schedules by the suffix of the run: options of the sparsifier, and what the table says."""
 
+ABLATION = {
+    'cubic': (dict(sparsifier=dict(spacing='cubic')), 'cubic spacing over the first half'),
+    'early': (dict(sparsifier=dict(sparse_fraction=0.25)), 'even spacing over the first quarter'),
+    'norm': (dict(sparsifier=dict(importance='norm')), 'L1 scaled by the normalisation in front'),
+    'taylor': (dict(sparsifier=dict(importance='taylor')), 'first-order Taylor importance'),
+    'rewind': (dict(rewind=1.0), 'learning rate rewound after the last stage'),
+    'distilled': (dict(distill=1.0), 'distilled from the trunk that is never pruned'),
+    'together': (
+        dict(sparsifier=dict(spacing='cubic', importance='taylor'), rewind=1.0, distill=1.0, recalibrate=10),
+        'cubic, Taylor, rewound, distilled, recalibrated',
+    ),
+    'recalibrated': (dict(recalibrate=10), 'statistics of 10 batches after each stage'),
+}
+"""Options of the recipe by the suffix of the run, alone and together, and what the table says."""
+
 TRAIN_IMAGES = 20_000
+ABLATION_IMAGES, ABLATION_EPOCHS = 10_000, 6
 
 _FAMILIES = ('condensenetv2', 'condensenet', 'shufflenetv2', 'sfr-shufflenetv2', 'dense', 'mobilenetv3')
 
@@ -54,6 +70,25 @@ def schedules(size: str) -> list[NetworkRun]:
     return [_run(network), *others]
 
 
+def ablation(network: str) -> list[NetworkRun]:
+    """What each option of the recipe does by itself, and all of them, at a seventh of the budget of the other tables."""
+    never = _ablation_run(network, 'never', NEVER, 'never pruned (upper bound)')
+    runs = [never, _ablation_run(network, 'papers', PAPERS, "the papers' recipe")]
+    for suffix, (options, note) in ABLATION.items():
+        recipe = replace(PAPERS, **options)
+        runs.append(_ablation_run(network, suffix, recipe, note, never if recipe.distill else None))
+    return runs
+
+
+def _ablation_run(
+    network: str, suffix: str, recipe: Recipe, note: str, teacher: Optional[NetworkRun] = None
+) -> NetworkRun:
+    return NetworkRun(
+        f'{network}_ablation-{suffix}', network, replace(recipe, epochs=ABLATION_EPOCHS),
+        train_images=ABLATION_IMAGES, teacher=teacher, note=note,
+    )  # fmt: skip
+
+
 def _run(
     network: str, suffix: str = '', recipe: Recipe = PAPERS, note: str = "the papers' recipe",
     masks_of: Optional[NetworkRun] = None,
@@ -68,5 +103,6 @@ SUITES = {
     'schedules-s': lambda: schedules('s'),
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),
+    'ablation': lambda: ablation('condensenetv2-s'),
 }
 """Lists by the name that ``tools/compare_runs.py`` takes."""

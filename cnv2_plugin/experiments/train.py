@@ -12,7 +12,13 @@ from tqdm import tqdm
 
 from ..checkpoints import atomic_path, load_checkpoint
 from ..layers import GroupSparseConv2d
-from ..sparsify import StagedSparsifier, condense_while_training, restore_masked
+from ..sparsify import (
+    StagedSparsifier,
+    condense_while_training,
+    distillation_loss,
+    recalibrate_norms,
+    restore_masked,
+)
 from .data import Data, Images, batches
 from .recipe import Recipe
 
@@ -25,6 +31,7 @@ def fit(
     checkpoint: Optional[Path] = None,
     masks: Optional[Mapping[str, Tensor]] = None,
     title: str = 'training',
+    teacher: Optional[nn.Module] = None,
 ) -> list[dict[str, float]]:
     """Train in place; the model ends in evaluation mode, masked where it is sparse.
 
@@ -39,6 +46,7 @@ def fit(
         checkpoint: written after every epoch and read where it is there.
         masks: final masks by layer, for ``recipe.masks='given'``.
         title: of the progress bar.
+        teacher: what is learnt from, for ``recipe.distill`` above 0.
 
     Returns:
         One row an epoch: ``loss`` (mean of training), ``accuracy`` (test, percent), ``kept`` (share of prunable
@@ -46,9 +54,9 @@ def fit(
 
     Raises:
         CheckpointError: the checkpoint is damaged.
-        ValueError: it is of another recipe or seed, or masks are missing.
+        ValueError: it is of another recipe or seed, or masks or a teacher are missing.
     """
-    training = _Training(model, data, recipe, seed, masks)
+    training = _Training(model, data, recipe, seed, masks, teacher)
     if checkpoint is not None and checkpoint.exists():
         training.load(load_checkpoint(checkpoint), checkpoint)
     remaining = range(len(training.history), recipe.epochs)
@@ -67,10 +75,14 @@ class _Training:
     """A model with its optimiser, its sparsifier and what happened so far."""
 
     def __init__(
-        self, model: nn.Module, data: Data, recipe: Recipe, seed: int, masks: Optional[Mapping[str, Tensor]]
-    ) -> None:
+        self, model: nn.Module, data: Data, recipe: Recipe, seed: int, masks: Optional[Mapping[str, Tensor]] = None,
+        teacher: Optional[nn.Module] = None,
+    ) -> None:  # fmt: skip
+        if recipe.distill and teacher is None:
+            raise ValueError(f'distill={recipe.distill} takes a trained network to learn from, but there is none.')
         self.model = model.to(memory_format=torch.channels_last)
         self.data, self.recipe, self.seed = data, recipe, seed
+        self.teacher = None if teacher is None else teacher.eval().to(memory_format=torch.channels_last)
         self.steps = len(data.train) // recipe.batch_size
         self.history: list[dict[str, float]] = []
         self.optimizer = torch.optim.SGD(
@@ -107,6 +119,7 @@ class _Training:
             self.optimizer.step()
             losses += loss.item()
             if self.sparsifier is not None and self.sparsifier.step():
+                self._recalibrate(step)
                 self._pack_when_finished()
         seconds = time.process_time() - start
         kept = 1.0 if self.sparsifier is None else self.sparsifier.sparsity()['total']
@@ -149,7 +162,18 @@ class _Training:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         if self.sparsifier is not None and self.sparsifier.group_lasso:
             loss = loss + self.sparsifier.regularization()
+        if self.recipe.distill:
+            with torch.no_grad():
+                taught = self.teacher(images)
+            loss = loss + self.recipe.distill * distillation_loss(logits, taught, self.recipe.temperature)
         return loss
+
+    def _recalibrate(self, step: int) -> None:
+        recipe = self.recipe
+        if recipe.recalibrate:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_000 + step)
+            stream = batches(self.data, recipe.batch_size, recipe.shift, recipe.flip, generator)
+            recalibrate_norms(self.model, stream, recipe.recalibrate)
 
     def _pack_when_finished(self) -> None:
         wanted = self.recipe.condense and self.sparsifier is not None

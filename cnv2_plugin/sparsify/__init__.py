@@ -10,8 +10,11 @@ from .condensed_training import (
 )
 from .reactivate import AddedReactivation, add_reactivation
 from .reactivate_report import ReactivationPlan, ReactivationReport
+from .distillation import distillation_loss
+from .importance import IMPORTANCES, UnitImportance
+from .reactivate import AddedReactivation, ReactivationPlan, ReactivationReport, add_reactivation
 from .recalibration import recalibrate_norms
-from .schedule import SparsificationSchedule
+from .schedule import SparsificationSchedule, cosine_with_rewind
 from .sparsifier import StagedSparsifier
 from .surgery import (
     LatencyModel,
@@ -24,6 +27,7 @@ from .surgery import (
 )
 
 __all__ = [
+    'IMPORTANCES',
     'AddedReactivation',
     'AttachedSparsifier',
     'LatencyModel',
@@ -36,9 +40,12 @@ __all__ = [
     'SparsificationSchedule',
     'StagedSparsifier',
     'SurgeryReport',
+    'UnitImportance',
     'add_reactivation',
     'attach_sparsifier',
     'condense_while_training',
+    'cosine_with_rewind',
+    'distillation_loss',
     'masked_optimizer_state',
     'masked_state_dict',
     'plan_learned_groups',

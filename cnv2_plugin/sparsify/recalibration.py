@@ -1,39 +1,65 @@
 """Running statistics of batch normalisation, measured anew for the weights that a model has now."""
 
-from collections.abc import Iterable
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def recalibrate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
+def recalibrate_norms(
+    model: nn.Module,
+    batches: Iterable[Any],
+    num_batches: Optional[int] = None,
+    forward: Optional[Callable[[Any], Any]] = None,
+) -> int:
     """Replace the running statistics of batch normalisation by the plain average over some batches, in place.
 
     Running statistics lag behind the weights. Right after a pruning stage they belong to connections that are gone, and
     a test then says little about the weights; some forward passes mend that ("precise BN", arXiv 2105.07576, section 3;
     after pruning: EagleEye, arXiv 2007.02491, section 3.3). No weight changes, no gradient is computed. Normalisations
-    that are frozen (in evaluation mode) stay as they are, dropout is off, and every mode is as before in the end. Under
-    DDP every process measures its own batches and the first one's buffers are broadcast, as always.
+    that are frozen (in evaluation mode) stay as they are, dropout is off, and every mode is as before in the end.
+    The random states of PyTorch, NumPy and Python are as before too, and so are the generators of a data loader, so
+    that training goes on with the batches that it would have seen. Under DDP every process measures its own batches and
+    the first one's buffers are broadcast, as always.
 
     Args:
         model: in training mode.
-        batches: what the model takes, such as ten training batches ``(N, C, H, W)``.
+        batches: what the model takes, such as ten training batches ``(N, C, H, W)``, or the training's data loader. Of
+            a batch that is a list or tuple the model takes the first entry, the images.
+        num_batches: at most so many; all by default.
+        forward: sends one batch through the model where ``model(images)`` does not, on another device for example.
 
     Returns:
         Number of normalisations that were measured; without any, nothing is run.
+
+    Raises:
+        ValueError: ``num_batches`` is below 1.
+
+    Example:
+        >>> if sparsifier.step():
+        ...     recalibrate_norms(model, loader, num_batches=10)
     """
+    if num_batches is not None and num_batches < 1:
+        raise ValueError(f'num_batches is {num_batches}; it takes a number of at least 1, or None for all.')
+    run = forward or (lambda batch: model(batch[0] if isinstance(batch, (list, tuple)) else batch))
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     modes = {module: module.training for module in model.modules()}
     before = {norm: (norm.momentum, int(norm.get_buffer('num_batches_tracked'))) for norm in norms}
     try:
         model.eval()
-        for i, batch in enumerate(batches if norms else ()):
-            for norm in norms:
-                norm.train()
-                norm.momentum = 1 / (i + 1)
-            model(batch)
+        with same_randomness(batches):
+            for i, batch in enumerate(islice(batches, num_batches) if norms else ()):
+                for norm in norms:
+                    norm.train()
+                    norm.momentum = 1 / (i + 1)
+                run(batch)
     finally:
         for norm, (momentum, count) in before.items():
             norm.momentum = momentum
@@ -41,3 +67,23 @@ def recalibrate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
         for module, mode in modes.items():
             module.training = mode
     return len(norms)
+
+
+@contextmanager
+def same_randomness(loader: Any = None) -> Iterator[None]:
+    """Leave the random states of PyTorch, NumPy and Python as they were, and the generators of a data loader."""
+    parts = (loader, getattr(loader, 'sampler', None), getattr(loader, 'batch_sampler', None))
+    generators = [g for part in parts if isinstance(g := getattr(part, 'generator', None), torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    numpy = sys.modules.get('numpy')
+    python, of_numpy = random.getstate(), numpy and numpy.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(of_numpy)
+        for generator, state in zip(generators, states):
+            generator.set_state(state)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
+from .importance import UnitImportance
 from .names import plain_name
 from .schedule import SparsificationSchedule
 
-PAPERS = dict(start=0.0, spacing='even')
+PAPERS = dict(start=0.0, spacing='even', importance='l1')
 """What the papers do, and what states saved without these settings were saved with."""
 
 
@@ -27,10 +28,13 @@ class StagedSparsifier:
         group_lasso: weight of the group lasso in :meth:`regularization`.
         start: share of training before the first stages, see :class:`.schedule.SparsificationSchedule`.
         spacing: of the stages, ``'even'`` as in the papers or ``'cubic'``.
+        importance: what a stage ranks connections by: ``'l1'`` as in the papers, ``'norm'`` (L1 scaled by the
+            normalisation in front) or ``'taylor'`` (first-order change of the loss; :meth:`step` reads gradients then,
+            so call ``zero_grad()`` after it), see :class:`.importance.UnitImportance`.
 
     Raises:
-        ValueError: the model has no group-sparse layer, the pruning part has fewer steps than stages, or an option is
-            out of range.
+        ValueError: the model has no group-sparse layer, the pruning part has fewer steps than stages, an option is out
+            of range, or ``importance='norm'`` and a layer has no normalisation in front.
 
     Example:
         >>> sparsifier = StagedSparsifier(model, total_steps=len(loader) * epochs)
@@ -50,6 +54,7 @@ class StagedSparsifier:
         group_lasso: float = 0.0,
         start: float = 0.0,
         spacing: str = 'even',
+        importance: str = 'l1',
     ) -> None:
         if not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(
@@ -64,6 +69,7 @@ class StagedSparsifier:
         if not self.layers:
             raise ValueError(f'{type(model).__name__} has no group-sparse layer, so there is nothing to sparsify.')
         self.schedule = SparsificationSchedule(sparse_fraction, start, spacing)
+        self.importance = UnitImportance(importance, self._unfinished())
         self.total_steps = total_steps
         self.group_lasso = group_lasso
         self.steps_done = 0
@@ -74,9 +80,17 @@ class StagedSparsifier:
 
         Returns:
             Whether any mask changed.
+
+        Raises:
+            ValueError: as for :meth:`set_progress`.
         """
+        self.observe()
         self.steps_done += 1
         return self.set_progress(min(self.steps_done / self.total_steps, 1.0))
+
+    def observe(self) -> None:
+        """Read the gradients for ``importance='taylor'``; :meth:`step` does it, :meth:`set_progress` does not."""
+        self.importance.observe(self._unfinished())
 
     def set_progress(self, progress: float) -> bool:
         """Do the stages that are due at a progress between 0 and 1; going back changes nothing.
@@ -85,22 +99,24 @@ class StagedSparsifier:
             Whether any mask changed.
 
         Raises:
-            ValueError: a layer that is to be pruned has NaN or infinite weights, or ``progress`` is out of range; no
-                mask of any layer is changed then.
+            ValueError: a layer that is to be pruned has NaN or infinite weights, ``importance='taylor'`` has seen no
+                gradient of it, or ``progress`` is out of range; no mask of any layer is changed then.
         """
         if not 0 <= progress <= 1:
             raise ValueError(f'progress is {progress}; it takes the share of training done, between 0 and 1.')
-        due = {name: self.schedule.stage(progress, layer.factor) for name, layer in self._unfinished()}
+        due = {name: self.schedule.stage(progress, layer.factor) for name, layer in self._unfinished().items()}
         due = {name: stage for name, stage in due.items() if stage > int(self.layers[name].stage)}
         for name in due:
             self.layers[name].check_finite(name)
+        importances = {name: self.importance.of(name, self.layers[name]) for name in due}
         for name, stage in due.items():
-            self.layers[name].prune_to(stage)
+            self.layers[name].prune_to(stage, importances[name])
+        self.importance.forget(due)
         return bool(due)
 
     def regularization(self) -> Tensor:
         """Group lasso of the unfinished layers times its weight: a scalar to add to the loss."""
-        layers = [layer for _, layer in self._unfinished()] if self.group_lasso else []
+        layers = [*self._unfinished().values()] if self.group_lasso else []
         if not layers:
             return next(iter(self.layers.values())).conv.weight.new_zeros(())
         return self.group_lasso * torch.stack([layer.group_lasso() for layer in layers]).sum()
@@ -128,11 +144,13 @@ class StagedSparsifier:
         return {**kept, 'total': total}
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps done and settings; masks and stages are in the model's state dict."""
+        """Steps done, settings and gradients seen; masks and stages are in the model's state dict."""
         state = dict(
             steps_done=self.steps_done, total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction
         )
-        return {**state, **{name: value for name, value in self._spread().items() if value != PAPERS[name]}}
+        if self.importance.seen:
+            state['seen'] = dict(self.importance.seen)
+        return {**state, **{name: value for name, value in self._options().items() if value != PAPERS[name]}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state; load the model's state dict too, it holds the masks.
@@ -140,12 +158,12 @@ class StagedSparsifier:
         Raises:
             ValueError: the state is of a training with another length or pruning part, or of something else.
         """
-        missing = [name for name in self.state_dict() if name not in state and name not in PAPERS]
+        missing = [name for name in ('steps_done', 'total_steps', 'sparse_fraction') if name not in state]
         if missing:
             raise ValueError(
                 f'the saved state lacks {", ".join(missing)}; give what StagedSparsifier.state_dict() returned.'
             )
-        settings = dict(total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction, **self._spread())
+        settings = dict(total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction, **self._options())
         for name, own in settings.items():
             saved = state.get(name, PAPERS.get(name))
             if saved != own:
@@ -153,16 +171,17 @@ class StagedSparsifier:
                     f'the saved sparsifier has {name}={saved} but this one {own}; resume with the same value.'
                 )
         self.steps_done = state['steps_done']
+        self.importance.load_seen(state.get('seen', {}), self.layers)
 
-    def _spread(self) -> dict[str, Any]:
+    def _options(self) -> dict[str, Any]:
         """The settings that older states do not have."""
-        return {name: getattr(self.schedule, name) for name in PAPERS}
+        return dict(start=self.schedule.start, spacing=self.schedule.spacing, importance=self.importance.kind)
 
-    def _unfinished(self) -> list[tuple[str, GroupSparseConv2d]]:
-        return [(name, layer) for name, layer in self.layers.items() if not layer.is_finished()]
+    def _unfinished(self) -> dict[str, GroupSparseConv2d]:
+        return {name: layer for name, layer in self.layers.items() if not layer.is_finished()}
 
     def _check_enough_steps(self) -> None:
-        stages = max((layer.num_stages - int(layer.stage) for _, layer in self._unfinished()), default=0)
+        stages = max((layer.num_stages - int(layer.stage) for layer in self._unfinished().values()), default=0)
         part = self.schedule.sparse_fraction - self.schedule.start
         steps = int(self.total_steps * part)
         if steps < stages:

@@ -1,10 +1,13 @@
 """Statistics after a stage are those of the weights that are left; nothing else changes."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from cnv2_plugin.layers import LearnedGroupConv
 from cnv2_plugin.sparsify import StagedSparsifier, recalibrate_norms
@@ -58,3 +61,54 @@ def test_a_failing_batch_leaves_modes_and_momentum():
     with pytest.raises(RuntimeError):
         recalibrate_norms(model, [torch.randn(4, 5, 9, 9).double()])
     assert all(module.training for module in model.modules()) and model[2].momentum == 0.1
+
+
+def test_a_loader_of_images_and_labels_is_taken_as_it_is_and_its_randomness_stays():
+    images = torch.arange(24.0).double().view(24, 1, 1, 1).expand(24, 3, 9, 9)
+    dataset = TensorDataset(images, torch.arange(24))
+    loader = DataLoader(dataset, 4, shuffle=True, generator=torch.Generator().manual_seed(1))
+    model = network()
+
+    def drawn():
+        return random.random(), np.random.rand(), torch.rand(1).item(), [int(y[0]) for _, y in loader]
+
+    def seed():
+        random.seed(0), np.random.seed(0), torch.manual_seed(0), loader.generator.manual_seed(2)
+
+    seed()
+    expected = drawn()
+    seed()
+    seen = []
+    assert recalibrate_norms(model, loader, num_batches=3, forward=lambda b: seen.append(model(b[0]))) == 2
+    assert len(seen) == 3
+    assert drawn() == expected
+    assert recalibrate_norms(model, loader, num_batches=2) == 2
+    with pytest.raises(ValueError, match='num_batches is 0'):
+        recalibrate_norms(model, loader, num_batches=0)
+
+
+def test_recalibrating_on_the_way_changes_no_weight_of_a_training():
+    def trained(num_batches):
+        torch.manual_seed(0)
+        dataset = TensorDataset(torch.randn(32, 3, 9, 9).double(), torch.arange(32) % 4)
+        loader = DataLoader(dataset, 8, shuffle=True)
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        sparsifier = StagedSparsifier(model, total_steps=24)
+        for _ in range(6):
+            for images, _ in loader:
+                loss = model(images + torch.rand(()) + random.random()).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                if sparsifier.step() and num_batches:
+                    recalibrate_norms(model, loader, num_batches)
+        return model
+
+    random.seed(0)
+    plain = trained(0)
+    random.seed(0)
+    measured = trained(2)
+    for (name, a), b in zip(plain.named_parameters(), measured.parameters()):
+        assert torch.equal(a, b), name
+    assert not torch.equal(plain[1].norm.running_mean, measured[1].norm.running_mean)

@@ -1,0 +1,128 @@
+"""How much each prunable unit matters: what a stage ranks by."""
+
+from collections.abc import Iterable, Mapping
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ..layers import GroupSparseConv2d
+
+IMPORTANCES = ('l1', 'norm', 'taylor')
+"""L1 norm as in the papers, the same scaled by the normalisation in front, first-order Taylor expansion of the loss."""
+
+
+class UnitImportance:
+    """Importance of the units of group-sparse layers, and what it has to see of training for that.
+
+    - ``'l1'``: sum of the unit's absolute weights (CondenseNet, section 3.2).
+    - ``'norm'``: the same, each weight times the absolute scale of the batch normalisation in front of its input: what
+      of a weight is left once the normalisation is folded in (scale as importance: Network Slimming, arXiv 1708.06519,
+      section 3).
+    - ``'taylor'``: how much the loss would change to first order without the unit, ``|sum of weight * gradient|``,
+      summed over the steps since the layer's last stage (arXiv 1906.10771, section 3.1).
+
+    Args:
+        kind: one of :data:`IMPORTANCES`.
+        layers: those that are going to be pruned, by name.
+
+    Attributes:
+        kind: as given.
+        seen: sums over steps by layer, ``(groups, units)``; of ``'taylor'`` only.
+
+    Raises:
+        ValueError: there is no such kind, or it is ``'norm'`` and a layer has no normalisation in front.
+    """
+
+    def __init__(self, kind: str, layers: Mapping[str, GroupSparseConv2d]) -> None:
+        check_importance_kind(kind)
+        self.kind = kind
+        self.seen: dict[str, Tensor] = {}
+        if kind == 'norm':
+            for name, layer in layers.items():
+                _scale(name, layer)
+
+    @torch.no_grad()
+    def observe(self, layers: Mapping[str, GroupSparseConv2d]) -> None:
+        """Add what the gradients that are there say; without a gradient, or with an infinite one, nothing is added."""
+        for name, layer in layers.items() if self.kind == 'taylor' else ():
+            weight = layer.conv.weight
+            if weight.grad is None:
+                continue
+            change = layer.by_unit(weight.grad.float() * weight.float()).sum(2).abs()
+            change = torch.where(change.isfinite().all(), change, 0)
+            self.seen[name] = self.seen[name] + change if name in self.seen else change
+
+    @torch.no_grad()
+    def of(self, name: str, layer: GroupSparseConv2d) -> Optional[Tensor]:
+        """Importance of each unit of a layer, ``(groups, units)``; None stands for the layer's own, the L1 norm.
+
+        Raises:
+            ValueError: no gradient of this layer was seen since its last stage, or a value is NaN or infinite.
+        """
+        if self.kind == 'l1':
+            return None
+        if self.kind == 'norm':
+            scaled = layer.conv.weight.double() * _scale(name, layer).double()[:, None, None]
+            importance = layer.by_unit(scaled).abs().sum(2)
+        elif name in self.seen:
+            importance = self.seen[name]
+        else:
+            raise ValueError(
+                f"{name} has a stage to do but no gradient was seen since the last one, so importance='taylor' cannot "
+                f'rank it; call sparsifier.step() after each backward pass and before zero_grad(), or use '
+                f"importance='l1'."
+            )
+        if not bool(importance.isfinite().all()):
+            raise ValueError(
+                f'the normalisation in front of {name} has NaN or infinite scales, so its least important connections '
+                f'cannot be told; no mask was changed: resume from the last good checkpoint with a lower learning rate.'
+            )
+        return importance
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Begin anew for layers that have just been pruned."""
+        for name in names:
+            self.seen.pop(name, None)
+
+
+    def load_seen(self, seen: Mapping[str, Tensor], layers: Mapping[str, GroupSparseConv2d]) -> None:
+        """Go on from saved sums.
+
+        Args:
+            seen: :attr:`seen` as it was.
+            layers: all layers by name.
+
+        Raises:
+            ValueError: they are not of these layers.
+        """
+        for name, total in seen.items():
+            shape = (layers[name].groups, layers[name].num_units()) if name in layers else None
+            if tuple(total.shape) != shape:
+                raise ValueError(
+                    f'the saved state has gradients of {name} with the shape {tuple(total.shape)}, but this model has '
+                    f'{shape or "no such layer"}; resume with the same model.'
+                )
+        self.seen = {name: total.to(layers[name].conv.weight.device) for name, total in seen.items()}
+
+
+def check_importance_kind(kind: str) -> None:
+    """Raise unless there is such an importance.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if kind not in IMPORTANCES:
+        raise ValueError(f'importance is {kind!r}; it takes {", ".join(map(repr, IMPORTANCES[:-1]))} or '
+                         f'{IMPORTANCES[-1]!r}.')  # fmt: skip
+
+
+def _scale(name: str, layer: GroupSparseConv2d) -> Tensor:
+    """Scales ``(I,)`` of the normalisation in front of a layer."""
+    scale = getattr(getattr(layer, 'norm', None), 'weight', None)
+    if not isinstance(scale, Tensor) or scale.shape != (layer.in_channels,):
+        raise ValueError(
+            f'{name or type(layer).__name__} has no normalisation with a scale for each of its {layer.in_channels} '
+            f"inputs in front of it, so importance='norm' does not apply; use 'l1' or 'taylor'."
+        )
+    return scale
