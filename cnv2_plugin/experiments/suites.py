@@ -71,7 +71,7 @@ def schedules(size: str) -> list[NetworkRun]:
 
 
 def ablation(network: str) -> list[NetworkRun]:
-    """What each option of the recipe does by itself, and all of them, at a seventh of the budget of the other tables."""
+    """What each option of the recipe does by itself, and all together, at a seventh of the other tables' budget."""
     never = _ablation_run(network, 'never', NEVER, 'never pruned (upper bound)')
     runs = [never, _ablation_run(network, 'papers', PAPERS, "the papers' recipe")]
     for suffix, (options, note) in ABLATION.items():

@@ -11,7 +11,7 @@ from .condensed_training import (
 from .reactivate import AddedReactivation, add_reactivation
 from .reactivate_report import ReactivationPlan, ReactivationReport
 from .distillation import distillation_loss
-from .importance import IMPORTANCES, UnitImportance
+from .importance import IMPORTANCES, UnitImportance, check_importance_kind
 from .reactivate import AddedReactivation, ReactivationPlan, ReactivationReport, add_reactivation
 from .recalibration import recalibrate_norms
 from .schedule import SparsificationSchedule, cosine_with_rewind
@@ -43,6 +43,7 @@ __all__ = [
     'UnitImportance',
     'add_reactivation',
     'attach_sparsifier',
+    'check_importance_kind',
     'condense_while_training',
     'cosine_with_rewind',
     'distillation_loss',

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
     """Divergence of the softened predictions from those of a teacher (arXiv 1503.02531, section 2).
 
-    The Kullback-Leibler divergence at the temperature, times its square so that gradients keep their size. Add it to the
-    loss with a weight; compute the teacher's logits in evaluation mode and under ``torch.no_grad()``.
+    The Kullback-Leibler divergence at the temperature, times its square so that gradients keep their size. Add it to
+    the loss with a weight; compute the teacher's logits in evaluation mode and under ``torch.no_grad()``.
 
     Args:
         logits: of the network that is trained, ``(N, classes)``.

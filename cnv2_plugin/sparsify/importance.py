@@ -85,7 +85,6 @@ class UnitImportance:
         for name in names:
             self.seen.pop(name, None)
 
-
     def load_seen(self, seen: Mapping[str, Tensor], layers: Mapping[str, GroupSparseConv2d]) -> None:
         """Go on from saved sums.
 

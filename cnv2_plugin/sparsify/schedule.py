@@ -57,9 +57,9 @@ class SparsificationSchedule:
 def cosine_with_rewind(progress: float, at: float, peak: float = 1.0, warmup: float = 0.0) -> float:
     """Factor of the learning rate: a half cosine over training that goes back to a peak after the last stage.
 
-    Until ``at`` the rate is that of one cosine over the whole training, so that the stages meet the rates that the papers
-    have; then the schedule is rewound to ``peak`` and falls to 0 over what is left (rewinding: arXiv 2003.02389, section
-    3; warm restarts: arXiv 1608.03983). A pure function, so that a resumed training needs nothing else.
+    Until ``at`` the rate is that of one cosine over the whole training, so that stages meet the rates that the papers
+    have; then the schedule is rewound to ``peak`` and falls to 0 over what is left (rewinding: arXiv 2003.02389,
+    section 3; warm restarts: arXiv 1608.03983). A pure function, so that a resumed training needs nothing else.
 
     Args:
         progress: share of training that is done, between 0 and 1.

@@ -9,6 +9,7 @@ from .condensed_training_hook import CondensedTrainingHook
 from .condensenet import CondenseNet, CondenseNetV2
 from .config_names import register_configs
 from .deploy_hook import SwitchToDeployHook
+from .distillation_hook import DistillationHook
 from .necks import SEGlobalPooling, build_sfr_fpn
 from .shufflenet import SFRShuffleNetV2
 from .sparsification_hook import StagedSparsificationHook
@@ -18,6 +19,7 @@ __all__ = [
     'CondenseNet',
     'CondenseNetV2',
     'CondensedTrainingHook',
+    'DistillationHook',
     'LearnedGroupSurgeryHook',
     'SEGlobalPooling',
     'SFRShuffleNetV2',

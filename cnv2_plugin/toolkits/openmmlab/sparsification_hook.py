@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Optional
 
+import torch
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -11,8 +12,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ...layers import GroupSparseConv2d
-from ...sparsify import SparsificationSchedule, StagedSparsifier
+from ...sparsify import SparsificationSchedule, StagedSparsifier, check_importance_kind
 from ...sparsify.averaging import copy_pruning
+from .recalibration import check_recalibration, recalibrate_runner
 from .runner_models import ema_models, plain_model
 
 _SHARDING_WRAPPERS = ('FullyShardedDataParallel', 'DeepSpeedEngine')
@@ -39,6 +41,11 @@ class StagedSparsificationHook(Hook):
         log_interval: iterations between two records of the scalars; each stage is recorded besides.
         start: share of the run before the first stages.
         spacing: of the stages, ``'even'`` as in the papers, or ``'cubic'``: early ones close together.
+        importance: what a stage ranks connections by, ``'l1'`` as in the papers, ``'norm'`` or ``'taylor'``; see
+            :class:`~cnv2_plugin.sparsify.StagedSparsifier`. What ``'taylor'`` has seen is part of the checkpoints.
+        recalibrate: training batches on which batch normalisation is measured anew after each stage, see
+            :func:`~cnv2_plugin.sparsify.recalibrate_norms`; 0 measures nothing. Training itself goes on as without;
+            what changes is a validation soon after a stage.
 
     Raises:
         ValueError: an argument is out of range; at the start of training also: the model has no sparse layer, or the
@@ -55,8 +62,13 @@ class StagedSparsificationHook(Hook):
         log_interval: int = 50,
         start: float = 0.0,
         spacing: str = 'even',
+        importance: str = 'l1',
+        recalibrate: int = 0,
     ) -> None:
         SparsificationSchedule(sparse_fraction, start, spacing)
+        check_importance_kind(importance)
+        if recalibrate < 0:
+            raise ValueError(f'recalibrate is {recalibrate}; it takes a number of training batches, or 0.')
         if group_lasso < 0:
             raise ValueError(f'group_lasso is {group_lasso}; it takes a weight of at least 0.')
         if log_interval < 1:
@@ -64,25 +76,38 @@ class StagedSparsificationHook(Hook):
         self.sparse_fraction = sparse_fraction
         self.group_lasso = group_lasso
         self.log_interval = log_interval
-        self.spread = dict(start=start, spacing=spacing)
+        self.recalibrate = recalibrate
+        self.options = dict(start=start, spacing=spacing, importance=importance)
         self.sparsifier: Optional[StagedSparsifier] = None
         self._lasso: Optional[Tensor] = None
+        self._saved_seen: dict[str, Tensor] = {}
+
+    def first_stage(self, model: nn.Module) -> float:
+        """Progress of the run at which the first stage of a model's layers is due; 1 where it has none."""
+        factors = [m.factor for m in model.modules() if isinstance(m, GroupSparseConv2d) and m.factor > 1]
+        schedule = SparsificationSchedule(self.sparse_fraction, self.options['start'], self.options['spacing'])
+        return schedule.due(1, max(factors)) if factors else 1.0
 
     def before_train(self, runner: Runner) -> None:
         """Check the model, and replay what a resumed run has behind it."""
         refuse_sharded(runner.model)
+        if self.recalibrate:
+            check_recalibration(runner, self.recalibrate)
         accumulation = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         self.sparsifier = StagedSparsifier(
             plain_model(runner),
             -(-runner.max_iters // accumulation),
             self.sparse_fraction,
             self.group_lasso,
-            **self.spread,
+            **self.options,
         )
+        if runner.iter:
+            self.sparsifier.importance.load_seen(self._saved_seen, self.sparsifier.layers)
         progress = runner.iter / runner.max_iters
         self.sparsifier.set_progress(progress)
         self._due = self._stages_due(progress)
         self._masks_changed(runner, runner.iter)
+        self._gradient_hooks = self._watch_gradients(runner)
         self._lasso_hook = None
         if self.group_lasso and not self._finished:
             self._lasso_hook = plain_model(runner).register_forward_hook(self._lasso_adder(), with_kwargs=True)
@@ -100,14 +125,38 @@ class StagedSparsificationHook(Hook):
         self._due = due
         if changed:
             self._masks_changed(runner, done)
+            if self.recalibrate:
+                recalibrate_runner(runner, self.recalibrate, done)
         if changed or done % self.log_interval == 0:
             self._record(runner, done)
         self._lasso = None
 
     def after_train(self, runner: Runner) -> None:
-        """Leave the model without our forward hook."""
-        if self._lasso_hook:
-            self._lasso_hook.remove()
+        """Leave the model and the optimisers without our hooks."""
+        for handle in (self._lasso_hook, *self._gradient_hooks):
+            if handle:
+                handle.remove()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save what ``importance='taylor'`` has seen since the last stages."""
+        if self.sparsifier is not None and self.sparsifier.importance.seen:
+            checkpoint['sparsification'] = dict(seen=dict(self.sparsifier.importance.seen))
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep what was saved so, for a run that is resumed."""
+        self._saved_seen = checkpoint.get('sparsification', {}).get('seen', {})
+
+    def _watch_gradients(self, runner: Runner) -> list:
+        """Let ``importance='taylor'`` see the gradients that each optimiser step is made of: averaged and unscaled."""
+        if self.options['importance'] != 'taylor':
+            return []
+        wrappers = getattr(runner.optim_wrapper, 'optim_wrappers', {'': runner.optim_wrapper}).values()
+        return [wrapper.optimizer.register_step_pre_hook(self._observe) for wrapper in wrappers]
+
+    def _observe(self, optimizer, args, kwargs) -> None:
+        own = {id(p) for group in optimizer.param_groups for p in group['params']}
+        layers = {name: layer for name, layer in self._unfinished.items() if id(layer.conv.weight) in own}
+        self.sparsifier.importance.observe(layers)
 
     def _stages_due(self, progress: float) -> tuple[int, ...]:
         """Stage of each factor; looking at layers only when one changes spares a GPU their synchronisation."""
@@ -119,7 +168,8 @@ class StagedSparsificationHook(Hook):
         for ema_model in ema_models(runner):
             copy_pruning(sparsifier.model, ema_model.module)
         check_masks_agree(sparsifier.layers.values())
-        self._finished = sparsifier.finished
+        self._unfinished = {name: m for name, m in sparsifier.layers.items() if not m.is_finished()}
+        self._finished = not self._unfinished
         self._stage = sparsifier.stage
         self._kept = sparsifier.sparsity()['total']
         stages = max(layer.num_stages for layer in sparsifier.layers.values())
@@ -136,7 +186,7 @@ class StagedSparsificationHook(Hook):
 
     def _lasso_adder(self) -> Callable:
         def add_lasso(module: nn.Module, args, kwargs, losses):
-            if kwargs.get('mode') != 'loss' or not isinstance(losses, dict):
+            if kwargs.get('mode') != 'loss' or not isinstance(losses, dict) or not torch.is_grad_enabled():
                 return None
             lasso = next(module.parameters()).new_zeros(()) if self._finished else self.sparsifier.regularization()
             self._lasso = lasso.detach()
