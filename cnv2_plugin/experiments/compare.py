@@ -9,10 +9,12 @@ from typing import Optional
 
 import torch
 
+from . import latency
 from .config_runs import ConfigRun
-from .runs import Place, complete_all, finished
+from .plot import Point, plot_runs
+from .runs import NetworkRun, Place, complete_all, finished
 from .suites import SUITES
-from .tables import markdown, network_table
+from .tables import accuracies, markdown, network_table
 
 RESULTS = Path('configs/fashion_mnist/results')
 
@@ -39,6 +41,15 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--only', nargs='+', metavar='NAME', help='of the suites, these runs only')
     parser.add_argument('--table', action='store_true', help='train nothing: the table of what is there')
+    parser.add_argument(
+        '--latency',
+        action='store_true',
+        help='of the suites, measure the finished networks as exported, on an idle machine',
+    )
+    parser.add_argument('--rounds', type=int, default=200, help='of the latency (default: 200)')
+    parser.add_argument(
+        '--plot', type=Path, metavar='PNG', help='of the suites, accuracy over multiply-adds and latency'
+    )
     parser.add_argument('--fashion-mnist', type=Path, default=Path('data/fashion_mnist'),
                         help='folder that tools/prepare_fashion_mnist.py filled')  # fmt: skip
     parser.add_argument('--results', type=Path, help=f'folder of the JSON files; of suites {RESULTS}')
@@ -66,12 +77,24 @@ def compare_suites(args: argparse.Namespace) -> None:
     )  # fmt: skip
     if not args.table:
         complete_all([(run, seed) for seed in args.seeds for run in runs], place)
-    found = []
+    if args.latency:
+        latency.measure(runs, args.seeds[0], place, args.rounds)
+    show_suites(runs, args.seeds, place, args.plot)
+
+
+def show_suites(runs: list[NetworkRun], seeds: list[int], place: Place, picture: Optional[Path]) -> None:
+    """Print the table of what is there, and write the picture where one is wanted."""
+    times = latency.measured(place)
+    found, points = [], []
     for run in runs:
-        figures = [finished(run, seed, place) for seed in args.seeds]
-        label = f'{run.name}: {run.note}' if run.note else run.name
-        found.append((label, [one for one in figures if one is not None]))
-    print(network_table(found), end='')
+        figures = [one for seed in seeds if (one := finished(run, seed, place)) is not None]
+        found.append((f'{run.name}: {run.note}' if run.note else run.name, figures))
+        if figures:
+            fastest = min(times.get(run.name, {}).values(), default=None)
+            points.append(Point(run.name, accuracies(figures), figures[0]['mult_adds'], fastest))
+    print(network_table(found, times), end='')
+    if picture is not None:
+        plot_runs(points, picture)
 
 
 def compare_configs(args: argparse.Namespace) -> None:

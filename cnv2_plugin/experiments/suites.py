@@ -36,7 +36,6 @@ ABLATION = {
 """Options of the recipe by the suffix of the run, alone and together, and what the table says."""
 
 TRAIN_IMAGES = 20_000
-ABLATION_IMAGES, ABLATION_EPOCHS = 10_000, 6
 
 _FAMILIES = ('condensenetv2', 'condensenet', 'shufflenetv2', 'sfr-shufflenetv2', 'dense', 'mobilenetv3')
 
@@ -70,23 +69,21 @@ def schedules(size: str) -> list[NetworkRun]:
     return [_run(network), *others]
 
 
-def ablation(network: str) -> list[NetworkRun]:
-    """What each option of the recipe does by itself, and all together, at a seventh of the other tables' budget."""
-    never = _ablation_run(network, 'never', NEVER, 'never pruned (upper bound)')
-    runs = [never, _ablation_run(network, 'papers', PAPERS, "the papers' recipe")]
+def ablation(network: str, images: str, train_images: Optional[int], epochs: int) -> list[NetworkRun]:
+    """What each option of the recipe does by itself, and all together, at a small budget."""
+
+    def run(suffix: str, recipe: Recipe, note: str, teacher: Optional[NetworkRun] = None) -> NetworkRun:
+        name = f'{network}_{"digits" if images == "digits" else "ablation"}-{suffix}'
+        return NetworkRun(
+            name, network, replace(recipe, epochs=epochs), images, train_images, None, None, teacher, note
+        )
+
+    never = run('never', NEVER, 'never pruned (upper bound)')
+    runs = [never, run('papers', PAPERS, "the papers' recipe")]
     for suffix, (options, note) in ABLATION.items():
         recipe = replace(PAPERS, **options)
-        runs.append(_ablation_run(network, suffix, recipe, note, never if recipe.distill else None))
+        runs.append(run(suffix, recipe, note, never if recipe.distill else None))
     return runs
-
-
-def _ablation_run(
-    network: str, suffix: str, recipe: Recipe, note: str, teacher: Optional[NetworkRun] = None
-) -> NetworkRun:
-    return NetworkRun(
-        f'{network}_ablation-{suffix}', network, replace(recipe, epochs=ABLATION_EPOCHS),
-        train_images=ABLATION_IMAGES, teacher=teacher, note=note,
-    )  # fmt: skip
 
 
 def _run(
@@ -103,6 +100,7 @@ SUITES = {
     'schedules-s': lambda: schedules('s'),
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),
-    'ablation': lambda: ablation('condensenetv2-s'),
+    'ablation': lambda: ablation('condensenetv2-s', 'fashion-mnist', 10_000, 6),
+    'ablation-digits': lambda: ablation('condensenetv2-xs', 'digits', None, 10),
 }
 """Lists by the name that ``tools/compare_runs.py`` takes."""

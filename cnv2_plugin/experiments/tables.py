@@ -1,8 +1,8 @@
 """Markdown tables of finished runs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Optional
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]], texts: int = 1) -> str:
@@ -17,22 +17,37 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f'{fmean(values):.2f}{spread} ({len(values)})'
 
 
-def network_table(found: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
+def network_table(
+    found: Sequence[tuple[str, Sequence[dict[str, Any]]]],
+    latency: Optional[Mapping[str, Mapping[str, float]]] = None,
+) -> str:
     """Runs with their figures, one seed each; a run without any figures is left out.
 
     Args:
         found: label of a run, and the figures of its seeds that are there.
+        latency: least milliseconds by name of the run and form; no columns where no run of the table has any.
     """
     header = ['run', 'multiply-adds (M)', 'parameters (k)', 'test accuracy, mean ± spread (seeds)', 'each seed',
               'training, CPU seconds']  # fmt: skip
+    found = [(label, figures) for label, figures in found if figures]
+    timed = {name: ms for name, ms in (latency or {}).items() if name in {one[0]['name'] for _, one in found}}
+    if timed:
+        header += ['latency, standard (ms)', 'native (ms)']
     rows = []
     for label, figures in found:
-        if not figures:
-            continue
-        values = [one.get('accuracy_condensed', one['accuracy']) for one in figures]
-        rows.append([
+        values = accuracies(figures)
+        row = [
             label, f'{figures[0]["mult_adds"] / 1e6:.3f}', f'{figures[0]["params"] / 1e3:.1f}',
             mean_and_spread(values), ' / '.join(f'{value:.2f}' for value in values),
             f'{fmean(one["seconds"] for one in figures):.0f}',
-        ])  # fmt: skip
+        ]  # fmt: skip
+        if timed:
+            own = timed.get(figures[0]['name'], {})
+            row += [f'{own[form]:.3f}' if form in own else '' for form in ('standard', 'native')]
+        rows.append(row)
     return markdown(header, rows)
+
+
+def accuracies(figures: Iterable[dict[str, Any]]) -> list[float]:
+    """Test accuracy of each seed in percent, condensed where pruned."""
+    return [one.get('accuracy_condensed', one['accuracy']) for one in figures]

@@ -88,7 +88,7 @@ class _Training:
         self.optimizer = torch.optim.SGD(
             model.parameters(), recipe.rate, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
         )
-        self.layers = {n: m for n, m in model.named_modules() if isinstance(m, GroupSparseConv2d) and m.factor > 1}
+        self.layers = sparse_layers(model)
         self.packed = False
         self.sparsifier = None
         if self.layers and recipe.masks == 'random':
@@ -189,6 +189,11 @@ class _Training:
         return dict(recipe=self.recipe.settings(), seed=self.seed, images=len(self.data.train))
 
 
+def sparse_layers(model: nn.Module) -> dict[str, GroupSparseConv2d]:
+    """The layers that have something to prune, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, GroupSparseConv2d) and m.factor > 1}
+
+
 def set_masks(layers: Mapping[str, GroupSparseConv2d], masks: Mapping[str, Tensor]) -> None:
     """Give layers their final masks.
 
@@ -209,8 +214,7 @@ def set_masks(layers: Mapping[str, GroupSparseConv2d], masks: Mapping[str, Tenso
 
 def unit_masks(model: nn.Module) -> dict[str, Tensor]:
     """Which units each layer keeps: bool, ``(groups, units)`` by name of the layer."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, GroupSparseConv2d) and m.factor > 1}
-    return {name: layer.by_unit(layer.mask)[..., 0].clone() for name, layer in layers.items()}
+    return {name: layer.by_unit(layer.mask)[..., 0].clone() for name, layer in sparse_layers(model).items()}
 
 
 def random_masks(layers: Mapping[str, GroupSparseConv2d], seed: int) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ def smallest(run, network=None):
     return replace(
         run, images='digits', train_images=64, test_images=32, network=network or run.network,
         recipe=replace(run.recipe, epochs=2, batch_size=8), masks_of=run.masks_of and smallest(run.masks_of, network),
+        teacher=run.teacher and smallest(run.teacher, network),
     )  # fmt: skip
 
 
@@ -61,10 +62,13 @@ def test_headline_networks_have_equal_multiply_adds_and_train(name):
         assert row['loss'] > 0
 
 
-@pytest.mark.parametrize('stop', [1, 2, 3])
-def test_a_stopped_training_ends_as_one_that_was_not(stop, tmp_path, monkeypatch):
+OURS = dict(sparsifier=dict(importance='taylor', spacing='cubic'), rewind=1.0, recalibrate=2)
+
+
+@pytest.mark.parametrize(('stop', 'options'), [(1, {}), (2, {}), (3, {}), (1, OURS), (3, OURS)])
+def test_a_stopped_training_ends_as_one_that_was_not(stop, options, tmp_path, monkeypatch):
     data = load('digits', 64, 32)
-    recipe = Recipe(epochs=4, batch_size=8)
+    recipe = Recipe(epochs=4, batch_size=8, **options)
 
     def build():
         torch.manual_seed(0)
@@ -72,7 +76,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(stop, tmp_path, monkeypatch
 
     whole, stopped = build(), build()
     history = train.fit(whole, data, recipe, 0)
-    first = train._Training(stopped, data, recipe, 0, None)
+    first = train._Training(stopped, data, recipe, 0)
     for epoch in range(stop):
         first.run_epoch(epoch)
     torch.save(first.state(), tmp_path / 'checkpoint.pth')
