@@ -1,0 +1,12 @@
+# Our recipe, see docs/recipes.md; the papers' is the base.
+_base_ = './condensenetv2-b_8xb128-350e_in1k.py'
+
+custom_hooks = [
+    dict(type='StagedSparsificationHook', sparse_fraction=0.25, recalibrate=50),
+    dict(
+        type='DistillationHook',
+        teacher='configs/condensenetv2/condensenetv2-b_8xb128-350e_in1k.py',
+        checkpoint='checkpoints/condensenetv2-b_unpruned.pth'),
+    dict(type='EMAHook', momentum=2e-4, update_buffers=True),
+    dict(type='SwitchToDeployHook', before_test=False),
+]
