@@ -32,6 +32,8 @@ def test_ranks_end_with_identical_masks_and_weights(tmp_path):
             assert torch.equal(value, second[key]), key
     masks = [value for key, value in first.items() if key.endswith('.mask')]
     assert masks and all(0 < mask.float().mean() < 1 for mask in masks)
+    taught = torch.load(tmp_path / 'teacher.pth')['state_dict']
+    assert all(value.all() for key, value in taught.items() if key.endswith('.mask'))
     assert (tmp_path / 'epoch_4_deploy.pth').exists() and (tmp_path / 'epoch_4_deploy.py').exists()
 
 
