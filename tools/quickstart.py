@@ -23,7 +23,7 @@ from cnv2_plugin.deploy import condense, export_onnx, verify
 from cnv2_plugin.deploy.quantize import quantize_onnx
 from cnv2_plugin.deploy.verify import as_runner
 from cnv2_plugin.layers import LearnedGroupConv, SparseFeatureReactivation
-from cnv2_plugin.sparsify import StagedSparsifier
+from cnv2_plugin.sparsify import StagedSparsifier, recalibrate_norms
 
 matplotlib.use('Agg')
 
@@ -115,7 +115,11 @@ def load_data() -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
 
 
 def fit(model, train, test, epochs: int, batch_size: int) -> dict[str, list]:
-    """Train with every pruning stage in the first half; returns what happened at each epoch."""
+    """Train with every pruning stage in the first half; returns what happened at each epoch.
+
+    After each stage the normalisations are measured anew on ten training batches, so that the test of that epoch is one
+    of the weights that are left; training goes on as it would without.
+    """
     images, labels = train
     steps = len(images) // batch_size
     sparsifier = StagedSparsifier(model, total_steps=epochs * steps)
@@ -133,6 +137,7 @@ def fit(model, train, test, epochs: int, batch_size: int) -> dict[str, list]:
             optimizer.step()
             scheduler.step()
             if sparsifier.step():
+                recalibrate_norms(model, (shift(some) for some in images.split(batch_size)), num_batches=10)
                 stages = reached(model)
                 history['stages'] += [
                     dict(epoch=epoch + (i + 1) / steps, kind=kind, stage=stages[kind])
