@@ -8,6 +8,8 @@ from typing import Optional, Union
 
 from ..checkpoints import atomic_path
 
+MARKERS = 'osD^vPX<>*'
+
 
 @dataclass(frozen=True)
 class Point:
@@ -59,31 +61,52 @@ def plot_runs(points: Sequence[Point], path: Union[str, Path]) -> None:
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     timed = [point for point in points if point.latency is not None]
     panels = [(points, [p.mult_adds / 1e6 for p in points], 'multiply-adds (M)')]
     if timed:
         panels.append((timed, [p.latency for p in timed], 'latency as exported, fastest form (ms)'))
-    colors = dict(zip(dict.fromkeys(map(_family, points)), pyplot.get_cmap('tab10').colors * len(points)))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(6.5 * len(panels), 5), squeeze=False, layout='constrained')
+    styles = _styles(points, pyplot.get_cmap('tab10').colors)
+    width = 5.5 * len(panels) + 3
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(width, 5), squeeze=False, layout='constrained')
     for axis, (shown, costs, label) in zip(axes[0], panels):
         means = [fmean(p.accuracies) for p in shown]
         front = pareto_front(costs, means)
-        axis.plot([costs[i] for i in front], [means[i] for i in front], '--', color='gray', label='Pareto front')
+        axis.plot(
+            [costs[i] for i in front], [means[i] for i in front], '--', color='gray', label='Pareto front, black edges'
+        )
         for i, (point, cost, mean) in enumerate(zip(shown, costs, means)):
+            color, marker = styles[point.name]
             spread = stdev(point.accuracies) if len(point.accuracies) > 1 else 0.0
-            axis.errorbar(cost, mean, spread, marker='o', capsize=3, color=colors[_family(point)],
-                          markersize=9 if i in front else 5)  # fmt: skip
-            axis.annotate(point.name, (cost, mean), (5, 4), textcoords='offset points', fontsize=7)
+            edge = 'black' if i in front else 'none'
+            axis.errorbar(
+                cost, mean, spread, fmt=marker, color=color, markeredgecolor=edge, markersize=9, capsize=3,
+                elinewidth=0.8, label=point.name,
+            )  # fmt: skip
         axis.set_xscale('log')
-        axis.margins(x=0.25)
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(ScalarFormatter() if max(costs) < 10 * min(costs) else NullFormatter())
+        axis.margins(x=0.15)
         axis.set_xlabel(label)
-        axis.set_ylabel('test accuracy (%), mean and spread over seeds')
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3, which='both')
+    axes[0, 0].set_ylabel('test accuracy (%), mean and spread over seeds')
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
+
+
+def _styles(points: Sequence[Point], colors: Sequence) -> dict[str, tuple]:
+    """Colour and marker of each run: one colour for a family, another marker for each of its runs."""
+    places = list(dict.fromkeys(map(_family, points)))
+    seen: dict[str, int] = {}
+    styles = {}
+    for point in points:
+        family = _family(point)
+        place = seen[family] = seen.get(family, -1) + 1
+        styles[point.name] = colors[places.index(family) % len(colors)], MARKERS[place % len(MARKERS)]
+    return styles
 
 
 def _family(point: Point) -> str:

@@ -1,5 +1,6 @@
 """Running statistics of batch normalisation, measured anew for the weights that a model has now."""
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 
 @torch.no_grad()
@@ -31,8 +33,9 @@ def recalibrate_norms(
 
     Args:
         model: in training mode.
-        batches: what the model takes, such as ten training batches ``(N, C, H, W)``, or the training's data loader. Of
-            a batch that is a list or tuple the model takes the first entry, the images.
+        batches: what the model takes, such as ten training batches ``(N, C, H, W)``, or the training's data loader
+            (PyTorch's, also inside timm's prefetcher). Of a batch that is a list or tuple the model takes the first
+            entry, the images.
         num_batches: at most so many; all by default.
         forward: sends one batch through the model where ``model(images)`` does not, on another device for example.
 
@@ -55,7 +58,7 @@ def recalibrate_norms(
     try:
         model.eval()
         with same_randomness(batches):
-            for i, batch in enumerate(islice(batches, num_batches) if norms else ()):
+            for i, batch in enumerate(islice(_apart(batches), num_batches) if norms else ()):
                 for norm in norms:
                     norm.train()
                     norm.momentum = 1 / (i + 1)
@@ -69,9 +72,22 @@ def recalibrate_norms(
     return len(norms)
 
 
+def _apart(batches: Any) -> Any:
+    """A loader with persistent workers has one iterator, which training is at; a copy gets one of its own."""
+    inner = getattr(batches, 'loader', None)
+    if isinstance(inner, DataLoader):
+        batches = copy.copy(batches)
+        batches.loader = _apart(inner)
+    elif isinstance(batches, DataLoader) and batches.persistent_workers:
+        batches = copy.copy(batches)
+        batches._iterator = None
+    return batches
+
+
 @contextmanager
 def same_randomness(loader: Any = None) -> Iterator[None]:
     """Leave the random states of PyTorch, NumPy and Python as they were, and the generators of a data loader."""
+    loader = getattr(loader, 'loader', loader)
     parts = (loader, getattr(loader, 'sampler', None), getattr(loader, 'batch_sampler', None))
     generators = [g for part in parts if isinstance(g := getattr(part, 'generator', None), torch.Generator)]
     states = [generator.get_state() for generator in generators]

@@ -112,3 +112,24 @@ def test_recalibrating_on_the_way_changes_no_weight_of_a_training():
     for (name, a), b in zip(plain.named_parameters(), measured.parameters()):
         assert torch.equal(a, b), name
     assert not torch.equal(plain[1].norm.running_mean, measured[1].norm.running_mean)
+
+
+@pytest.mark.parametrize('prefetched', [False, True])
+def test_persistent_workers_go_on_with_their_batches(prefetched):
+    images = torch.arange(24, dtype=torch.uint8).view(24, 1, 1, 1).expand(24, 3, 9, 9)
+    dataset, model = TensorDataset(images, torch.arange(24)), network()
+
+    def labels(measured):
+        loader = DataLoader(dataset, 4, shuffle=True, num_workers=1, persistent_workers=True)
+        if prefetched:
+            loader = pytest.importorskip('timm.data.loader').PrefetchLoader(loader, device=torch.device('cpu'))
+        torch.manual_seed(0)
+        found = []
+        for i, (_, target) in enumerate(loader):
+            found += target.tolist()
+            if measured and i == 1:
+                assert recalibrate_norms(model, loader, 3, forward=lambda batch: model(batch[0].double())) == 2
+        return found
+
+    plain = labels(measured=False)
+    assert sorted(plain) == [*range(24)] and labels(measured=True) == plain
