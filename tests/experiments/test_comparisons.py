@@ -8,10 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
+from cnv2_plugin.benchmark import random_finished
 from cnv2_plugin.experiments import compare, suites
+from cnv2_plugin.experiments.networks import NETWORKS
 from cnv2_plugin.experiments.plot import Point, pareto_front, plot_runs
 from cnv2_plugin.experiments.recipe import Recipe
 from cnv2_plugin.experiments.runs import NetworkRun, Place, complete, fingerprint, finished, run_folder
+from cnv2_plugin.kernels import available
+from cnv2_plugin.lowering import lower
+from tests.helpers import relative_difference
 
 from .test_runs import smallest
 
@@ -60,6 +65,16 @@ def test_the_headline_is_trained_timed_and_drawn(tmp_path, monkeypatch, capsys):
     assert timed['machine']['cores'] and all(ms > 0 for row in timed['networks'].values() for ms in row.values())
     assert timed['networks'][never.name].keys() == {'standard'}
     assert Image.open(tmp_path / 'runs.png').width > 1000
+
+
+@pytest.mark.skipif(not available(), reason='the native kernels are not built')
+@pytest.mark.parametrize('name', ['sfr-shufflenetv2-s', 'condensenetv2-s'])
+def test_networks_of_the_tables_have_a_native_form(name):
+    torch.manual_seed(0)
+    model = random_finished(NETWORKS[name].build())
+    images = torch.randn(2, 1, 32, 32)
+    with torch.inference_mode():
+        assert relative_difference(lower(model, (1, 32, 32), 'native')(images), model(images)) < 1e-4
 
 
 @pytest.fixture
