@@ -8,11 +8,10 @@ from .condensed_training import (
     masked_state_dict,
     restore_masked,
 )
-from .reactivate import AddedReactivation, add_reactivation
-from .reactivate_report import ReactivationPlan, ReactivationReport
 from .distillation import distillation_loss
 from .importance import IMPORTANCES, UnitImportance, check_importance_kind
-from .reactivate import AddedReactivation, ReactivationPlan, ReactivationReport, add_reactivation
+from .reactivate import AddedReactivation, add_reactivation
+from .reactivate_report import ReactivationPlan, ReactivationReport
 from .recalibration import recalibrate_norms
 from .schedule import SparsificationSchedule, cosine_with_rewind
 from .sparsifier import StagedSparsifier

@@ -145,7 +145,7 @@ class StagedSparsifier:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps done, settings and gradients seen; masks and stages are in the model's state dict."""
-        state = dict(
+        state: dict[str, Any] = dict(
             steps_done=self.steps_done, total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction
         )
         if self.importance.seen:
