@@ -127,7 +127,7 @@ setup(
     install_requires=requirements('core'),
     extras_require={
         name: requirements(name)
-        for name in ('timm', 'openmmlab', 'deploy', 'analysis', 'lightning', 'transformers', 'dev', 'docs')
+        for name in ('timm', 'openmmlab', 'onedl', 'deploy', 'analysis', 'lightning', 'transformers', 'dev', 'docs')
     },
     entry_points={'console_scripts': ['cnv2=cnv2_plugin.cli:main']},
 )

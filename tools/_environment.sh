@@ -33,11 +33,18 @@ pip_install() {
     "$PYTHON" -m pip install --quiet --disable-pip-version-check "${CONSTRAINTS[@]}" "$@"
 }
 
+# requirements_state: changes with everything that an installation depends on.
+requirements_state() {
+    cd "$ROOT"
+    cat requirements/*.txt requirements/stacks/*.txt setup.py cnv2_plugin/kernels/csrc/* | cksum
+    echo "$ROOT"
+}
+
 # install_package EXTRAS: installs the checkout, editable, once for each state of the requirements.
 install_package() {
     local stamp state
     stamp=$("$PYTHON" -c 'import sys; print(sys.prefix)')/.cnv2-${1//,/-}
-    state=$(cd "$ROOT" && cat requirements/*.txt setup.py cnv2_plugin/kernels/csrc/* | cksum; echo "$ROOT")
+    state=$(requirements_state)
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]; then
         return
     fi
@@ -49,16 +56,16 @@ install_package() {
     echo "$state" > "$stamp"
 }
 
-# mmcv has no wheel for current PyTorch: its source asks for C++17, PyTorch's headers need C++20.
+# install_mmcv [REQUIREMENT]: mmcv has no wheel for current PyTorch: its source asks for C++17, PyTorch's headers need C++20.
 install_mmcv() {
-    local build
+    local build requirement=${1:-mmcv==2.1.0}
     "$PYTHON" -c 'import mmcv.ops' 2>/dev/null && return
-    pip_install --only-binary mmcv mmcv==2.1.0 2>/dev/null && return
-    say "Building mmcv from source (about 12 minutes on 2 cores)"
+    pip_install --only-binary "${requirement%%==*}" "$requirement" 2>/dev/null && return
+    say "Building $requirement from source (about 12 minutes on 2 cores)"
     build=$(mktemp -d)
     printf '#!/bin/sh\nexec g++ "$@" -std=c++20 -g0 -O2\n' > "$build/cxx"
     chmod +x "$build/cxx"
     pip_install ninja psutil numpy
-    CXX=$build/cxx MMCV_WITH_OPS=1 pip_install --no-build-isolation --no-binary mmcv mmcv==2.1.0
+    CXX=$build/cxx MMCV_WITH_OPS=1 pip_install --no-build-isolation --no-binary "${requirement%%==*}" "$requirement"
     rm -r "$build"
 }

@@ -1,10 +1,30 @@
 #!/usr/bin/env bash
 # Installs everything (timm, OpenMMLab, exporters, test tools) and runs all tests, the fast ones first.
+#   tools/run_tests.sh [--stack openmmlab|onedl|oldest|timm-only] [--install-only] [arguments of pytest]
 # First run: about 5 minutes of installing (17 where mmcv must be built) and up to an hour of tests on 2 cores.
+# The stacks besides openmmlab run the fast tests, or what -m asks for, in an environment of their own (docs/stacks.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-echo "The first run installs for 5 to 20 minutes; the tests take up to an hour on 2 cores."
+STACK=openmmlab
+INSTALL_ONLY=
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --stack) STACK=${2:-} && shift $(($# > 1 ? 2 : 1)) ;;
+        --stack=*) STACK=${1#--stack=} && shift ;;
+        --install-only) INSTALL_ONLY=1 && shift ;;
+        *) break ;;
+    esac
+done
 . tools/_environment.sh
+export OMP_NUM_THREADS=1  # two test processes share the cores
+if [ "$STACK" != openmmlab ]; then
+    . tools/_stack.sh
+    install_stack "$STACK"
+    [ -z "$INSTALL_ONLY" ] || exit 0
+    say "Tests of the stack $STACK"
+    exec "$PYTHON" -m pytest -q -n 2 -r s --durations=15 "$@"
+fi
+echo "The first run installs for 5 to 20 minutes; the tests take up to an hour on 2 cores."
 choose_python
 DEBIAN=()
 [ -d /usr/share/datasets/fashion-mnist ] || DEBIAN+=(dataset-fashion-mnist)
@@ -17,11 +37,11 @@ if [ ${#DEBIAN[@]} -gt 0 ] && command -v apt-get > /dev/null && [ "$(id -u)" = 0
     done
 fi
 install_package timm,openmmlab,deploy,analysis,dev,docs
+[ -z "$INSTALL_ONLY" ] || exit 0
 say "Style"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-export OMP_NUM_THREADS=1  # two test processes share the cores
 say "Fast tests"
 "$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
 say "Slow tests"

@@ -3,7 +3,6 @@
 Checkpoints are untrusted: tensors and plain containers are read, anything that would run code is refused.
 """
 
-import argparse
 import os
 import pickle
 import tempfile
@@ -15,7 +14,8 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
-from .sizes import OversizedError, check_archive, check_old_format, check_tensors
+from .safe_globals import admitted
+from .sizes import OversizedError, check_archive, check_no_tar, check_old_format, check_tensors
 
 _PREFIXES = ('module.', '_orig_mod.')
 _CONTAINERS = ('state_dict_ema', 'state_dict', 'model_ema', 'model')
@@ -153,8 +153,9 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 def _load_pickle(path: Path, trust: bool) -> Any:
     try:
         check_archive(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with admitted():
             if not trust:
+                check_no_tar(path)
                 check_old_format(path)
             return torch.load(path, map_location='cpu', weights_only=not trust)
     except OversizedError as error:

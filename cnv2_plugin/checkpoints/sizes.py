@@ -1,5 +1,6 @@
-"""Checks that a checkpoint cannot claim more memory than its file holds, before that memory is asked for."""
+"""Checks before a file is read: that it claims no more memory than it holds, and is of no format that runs code."""
 
+import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -38,6 +39,18 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if compressed or claimed > path.stat().st_size:
         what = f'{compressed} in it is compressed' if compressed else f'its members claim {claimed:,} bytes'
         raise OversizedError(f'{what}, but a checkpoint is stored as it is')
+
+
+def check_no_tar(path: Path) -> None:
+    """Refuse the tar archives that PyTorch wrote before 0.1.10.
+
+    Weights-only loading before PyTorch 2.6 runs code from them (CVE-2025-32434), later versions refuse them.
+
+    Raises:
+        tarfile.TarError: it is one.
+    """
+    if tarfile.is_tarfile(path):
+        raise tarfile.TarError(f'{path} is a tar archive')
 
 
 def check_old_format(path: Path) -> None:

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
     from ..deploy import condense, export_onnx, verify
     from ..toolkits.openmmlab.deploy_files import save_deployed
     from ..toolkits.openmmlab.runs import load_config
+    from ..toolkits.openmmlab.safe_loading import safe_loading
 
     written = Path(args.out).with_suffix('.py')
     for given, new in ((config, written), (checkpoint, Path(args.out))):
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
             raise ValueError(f'--out {args.out} would overwrite {given}; give another name.')
     cfg = load_config(config)
     loaded = load_checkpoint(checkpoint, args.trust)
-    model = build(cfg).eval()
+    with safe_loading(args.trust):
+        model = build(cfg).eval()
     state_dict = weights(loaded, use_ema=not args.no_ema)
     check_finite(state_dict, checkpoint)
     load_exactly(model, state_dict, config, 'that the checkpoint is of this config')

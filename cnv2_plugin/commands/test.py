@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.dist import is_main_process
 
     from ..toolkits.openmmlab.runs import build_runner, load_config
+    from ..toolkits.openmmlab.safe_loading import safe_loading
 
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f'{args.checkpoint} is not a file; give the path of a checkpoint.')
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> None:
     if args.show_dir:
         cfg.setdefault('default_hooks', {}).setdefault('visualization', {})
         cfg.default_hooks.visualization.update(_painting(cfg, str(Path(args.show_dir).resolve())))
-    metrics = build_runner(cfg).test()
+    with safe_loading(args.trust):
+        metrics = build_runner(cfg, args.trust).test()
     if is_main_process():
         print_table('Metrics', ['metric', 'value'], [[name, f'{value:.4f}'] for name, value in metrics.items()])
         if args.out:

@@ -23,11 +23,13 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
                         help='pytorch: processes of torchrun, with gloo where there is no CUDA')  # fmt: skip
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='change fields of the config')
+    parser.add_argument('--trust', action='store_true', help='unpickle checkpoints; only for files you trust')
 
 
 def run(args: argparse.Namespace) -> None:
     """Build the runner and train."""
     from ..toolkits.openmmlab.runs import build_runner, load_config, use_amp
+    from ..toolkits.openmmlab.safe_loading import safe_loading
 
     cfg = load_config(args.config, args.work_dir, args.launcher, args.cfg_options)
     if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
@@ -43,4 +45,5 @@ def run(args: argparse.Namespace) -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    build_runner(cfg).train()
+    with safe_loading(args.trust):
+        build_runner(cfg, args.trust).train()

@@ -8,7 +8,11 @@ from .library import run
 TO_ONE_PIXEL = 2
 
 
-@torch.library.custom_op('cnv2_plugin::native_stages', mutates_args=(), device_types='cpu')
+# PyTorch before 2.5 derives no schema from list[int].
+SCHEMA = '(Tensor images, Tensor weights, Tensor plan, int[] shape) -> Tensor'
+
+
+@torch.library.custom_op('cnv2_plugin::native_stages', mutates_args=(), device_types='cpu', schema=SCHEMA)
 def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor:
     """Run a plan on images.
 

@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 import yaml
+pytest.importorskip('mmpretrain')
+pytest.importorskip('mmdet')
+
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner

@@ -5,6 +5,9 @@ import re
 import pytest
 import yaml
 
+pytest.importorskip('mmpretrain')
+pytest.importorskip('mmdet')
+
 from .stand_ins import CONFIGS, config_paths
 
 ROOT = CONFIGS.parent

@@ -1,7 +1,5 @@
 """ONNX files: names, batches, metadata, operators, and nothing half-written."""
 
-import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
@@ -9,6 +7,9 @@ from torch import nn
 
 from cnv2_plugin.deploy import VerificationError, condense, export_onnx
 from tests.helpers import finish_pruning, random_arch, randomize_norms
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
 
 
 def finished(seed=0, **kwargs):

@@ -3,13 +3,13 @@
 import re
 import warnings
 
-import matplotlib
 import pytest
 import torch
 
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, knows, run_bash, run_config, run_python
 
 HEAVY = ('README', 'surgery', 'runtimes', 'deployment', 'method')
+matplotlib = pytest.importorskip('matplotlib')
 LANGUAGES = ('python', 'bash', '', 'text', 'console', 'html', 'json')
 
 

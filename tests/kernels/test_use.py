@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy
-import onnxruntime
 import pytest
 import torch
 
@@ -31,7 +30,8 @@ def tiny():
     return finished('condensenetv2', arch=TINY, num_classes=5)
 
 
-def session(path: Path, threads: int = 1, native: bool = True) -> onnxruntime.InferenceSession:
+def session(path: Path, threads: int = 1, native: bool = True):
+    onnxruntime = pytest.importorskip('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     if native:

@@ -4,6 +4,9 @@ from copy import deepcopy
 
 import pytest
 import torch
+
+pytest.importorskip('mmpretrain')
+
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner

@@ -10,6 +10,8 @@ import numpy
 import torch
 from mmengine.logging import HistoryBuffer
 
+from ...checkpoints.safe_globals import admit, for_torch
+
 _HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
 _NUMERIC_DTYPES = ('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64')
 _FLOAT_DTYPES = ('float16', 'float32', 'float64')
@@ -18,10 +20,10 @@ _FLOAT_DTYPES = ('float16', 'float32', 'float64')
 def allow_mmengine_checkpoints() -> None:
     """Allow-list mmengine's ``HistoryBuffer`` and NumPy's numeric arrays and scalars for weights-only loading.
 
-    Before torch 2.6 there is nothing to do: ``torch.load`` is not weights-only by default there.
+    Holds for ``torch.load`` and, whatever others do to PyTorch's list meanwhile, for our ``load_checkpoint``.
     """
-    if torch.__version__ >= (2, 6):
-        torch.serialization.add_safe_globals(mmengine_globals())
+    admit(mmengine_globals())
+    torch.serialization.add_safe_globals(for_torch(mmengine_globals()))
 
 
 def mmengine_globals() -> list:

@@ -10,9 +10,9 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ...checkpoints import CheckpointError, NeedsTrustError, load_checkpoint
 from ...config_files import config_path
 from .distributed import prepare_cpu_launch
+from .safe_loading import check_start
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -83,24 +83,17 @@ def use_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, trust: bool = False) -> Runner:
     """Build the runner, whatever its type, ready for distributed training without CUDA too.
 
+    Args:
+        cfg: config of the run.
+        trust: do not look at the checkpoint that it starts from.
+
     Raises:
-        CheckpointError: ``load_from`` is a local file that is damaged, or whose reading could run code.
+        CheckpointError: that checkpoint is damaged, or reading it could run code.
     """
-    if cfg.get('load_from') and '://' not in cfg.load_from:
-        _check_checkpoint(cfg.load_from)
+    if not trust:
+        check_start(cfg)
     prepare_cpu_launch(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
-def _check_checkpoint(path: str) -> None:
-    """Read a checkpoint the safe way once, before mmengine reads it the way of its PyTorch."""
-    try:
-        load_checkpoint(path)
-    except NeedsTrustError as error:
-        raise CheckpointError(
-            f'{path} holds Python objects besides tensors, and reading those can run code; if you know where it comes '
-            f'from, take its weights out with "cnv2 convert-keys {path} weights.pth --to mmpretrain --trust".'
-        ) from error

@@ -1,0 +1,116 @@
+"""Runs whose checkpoints cannot run code.
+
+mmengine reads a checkpoint as ``torch.load`` does by default, which unpickles before PyTorch 2.6, and what it downloads
+by full unpickling. Its maintained fork falls back to full unpickling, and admits ``getattr`` before that.
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import checkpoint as loading
+
+from ...checkpoints import CheckpointError, NeedsTrustError, load_checkpoint
+from ...checkpoints.safe_globals import for_torch
+from .checkpoint_globals import allow_mmengine_checkpoints, mmengine_globals
+
+_ONLY_WEIGHTS, _EVERYTHING = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+
+@contextmanager
+def safe_loading(trust: bool = False) -> Iterator[None]:
+    """Keep files from running code while a config is built and run.
+
+    mmengine's loader (``load_from``, resuming, ``Pretrained``, teachers) takes only what
+    :func:`cnv2_plugin.checkpoints.load_checkpoint` reads, and every ``torch.load`` of this process and its workers is
+    weights-only.
+
+    Args:
+        trust: unpickle instead; only where you know where all the files are from.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or holds objects that only unpickling would read.
+    """
+    if trust:
+        with _environment(_EVERYTHING):
+            yield
+        return
+    try:
+        with _environment(_ONLY_WEIGHTS), _checked_loader(), _our_list():
+            yield
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            'a file that this run loads holds Python objects besides tensors, and reading those can run code; --debug '
+            'shows where it is read, and if you know where it comes from, repeat with --trust.'
+        ) from error
+
+
+def check_start(cfg: Config) -> None:
+    """Read the checkpoint that mmengine's runner will start from, before anything is built.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or holds objects that only unpickling would read.
+    """
+    start = cfg.get('load_from') or (find_latest_checkpoint(cfg.work_dir) if cfg.get('resume') else None)
+    if start:
+        _checked(lambda path: None)(start)
+
+
+@contextmanager
+def _environment(chosen: str) -> Iterator[None]:
+    """Set one of PyTorch's two variables, which exclude each other; workers inherit it."""
+    before = {name: os.environ.pop(name, None) for name in (_ONLY_WEIGHTS, _EVERYTHING)}
+    os.environ[chosen] = '1'
+    try:
+        yield
+    finally:
+        del os.environ[chosen]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+@contextmanager
+def _checked_loader() -> Iterator[None]:
+    """Let mmengine's loader read a local file only after ours could."""
+    original = vars(CheckpointLoader)['load_checkpoint']
+    CheckpointLoader.load_checkpoint = staticmethod(_checked(CheckpointLoader.load_checkpoint))
+    try:
+        yield
+    finally:
+        CheckpointLoader.load_checkpoint = original
+
+
+def _checked(load: Callable) -> Callable:
+    """A loader that names the file that may not be read."""
+
+    def load_after_check(filename, *args, **kwargs):
+        try:
+            if '://' not in str(filename):
+                load_checkpoint(Path(filename).expanduser())
+            return load(filename, *args, **kwargs)
+        except (NeedsTrustError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f'{filename} holds Python objects besides tensors, and reading those can run code; if you know where '
+                f'it comes from, repeat with --trust, or take its weights out with "cnv2 convert-keys {filename} '
+                f'weights.pth --to mmpretrain --trust".'
+            ) from error
+
+    return load_after_check
+
+
+@contextmanager
+def _our_list() -> Iterator[None]:
+    """Let the fork's loader admit what ours does; afterwards it takes its list away, and with it ours."""
+    original = getattr(loading, 'get_torch_safe_globals', None)
+    if original is None:
+        yield
+        return
+    loading.get_torch_safe_globals = lambda: for_torch(mmengine_globals())
+    try:
+        yield
+    finally:
+        loading.get_torch_safe_globals = original
+        allow_mmengine_checkpoints()
