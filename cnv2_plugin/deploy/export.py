@@ -17,6 +17,7 @@ from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
 from ..layers import ChannelScatterSum
 from ..lowering import lower, lowered_forms
+from .onnx_tracing import trace_to_proto
 from .verify import VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ def export_onnx(
     choices: Optional[Mapping[str, str]] = None,
     native: bool = False,
 ) -> ExportReport:
-    """Write a model as ONNX through ``torch.export``, with standard operators only unless ``native``.
+    """Write a model as ONNX, with standard operators only unless ``native``.
+
+    It goes through ``torch.export``, and through TorchScript before PyTorch 2.6.
 
     Args:
         model: classifier or backbone, condensed or not, on the CPU in float32; left as it is.
@@ -174,6 +177,9 @@ def to_proto(
         outputs = model(example)
     if output_names is None:
         output_names = ['logits'] if isinstance(outputs, Tensor) else [f'output_{i}' for i in range(len(outputs))]
+    if torch.__version__ < (2, 6):
+        with _quiet():
+            return trace_to_proto(model, example, dynamic, output_names, OPSET, NATIVE_DOMAIN)
     shapes = ({0: torch.export.Dim('batch', min=1)},) if dynamic else None
     with _quiet():
         program = torch.onnx.export(
