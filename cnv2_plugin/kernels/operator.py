@@ -6,8 +6,6 @@ from torch import Tensor
 from .library import run
 
 TO_ONE_PIXEL = 2
-
-
 # PyTorch before 2.5 derives no schema from list[int].
 SCHEMA = '(Tensor images, Tensor weights, Tensor plan, int[] shape) -> Tensor'
 

@@ -1,0 +1,94 @@
+"""The stacks that tools/run_tests.sh knows: their versions keep what setup.py promises, their errors are sentences."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = dict(
+    re.findall(r'^ +(\S+)\) STACK_PYTHON=(\S+ EXTRAS=\S+) ;;$', (ROOT / 'tools/_stack.sh').read_text(), re.MULTILINE)
+)
+
+
+def lines(path):
+    return [line for line in (ROOT / path).read_text().splitlines() if line and not line.startswith('#')]
+
+
+def canonical(name):
+    return re.sub('[-_.]+', '-', name).lower()
+
+
+def pins(stack):
+    pairs = [line.split('==') for line in lines(f'requirements/stacks/{stack}.txt')]
+    return {canonical(name): Version(version) for name, version in pairs}
+
+
+def promised(stack):
+    extras = SETTINGS[stack].split('EXTRAS=')[1].split(',')
+    return [Requirement(line) for name in ['core', *extras] for line in lines(f'requirements/{name}.txt')]
+
+
+def test_every_list_of_versions_is_a_stack():
+    assert set(SETTINGS) == {path.stem for path in (ROOT / 'requirements/stacks').glob('*.txt')}
+    assert set(SETTINGS) == {'oldest', 'timm-only', 'onedl'}
+
+
+@pytest.mark.parametrize('stack', SETTINGS)
+def test_versions_are_among_those_that_setup_promises(stack):
+    versions = pins(stack)
+    for requirement in promised(stack):
+        assert versions[canonical(requirement.name)] in requirement.specifier, requirement
+
+
+def test_oldest_is_at_every_lower_bound():
+    versions = pins('oldest')
+    for requirement in promised('oldest'):
+        (bound,) = requirement.specifier
+        assert bound.operator == '>='
+        found = versions[canonical(requirement.name)]
+        assert Version(found.base_version) == Version(bound.version), requirement
+    python = re.search(r"python_requires='>=(.+)'", (ROOT / 'setup.py').read_text()).group(1)
+    assert SETTINGS['oldest'].startswith(f'{python} ')
+
+
+def test_timm_only_has_today_s_versions_and_neither_openmmlab_nor_onnx():
+    versions = pins('timm-only')
+    for name in ('torch', 'torchvision', 'timm'):
+        assert f'{name}=={versions[name]}' in lines('requirements/tested.txt')
+    assert not [name for name in versions if name.startswith(('mm', 'onedl', 'onnx', 'openvino'))]
+
+
+def run_script(folder, *arguments, **environment):
+    """tools/run_tests.sh in a copy of what it reads."""
+    shutil.copytree(ROOT / 'tools', folder / 'tools')
+    shutil.copytree(ROOT / 'requirements', folder / 'requirements')
+    shutil.copytree(ROOT / 'cnv2_plugin/kernels/csrc', folder / 'cnv2_plugin/kernels/csrc')
+    shutil.copy(ROOT / 'setup.py', folder)
+    return subprocess.run(
+        ['bash', 'tools/run_tests.sh', *arguments], cwd=folder, env=dict(os.environ, **environment),
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('arguments', [['--stack', 'newest'], ['--stack=newest'], ['--stack']])
+def test_unknown_stack(arguments, tmp_path):
+    result = run_script(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert 'it may be openmmlab, onedl, oldest or timm-only' in result.stderr
+
+
+def test_missing_python_is_told_apart_from_failing(tmp_path):
+    (tmp_path / 'bin').mkdir()
+    for name in ('bash', 'dirname', 'cat', 'cksum'):
+        (tmp_path / 'bin' / name).symlink_to(shutil.which(name))
+    environment = dict(PATH=str(tmp_path / 'bin'), PYENV_ROOT=str(tmp_path), BASE_PYTHON='')
+    result = run_script(tmp_path / 'copy', '--stack', 'oldest', **environment)
+    assert result.returncode == 75
+    assert 'needs Python 3.10' in result.stderr and 'BASE_PYTHON' in result.stderr
+    assert not list((tmp_path / 'copy').glob('.venv*'))
