@@ -1,6 +1,7 @@
 """What weights-only loading admits besides tensors and plain containers, alike on every PyTorch since 2.4."""
 
 import argparse
+import codecs
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -41,11 +42,12 @@ def admitted() -> Iterator[None]:
 def for_torch(entries: Iterable[Admitted]) -> list[Any]:
     """Entries as ``torch.serialization.add_safe_globals`` of the installed PyTorch takes them.
 
-    Before PyTorch 2.6 it knows no pairs, but asks a function for its name.
+    Before PyTorch 2.6 it knows no pairs, but asks a function for its name; and the encoder of bytes is not yet among
+    what is always admitted.
     """
     if torch.__version__ >= (2, 6):
         return list(entries)
-    return [_renamed(*entry) if isinstance(entry, tuple) else entry for entry in entries]
+    return [codecs.encode, *(_renamed(*entry) if isinstance(entry, tuple) else entry for entry in entries)]
 
 
 @cache

@@ -32,7 +32,7 @@ def mmengine_globals() -> list:
     ``HistoryBuffer`` pickles its statistics as ``getattr(HistoryBuffer, 'mean')``: ``getattr`` itself is not allowed,
     its name leads to :func:`_history_statistic` instead.
     """
-    multiarray = numpy._core.multiarray if hasattr(numpy, '_core') else numpy.core.multiarray
+    multiarray = numpy._core.multiarray if numpy.__version__ >= '2' else numpy.core.multiarray
     functions = [
         (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
         for name in ('_reconstruct', 'scalar')
