@@ -4,7 +4,6 @@ import io
 
 import torch
 from torch import Tensor, nn
-from torch.onnx import symbolic_helper
 
 NATIVE_OPERATOR = 'cnv2_plugin::native_stages'
 
@@ -31,19 +30,9 @@ def trace_to_proto(
         return g.op(f'{native_domain}::NativeStages', images, weights, plan)
 
     torch.onnx.register_custom_op_symbolic(NATIVE_OPERATOR, native_stages, opset)
-    torch.onnx.register_custom_op_symbolic('aten::channel_shuffle', _channel_shuffle, opset)
     file = io.BytesIO()
     torch.onnx.export(
         model, (example,), file, opset_version=opset, input_names=['input'], output_names=output_names,
         dynamic_axes={name: {0: 'batch'} for name in ('input', *output_names)} if dynamic else None,
     )  # fmt: skip
     return onnx.load_model_from_string(file.getvalue())
-
-
-def _channel_shuffle(g, x, groups):
-    """In standard operators; 0 keeps the batch size."""
-    groups = symbolic_helper._get_const(groups, 'i', 'groups')
-    _, channels, height, _ = x.type().sizes()
-    split, merged = (0, groups, channels // groups, -1), (0, channels, height, -1)
-    constants = [g.op('Constant', value_t=torch.tensor(shape)) for shape in (split, merged)]
-    return g.op('Reshape', g.op('Transpose', g.op('Reshape', x, constants[0]), perm_i=[0, 2, 1, 3]), constants[1])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .permute import ChannelGather, ChannelScatterSum
+from .permute import ChannelGather, ChannelScatterSum, ChannelShuffle
 
 
 def permutations(kept: Tensor, in_channels: int, out_channels: int, groups: int, over: str) -> tuple[nn.Module, ...]:
@@ -24,8 +24,8 @@ def permutations(kept: Tensor, in_channels: int, out_channels: int, groups: int,
         over: which side is grouped, ``'outputs'`` or ``'inputs'``.
     """
     if over == 'outputs':
-        return ChannelGather(kept), nn.ChannelShuffle(groups)
-    return nn.ChannelShuffle(in_channels // groups), ChannelScatterSum(kept, out_channels)
+        return ChannelGather(kept), ChannelShuffle(groups)
+    return ChannelShuffle(in_channels // groups), ChannelScatterSum(kept, out_channels)
 
 
 def group_conv(

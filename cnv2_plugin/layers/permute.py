@@ -1,5 +1,6 @@
 """Channel bookkeeping of the condensed layers: gather before, sum-scatter after a group convolution."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -48,3 +49,15 @@ class ChannelScatterSum(nn.Module):
 
     def extra_repr(self) -> str:
         return f'rows={self.index.numel()}, out_channels={self.out_channels}'
+
+
+class ViewedChannelShuffle(nn.ChannelShuffle):
+    """``nn.ChannelShuffle`` by views: PyTorch 2.4 has no gradient of the operator, 2.6 has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to the same shape."""
+        n, c, h, w = x.shape
+        return x.reshape(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+ChannelShuffle = nn.ChannelShuffle if torch.__version__ >= (2, 6) else ViewedChannelShuffle

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..archs import ShuffleNetArch
 from ..layers import SparseFeatureReactivation
+from ..layers.permute import ChannelShuffle
 from ..layers.reactivation import ActLayer, NormLayer
 from .base import DeployMixin, init_weights
 
@@ -94,7 +95,7 @@ class ShuffleUnit(nn.Module):
                 width, width, sfr_groups(width, arch.max_groups), arch.sparse_factor,
                 act_layer=act_layer, norm_layer=norm_layer, deploy=deploy, **dd,
             )  # fmt: skip
-        self.shuffle = nn.ChannelShuffle(2)
+        self.shuffle = ChannelShuffle(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``."""

@@ -134,7 +134,16 @@ def run_failing(arguments, capsys):
     return code, [line for line in error.splitlines() if line.startswith('cnv2 ') or 'Traceback' in line]
 
 
-@pytest.mark.parametrize('name', FAILURES)
+NEEDS = {'train': 'mmengine', 'test': 'mmengine', 'export when half pruned': 'onnx'}
+
+
+def failures():
+    for name, (arguments, _) in FAILURES.items():
+        package = NEEDS.get(name) or NEEDS.get(arguments[0])
+        yield pytest.param(name, marks=[pytest.mark.needs(package)] if package else [])
+
+
+@pytest.mark.parametrize('name', failures())
 def test_failures_exit_with_1_and_one_sentence(name, files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments, expected = FAILURES[name]

@@ -144,6 +144,7 @@ def test_scripts_and_traces_in_both_forms(name, deploy):
     assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 @pytest.mark.parametrize('deploy', [False, True])
 @pytest.mark.parametrize('name', sorted(LAYERS))
 def test_exports_to_onnx_in_both_forms(name, deploy, tmp_path):
