@@ -51,7 +51,7 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
         linear_bias: count the biases of linear layers in the authors' way (CondenseNet's counter does, CondenseNetV2's
             does not).
     """
-    shadow = deepcopy(model).to('meta').eval()
+    shadow = deepcopy(model).to('meta').eval().requires_grad_(False)
     tally = _Tally(linear_bias)
     handles = [module.register_forward_hook(tally.visit) for module in shadow.modules()]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -57,6 +57,11 @@ def test_no_notes_of_the_machine_are_left_in_the_file(tmp_path):
     assert b'site-packages' not in (tmp_path / 'x.onnx').read_bytes()
 
 
+def exporting():
+    """``torch.compiler`` tells it since PyTorch 2.6."""
+    return hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()
+
+
 def test_disagreement_leaves_the_old_file(tmp_path):
     class Fickle(nn.Module):
         def forward(self, x):

@@ -121,7 +121,7 @@ class TimmModel(nn.Module):
                 f"global_pool='' leaves a map that no classifier fits; use it with num_classes=0, not {num_classes}."
             )
         if isinstance(getattr(self, 'classifier', None), SelectiveLinear):
-            self._model_args = {k: v for k, v in self._model_args.items() if k != 'classifier_keep'}
+            self._model_args = {k: v for k, v in getattr(self, '_model_args', {}).items() if k != 'classifier_keep'}
         self.num_classes = num_classes
         self.global_pool = pool
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
