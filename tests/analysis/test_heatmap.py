@@ -112,6 +112,7 @@ def test_the_head_row_is_the_first_linear_layer():
     assert connection_map(small(3, num_classes=0), 'sfr').targets[-1] != 'head'
 
 
+@pytest.mark.needs('matplotlib')
 @pytest.mark.parametrize('suffix', ['png', 'svg'])
 def test_pictures_and_csv(tmp_path, suffix):
     model = small()
@@ -126,6 +127,7 @@ def test_pictures_and_csv(tmp_path, suffix):
     assert {row['model'] for row in rows} == {'a', 'b & c'}
 
 
+@pytest.mark.needs('matplotlib')
 def test_the_same_map_gives_the_same_svg(tmp_path):
     m = connection_map(small(), 'lgc')
     for name in ('a', 'b'):

@@ -51,6 +51,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@pytest.mark.needs('matplotlib', 'jinja2')
 def test_the_page_is_whole_and_self_contained(files, tmp_path, capsys):
     out = tmp_path / 'r.html'
     arguments = ['report', str(files / 'trained.pth'), '--out', str(out), '--log', str(files / 'log.csv'), *INPUT]
@@ -67,6 +68,7 @@ def test_the_page_is_whole_and_self_contained(files, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ['r.html']
 
 
+@pytest.mark.needs('matplotlib', 'jinja2')
 @pytest.mark.parametrize('name', ['condensed.pth', 'trained.safetensors', 'mmpretrain.pth'])
 def test_every_kind_of_checkpoint(files, tmp_path, capsys, name):
     checkpoint = str(files / name)
@@ -77,6 +79,7 @@ def test_every_kind_of_checkpoint(files, tmp_path, capsys, name):
     assert (tmp_path / 'maps/sfr.csv').read_text().count('\n') > 4
 
 
+@pytest.mark.needs('matplotlib', 'jinja2')
 def test_condensed_and_half_pruned_models_are_told_apart(files, tmp_path, capsys):
     out = tmp_path / 'r.html'
     assert main(['report', str(files / 'condensed.pth'), '--out', str(out), *INPUT, '--rounds', '0']) == 0
@@ -87,6 +90,7 @@ def test_condensed_and_half_pruned_models_are_told_apart(files, tmp_path, capsys
     assert 'cannot be condensed yet' in out.read_text()
 
 
+@pytest.mark.needs('matplotlib', 'jinja2')
 def test_two_networks_side_by_side(tmp_path, capsys):
     arguments = ['heatmap', 'condensenet_50_cifar', 'condensenetv2_a', '--out', str(tmp_path), '--titles', 'one', 'two']
     assert main([*arguments, '--format', 'svg']) == 0

@@ -57,6 +57,7 @@ def test_the_condensed_form_has_the_same_report(model):
     assert sparsity_report(condense(model)) == sparsity_report(model)
 
 
+@pytest.mark.needs('matplotlib')
 def test_a_foreign_model_has_layers_but_no_sources(tmp_path):
     foreign = nn.Sequential(GroupSparseConv2d(8, 8, 2, 4), nn.ReLU())
     report = sparsity_report(foreign)
@@ -67,6 +68,7 @@ def test_a_foreign_model_has_layers_but_no_sources(tmp_path):
         sparsity_report(nn.Linear(2, 2))
 
 
+@pytest.mark.needs('matplotlib')
 def test_picture_and_csv(model, tmp_path):
     report = sparsity_report(model)
     plot_sparsity(report, tmp_path / 'x.svg', 'a <title>')
