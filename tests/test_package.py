@@ -30,6 +30,7 @@ def run(code, blocked=(), error='ModuleNotFoundError'):
 TOOLKITS = ('timm', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain')
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ('blocked', 'error'),
     [

@@ -9,6 +9,8 @@ import torch
 
 from cnv2_plugin.checkpoints import CheckpointError, atomic_path, find_state_dict, load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.smoke
+
 
 class Payload:
     """Creates a file when it is unpickled."""

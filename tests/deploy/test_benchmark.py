@@ -80,7 +80,7 @@ def test_random_finished_is_reproducible_and_finished():
     assert torch.equal(a.norm[0].running_mean, b.norm[0].running_mean)
 
 
-@pytest.mark.needs('onnx', 'onnxruntime')
+@pytest.mark.needs('matplotlib')
 def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
     path = tmp_path / 'figures.json'
     forms = '--forms condensed optimised --runtimes eager --peers ShuffleNetV2'

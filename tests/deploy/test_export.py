@@ -8,6 +8,8 @@ from torch import nn
 from cnv2_plugin.deploy import VerificationError, condense, export_onnx
 from tests.helpers import finish_pruning, random_arch, randomize_norms
 
+pytestmark = pytest.mark.smoke
+
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
 

@@ -17,6 +17,8 @@ from cnv2_plugin.layers import (
 )
 from tests.helpers import randomize_norms, relative_difference
 
+pytestmark = pytest.mark.smoke
+
 LAYERS = {
     'lgc': lambda **kw: LearnedGroupConv(12, 24, groups=4, factor=3, **kw),
     'sfr': lambda **kw: SparseFeatureReactivation(12, 21, groups=3, factor=4, **kw),

@@ -11,6 +11,8 @@ from cnv2_plugin.layers import SelectiveLinear
 
 from ..helpers import finish_pruning, randomize_norms, relative_difference
 
+pytestmark = pytest.mark.smoke
+
 ARCH = dict(layers=[1, 2], growth=[8, 16], groups_1x1=4, groups_3x3=4, condense_factor=4)
 
 
@@ -68,6 +70,7 @@ def test_it_is_exact_where_nothing_is_dropped(images):
         assert relative_difference(condense(model, classifier_keep=0.5)(images), model(images)) < 1e-5
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 def test_built_directly_loads_strictly_and_exports(images, tmp_path):
     condensed = condense(trained(), classifier_keep=0.3)
     built = timm.create_model('condensenet', arch=ARCH, num_classes=7, deploy=True, classifier_keep=0.3).eval()
