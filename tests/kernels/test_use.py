@@ -39,6 +39,7 @@ def session(path: Path, threads: int = 1, native: bool = True):
     return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 @pytest.mark.parametrize('threads', [1, 2])
 def test_onnx_runtime_runs_the_operator(tmp_path, threads):
     model, path = finished('condensenetv2_a'), tmp_path / 'native.onnx'
@@ -55,6 +56,7 @@ def test_onnx_runtime_runs_the_operator(tmp_path, threads):
         assert relative_difference(actual, expected) < 1e-5
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 def test_a_file_opened_without_the_library_names_the_operator(tmp_path):
     path = tmp_path / 'native.onnx'
     export_onnx(tiny(), path, (3, 32, 32), native=True)
@@ -62,6 +64,7 @@ def test_a_file_opened_without_the_library_names_the_operator(tmp_path):
         session(path, native=False)
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 def test_the_operator_refuses_what_does_not_fit(tmp_path):
     import onnx
 
@@ -89,6 +92,7 @@ def test_a_saved_program_runs_again(tmp_path, capsys):
     assert 'torch.Size([1, 1000])' in done.stdout, done.stderr[-800:]
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 def test_command_writes_native_onnx(tmp_path, capsys):
     path = tmp_path / 'native.onnx'
     arguments = ['export', 'sfr_shufflenetv2_x0_5', '--input', '3', '64', '64', '--out', str(path)]
@@ -126,6 +130,7 @@ def test_lowering_leaves_the_model_alone():
         form(torch.zeros(1, 4, 32, 32))
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 def test_benchmark_measures_the_native_form():
     runtimes = ['eager', 'onnxruntime']
     rows = benchmark({'tiny': tiny()}, ['condensed', 'native'], runtimes, (3, 32, 32), rounds=2, memory=True)
@@ -137,6 +142,7 @@ def test_benchmark_measures_the_native_form():
         benchmark({'tiny': tiny()}, ['native'], ['openvino'], (3, 32, 32), rounds=1)
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 def test_an_installation_without_kernels_says_how_to_get_them(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(library, 'FILE', tmp_path / 'missing.so')
     library.load.cache_clear()

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import Runner
 
+from cnv2_plugin.checkpoints import load_checkpoint
 from cnv2_plugin.layers import GroupSparseConv2d
 from cnv2_plugin.toolkits.openmmlab import StagedSparsificationHook, sparsification_hook
 from cnv2_plugin.toolkits.openmmlab.sparsification_hook import check_masks_agree, refuse_sharded
@@ -192,7 +193,7 @@ def test_only_unfinished_layers_are_scheduled_when_fine_tuning(tmp_path):
 
 def test_replay_brings_an_unpruned_checkpoint_up_to_its_iteration(tmp_path):
     train(runner_config(tmp_path, epochs=4))
-    checkpoint = torch.load(tmp_path / 'epoch_2.pth')
+    checkpoint = load_checkpoint(tmp_path / 'epoch_2.pth')
     for key, value in checkpoint['state_dict'].items():
         if key.endswith('.mask'):
             value.fill_(True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...checkpoints import atomic_path
 from ...layers import GroupSparseConv2d
+from ...layers.selective_linear import SelectiveLinear
 
 _USAGE = """
 ```python
@@ -46,6 +47,8 @@ def save_for_hub(model: nn.Module, directory: Union[str, Path], model_card: Opti
         )
     arch = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(model.arch).items()}
     arguments = dict(arch=arch, **(dict(deploy=True) if model.deploy else {}))
+    if isinstance(model.classifier, SelectiveLinear):
+        arguments['classifier_keep'] = model.classifier.keep
     save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
     _name_classes_once(Path(directory) / 'config.json')
     card = Path(directory) / 'README.md'
