@@ -44,7 +44,10 @@ def test_cost_as_json(capsys):
     'arguments',
     [
         ['deploy', '{}', '--arch', 'condensenet_50_cifar', '--out', 'x.pth', *SMALL],
-        ['export', '{}', '--arch', 'condensenet_50_cifar', '--out', 'x.onnx', '--forms', *SMALL],
+        pytest.param(
+            ['export', '{}', '--arch', 'condensenet_50_cifar', '--out', 'x.onnx', '--forms', *SMALL],
+            marks=pytest.mark.needs('onnx', 'onnxruntime'),
+        ),
         ['sparsity', '{}', '--arch', 'condensenet_50_cifar'],
     ],
     ids=lambda arguments: arguments[0],

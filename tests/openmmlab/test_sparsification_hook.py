@@ -307,11 +307,11 @@ def test_ema_copy_follows_and_its_checkpoint_has_final_masks(tmp_path, update_bu
     runner = run()
     if resume:
         (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
-        whole = torch.load(tmp_path / 'epoch_4.pth')['state_dict']
+        whole = load_checkpoint(tmp_path / 'epoch_4.pth')['state_dict']
         runner = run(resume=True)
-        again = torch.load(tmp_path / 'epoch_4.pth')['state_dict']
+        again = load_checkpoint(tmp_path / 'epoch_4.pth')['state_dict']
         assert all(torch.equal(whole[k], again[k]) for k in whole)
-    saved = torch.load(tmp_path / 'epoch_4.pth')['state_dict']
+    saved = load_checkpoint(tmp_path / 'epoch_4.pth')['state_dict']
     raw = runner.model.state_dict()
     masks = [k for k in saved if k.endswith(('.mask', '.stage'))]
     assert masks and all(torch.equal(saved[k], raw[k]) for k in masks)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from cnv2_plugin.checkpoints import load_checkpoint
 from cnv2_plugin.cli import main
 from cnv2_plugin.toolkits.openmmlab.runs import parse_options, use_amp
 
@@ -68,11 +69,11 @@ def test_trained_condensed_and_deployed_give_one_accuracy(trained, digits, tmp_p
 
 
 def test_resume_goes_on_with_the_last_epoch(trained, digits, tmp_path):
-    first = torch.load(trained / 'epoch_1.pth')
+    first = load_checkpoint(trained / 'epoch_1.pth')
     assert first['meta']['iter'] == 6
     (tmp_path / 'last_checkpoint').write_text(str(trained / 'epoch_1.pth'))
     assert main(['train', str(FASHION), '--work-dir', str(tmp_path), '--resume', *options(digits, 2)]) == 0
-    assert torch.load(tmp_path / 'epoch_2.pth')['meta']['iter'] == 12 and not (tmp_path / 'epoch_1.pth').exists()
+    assert load_checkpoint(tmp_path / 'epoch_2.pth')['meta']['iter'] == 12 and not (tmp_path / 'epoch_1.pth').exists()
 
 
 def test_ema_and_plain_weights_can_both_be_deployed(digits, tmp_path):
@@ -83,9 +84,9 @@ def test_ema_and_plain_weights_can_both_be_deployed(digits, tmp_path):
     for name, flags in (('averaged', []), ('plain', ['--no-ema'])):
         out = str(tmp_path / f'{name}.pth')
         assert main(['deploy', str(config), str(tmp_path / 'epoch_1.pth'), '--out', out, *flags]) == 0
-    ema, plain = (torch.load(tmp_path / f'{name}.pth')['state_dict'] for name in ('averaged', 'plain'))
+    ema, plain = (load_checkpoint(tmp_path / f'{name}.pth')['state_dict'] for name in ('averaged', 'plain'))
     assert ema.keys() == plain.keys() and not torch.equal(ema['head.fc.weight'], plain['head.fc.weight'])
-    averaged = torch.load(tmp_path / 'epoch_1.pth')['state_dict']
+    averaged = load_checkpoint(tmp_path / 'epoch_1.pth')['state_dict']
     assert torch.equal(ema['head.fc.weight'], averaged['head.fc.weight'])
 
 
@@ -168,7 +169,7 @@ def test_dist_train_runs_two_processes_without_cuda(digits, tmp_path):
         [*command, *options(digits, 2)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    checkpoint = torch.load(tmp_path / 'run/epoch_2.pth')
+    checkpoint = load_checkpoint(tmp_path / 'run/epoch_2.pth')
     assert checkpoint['meta']['iter'] == 6
     masks = [value for key, value in checkpoint['state_dict'].items() if key.endswith('.mask')]
     assert masks and all(mask.float().mean() == 0.25 for mask in masks)

@@ -85,6 +85,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 @pytest.mark.parametrize(
     'name,form',
     [
