@@ -45,14 +45,14 @@ def for_torch(entries: Iterable[Admitted]) -> list[Any]:
     Before PyTorch 2.6 it knows no pairs, but asks a function for its name; and the encoder of bytes is not yet among
     what is always admitted.
     """
-    if torch.__version__ >= (2, 6):
+    if torch.__version__ >= '2.6':
         return list(entries)
     return [codecs.encode, *(_renamed(*entry) if isinstance(entry, tuple) else entry for entry in entries)]
 
 
 @cache
 def _renamed(function: Callable, path: str) -> Callable:
-    def renamed(*args):
+    def renamed(*args: Any) -> Any:
         return function(*args)
 
     renamed.__module__, _, renamed.__qualname__ = path.rpartition('.')

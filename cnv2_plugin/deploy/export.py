@@ -177,7 +177,7 @@ def to_proto(
         outputs = model(example)
     if output_names is None:
         output_names = ['logits'] if isinstance(outputs, Tensor) else [f'output_{i}' for i in range(len(outputs))]
-    if torch.__version__ < (2, 6):
+    if torch.__version__ < '2.6':
         with _quiet():
             return trace_to_proto(model, example, dynamic, output_names, OPSET, NATIVE_DOMAIN)
     shapes = ({0: torch.export.Dim('batch', min=1)},) if dynamic else None

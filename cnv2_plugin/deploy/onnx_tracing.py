@@ -1,16 +1,20 @@
 """ONNX from PyTorch before 2.6, whose exporter by ``torch.export`` takes neither dynamic shapes nor own operators."""
 
 import io
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import onnx
 
 NATIVE_OPERATOR = 'cnv2_plugin::native_stages'
 
 
 def trace_to_proto(
     model: nn.Module, example: Tensor, dynamic: bool, output_names: list[str], opset: int, native_domain: str
-):
+) -> 'onnx.ModelProto':
     """Export through TorchScript.
 
     Args:
@@ -26,11 +30,11 @@ def trace_to_proto(
     """
     import onnx
 
-    def native_stages(g, images, weights, plan, shape):
+    def native_stages(g: Any, images: Any, weights: Any, plan: Any, shape: Any) -> Any:
         return g.op(f'{native_domain}::NativeStages', images, weights, plan)
 
     torch.onnx.register_custom_op_symbolic(NATIVE_OPERATOR, native_stages, opset)
-    file = io.BytesIO()
+    file: Any = io.BytesIO()
     torch.onnx.export(
         model, (example,), file, opset_version=opset, input_names=['input'], output_names=output_names,
         dynamic_axes={name: {0: 'batch'} for name in ('input', *output_names)} if dynamic else None,

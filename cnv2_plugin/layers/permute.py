@@ -60,4 +60,4 @@ class ViewedChannelShuffle(nn.ChannelShuffle):
         return x.reshape(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-ChannelShuffle = nn.ChannelShuffle if torch.__version__ >= (2, 6) else ViewedChannelShuffle
+ChannelShuffle = nn.ChannelShuffle if torch.__version__ >= '2.6' else ViewedChannelShuffle

@@ -50,11 +50,11 @@ def sparsified_from_outside(
         outside.saw(loader)
         return iterate(loader)
 
-    DataLoader.__iter__ = noted  # type: ignore[method-assign]
+    DataLoader.__iter__ = noted  # type: ignore[method-assign]  # loaders have no hook of their own
     try:
         yield outside
     finally:
-        DataLoader.__iter__ = iterate  # type: ignore[method-assign]
+        DataLoader.__iter__ = iterate  # type: ignore[method-assign]  # as it was
         hook.remove()
         outside.detach()
 
