@@ -30,10 +30,12 @@ def trace_to_proto(
     """
     import onnx
 
-    def native_stages(g: Any, images: Any, weights: Any, plan: Any, shape: Any) -> Any:
-        return g.op(f'{native_domain}::NativeStages', images, weights, plan)
-
-    torch.onnx.register_custom_op_symbolic(NATIVE_OPERATOR, native_stages, opset)
+    # A function without annotations: PyTorch 2.4 looks for classes of its own among them.
+    torch.onnx.register_custom_op_symbolic(
+        NATIVE_OPERATOR,
+        lambda g, images, weights, plan, shape: g.op(f'{native_domain}::NativeStages', images, weights, plan),
+        opset,
+    )
     file: Any = io.BytesIO()
     torch.onnx.export(
         model, (example,), file, opset_version=opset, input_names=['input'], output_names=output_names,

@@ -4,6 +4,9 @@ import json
 from pathlib import PurePosixPath
 
 import pytest
+
+pytest.importorskip('mmengine')
+
 from mmengine.config import Config
 
 from cnv2_plugin import config_files

@@ -5,9 +5,12 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip('mmpretrain')
+
 import cv2
 import numpy
-import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hub import get_config

@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+pytest.importorskip('matplotlib')
+pytest.importorskip('sklearn')
+
 from cnv2_plugin.experiments import compare_surgery, surgery
 from cnv2_plugin.experiments.arms import ARMS, INPUT_SIZE, Options
 from cnv2_plugin.experiments.runs import Place
