@@ -34,7 +34,7 @@ def test_the_list_holds_every_config_with_the_figures_of_its_metafile(capsys):
 
 
 @pytest.mark.parametrize(
-    ('pattern', 'count'), [('fashion_mnist/', 4), ('cnv2_plugin::fashion_mnist/*', 4), ('condensenetv2-?_8xb*', 3)]
+    ('pattern', 'count'), [('fashion_mnist/', 4), ('cnv2_plugin::fashion_mnist/*', 4), ('condensenetv2-?_8xb*', 6)]
 )
 def test_patterns(pattern, count, capsys):
     assert len(listed(capsys, pattern)) == count

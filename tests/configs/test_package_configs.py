@@ -136,6 +136,7 @@ def deployed(tmp_path):
 def test_mmpretrain_takes_names_and_deployed_checkpoints(deployed, tmp_path):
     import mmpretrain
 
+    mmpretrain.utils.register_all_modules(init_default_scope=True)  # a detector of another test may have left its scope
     name = 'condensenetv2-110_deploy_cifar10'
     assert name in mmpretrain.ImageClassificationInferencer.list_models('condensenetv2-110')
     model = mmpretrain.get_model(name, pretrained=deployed)

@@ -270,7 +270,7 @@ def test_hub_folders_load_back(name, form, source, tmp_path, monkeypatch):
     elif form != 'training':
         model = condense(model, classifier_keep=0.5)
     save_for_hub(model, tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {'config.json', 'model.safetensors'}
+    assert {p.name for p in tmp_path.iterdir()} == {'README.md', 'config.json', 'model.safetensors'}
     assert json.loads((tmp_path / 'config.json').read_text())['architecture'] == name
     monkeypatch.setattr('timm.models._hub.hf_hub_download', lambda repo_id, filename, **_: str(tmp_path / filename))
     if source == 'local-dir':
