@@ -76,7 +76,8 @@ def add_reactivation(
         input_size: ``(C, H, W)`` of the image that the network is traced with.
         target: what ``at_most`` limits: ``'multiply-adds'`` or ``'latency'``.
         at_most: share of the dense network's multiply-adds or latency that the network may take with its reactivations,
-            such as 1.05, or 0.8 after :func:`to_learned_groups` came down to 0.75 (learned groups count as pruned). The
+            such as 1.05, or 0.8 after :func:`~cnv2_plugin.sparsify.to_learned_groups` came down to 0.75 (learned groups
+            count as pruned). The
             cheapest come first; what would go beyond is not added. By default all are.
         latency: what tells the latency, for ``target='latency'``: :class:`cnv2_plugin.deploy.RuntimeLatency` measures
             it in a runtime.

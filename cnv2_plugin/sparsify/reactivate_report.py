@@ -56,7 +56,7 @@ class AddedLatency:
 
 @dataclass(frozen=True)
 class ReactivationReport:
-    """What :func:`add_reactivation` did.
+    """What :func:`~cnv2_plugin.sparsify.add_reactivation` did.
 
     Attributes:
         layers: added reactivations.
