@@ -28,13 +28,14 @@ OF_THE_CHECKOUT = ('draw_architecture.py', 'quickstart.py', 'quickstart.sh', 'ru
 INFER = """
 import json, numpy, cnv2_plugin, mmpretrain
 
-print(cnv2_plugin.__file__)
 image = numpy.random.default_rng(0).integers(0, 256, (28, 28), dtype=numpy.uint8)
 inferencer = mmpretrain.ImageClassificationInferencer('deployed.py', pretrained='deployed.pth')
 name = 'condensenetv2-small_1xb64-5e_fashion-mnist'
 trained = mmpretrain.get_model(name, 'runs/user/epoch_1.pth')
 deployed = mmpretrain.get_model(name, 'deployed.pth', backbone=dict(deploy=True))
 results = [inferencer(image)[0], *(mmpretrain.inference_model(model, image) for model in (trained, deployed))]
+print()  # ends the line of the toolkit's progress bar
+print(cnv2_plugin.__file__)
 print(json.dumps([result['pred_scores'].tolist() for result in results]))
 print(results[0]['pred_class'], len(mmpretrain.list_models('*condense*')))
 """
