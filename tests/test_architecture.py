@@ -1,6 +1,7 @@
 """Imports point down, and the drawing of them is current."""
 
 import importlib.util
+import re
 
 import pytest
 
@@ -21,6 +22,13 @@ def test_the_drawing_is_what_the_imports_say():
     assert drawing.PICTURE.read_text() == drawing.picture(drawing.imports(ROOT / 'cnv2_plugin')), (
         'run python tools/draw_architecture.py'
     )
+
+
+def test_every_file_that_the_page_names_is_there():
+    page = (ROOT / 'docs/architecture.md').read_text()
+    named = {name for name in re.findall(r'`([\w./]+)`', page) if '/' in name}
+    assert len(named) > 40
+    assert not [name for name in named if not (ROOT / 'cnv2_plugin' / name).exists() and not (ROOT / name).exists()]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The parts of a model that can be lowered: finding them, naming their layers, putting others in their place."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from typing import Optional
@@ -40,18 +41,18 @@ def parts(
     """
     calls: dict[nn.Module, list[tuple[int, ...]]] = {}
     names = {module: name for name, module in condensed.named_modules()}
-    wanted = [m for m in names if isinstance(m, tuple(DESCRIBERS)) or is_chain_of_stages(m)]
-    hooks = [m.register_forward_hook(lambda m, inputs, _: calls.setdefault(m, []).append(tuple(inputs[0].shape)))
-             for m in wanted]  # fmt: skip
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        calls.setdefault(module, []).append(tuple(inputs[0].shape))
+
     if example is None:
         dtype, device = dtype_device(condensed)
         example = torch.zeros(1, *input_size, dtype=dtype, device=device)
-    try:
-        with torch.no_grad():
-            condensed(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for wanted in names:
+            if isinstance(wanted, tuple(DESCRIBERS)) or is_chain_of_stages(wanted):
+                hooks.enter_context(wanted.register_forward_hook(note))
+        condensed(example)
     found: list[Part] = []
     inside: set[nn.Module] = set()
     for module, shapes in sorted(calls.items(), key=lambda item: len(names[item[0]])):

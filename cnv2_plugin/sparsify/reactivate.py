@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any, Optional
 
@@ -268,13 +269,10 @@ def _single_tensor_calls(model: nn.Module, input_size: tuple[int, int, int]) -> 
         other.update([module] if shape != args[0].shape else [])
         seen[module] = (shape, calls + 1)
 
-    handles = [m.register_forward_pre_hook(visit, with_kwargs=True) for m in model.modules()]
-    try:
-        with evaluating(model), torch.no_grad():
-            run(model, input_size)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_pre_hook(visit, with_kwargs=True))
+        run(model, input_size)
     return {module: call for module, call in seen.items() if module not in other}
 
 

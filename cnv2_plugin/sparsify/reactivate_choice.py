@@ -1,6 +1,7 @@
 """Which reactivations are added: the cheapest, as many as the network may cost."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from typing import Optional
@@ -54,14 +55,11 @@ def saved_by_pruning(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         positions = output.numel() // layer.out_channels
         saved += round(layer.in_channels * layer.out_channels * share) * positions
 
-    layers = [m for m in model.modules() if isinstance(m, GroupSparseConv2d) and not m.deploy]
-    handles = [layer.register_forward_hook(visit) for layer in layers]
-    try:
-        with evaluating(model), torch.no_grad():
-            run(model, input_size)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model), torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, GroupSparseConv2d) and not module.deploy:
+                hooks.enter_context(module.register_forward_hook(visit))
+        run(model, input_size)
     return saved
 
 

@@ -55,10 +55,13 @@ def test_digits_are_read_by_the_toolkits_own_class(digits):
         assert {int(dataset[i]['gt_label']) for i in range(60)} == set(range(10))
 
 
-def test_debian_files_are_unpacked_and_others_refused(tmp_path, capsys):
-    tool = load_tool('prepare_fashion_mnist')
+def test_a_folder_without_the_files_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='--digits'):
-        tool.unpack(tmp_path, tmp_path)
+        load_tool('prepare_fashion_mnist').unpack(tmp_path, tmp_path)
+
+
+def test_debian_files_are_unpacked_and_others_refused(tmp_path):
+    tool = load_tool('prepare_fashion_mnist')
     if not tool.DEBIAN.is_dir():
         pytest.skip('the package dataset-fashion-mnist is not installed')
     tool.unpack(tool.DEBIAN, tmp_path)

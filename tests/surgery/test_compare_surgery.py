@@ -12,6 +12,7 @@ pytest.importorskip('sklearn')
 
 from cnv2_plugin.experiments import compare_surgery, surgery
 from cnv2_plugin.experiments.arms import ARMS, INPUT_SIZE, Options
+from cnv2_plugin.experiments.data import batches, load
 from cnv2_plugin.experiments.runs import Place
 from tests.openmmlab.test_tools_data import load_tool
 
@@ -51,6 +52,21 @@ def test_writes_table_figures_and_picture_and_trains_only_once(tool, tmp_path, c
         arm: values['accuracy'] for arm, values in arms.items()
     }
     assert not [path for path in (tmp_path / 'out').rglob('.*')]
+
+
+def test_every_arm_sees_the_same_batches():
+    args = compare_surgery.arguments().parse_args([*SMALLEST, '--datasets', 'digits'])
+    start, arms = compare_surgery.runs('digits', args)
+    recipes = {repr(run.recipe) for run in arms.values()}
+    assert len(recipes) == 1
+    recipe = next(iter(arms.values())).recipe
+    data = load('digits')
+    first, second = (
+        [*batches(data, recipe.batch_size, recipe.shift, recipe.flip, torch.Generator().manual_seed(3))]
+        for _ in range(2)
+    )
+    assert len(first) > 1
+    assert all((a == b).all() and (c == d).all() for (a, c), (b, d) in zip(first, second))
 
 
 def test_every_arm_starts_from_the_same_weights_and_is_told_by_its_settings(tmp_path):

@@ -1,5 +1,6 @@
 """Pooling and head of a classifier as one plan."""
 
+from contextlib import ExitStack
 from typing import NamedTuple, Optional
 
 import torch
@@ -52,13 +53,11 @@ def find_head(model: nn.Module, after: nn.Module, example: Tensor) -> Optional[H
     def note(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         calls.append((module, inputs[0], output))
 
-    hooks = [m.register_forward_hook(note) for m in model.modules() if m is after or isinstance(m, sum(KINDS, ()))]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in model.modules():
+            if module is after or isinstance(module, sum(KINDS, ())):
+                hooks.enter_context(module.register_forward_hook(note))
+        model(example)
     result = next((output for module, _, output in calls if module is after), None)
     chain: list[nn.Module] = []
     for kinds in KINDS:
