@@ -53,6 +53,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--fashion-mnist', type=Path, default=Path('data/fashion_mnist'),
                         help='folder that tools/prepare_fashion_mnist.py filled')  # fmt: skip
     parser.add_argument('--results', type=Path, help=f'folder of the JSON files; of suites {RESULTS}')
+    parser.add_argument('--device', default='cpu', help='of the suites, that trains (default: cpu)')
     parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs'))
     configs = parser.add_argument_group('configs')
     configs.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='size of an image, to count')
@@ -73,7 +74,7 @@ def compare_suites(args: argparse.Namespace) -> None:
         runs = [run for run in runs if run.name in args.only]
     place = Place(
         args.results or RESULTS, args.work_dirs / 'runs', args.fashion_mnist,
-        f'python tools/compare_runs.py {shlex.join(args.runs)}',
+        f'python tools/compare_runs.py {shlex.join(args.runs)}', args.device,
     )  # fmt: skip
     if not args.table:
         complete_all([(run, seed) for seed in args.seeds for run in runs], place)

@@ -89,6 +89,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--groups', type=int, default=4)
     parser.add_argument('--factor', type=int, default=4, help='C of the learned groups and S of the reactivation')
     parser.add_argument('--rounds', type=int, default=100, help='rounds of the latency measurement')
+    parser.add_argument('--device', default='cpu', help='that trains (default: cpu)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/surgery'))
     return parser
 
@@ -97,7 +98,7 @@ def compare(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of every arm and seed, multiply-adds, and the latency of the first seed's networks."""
     start, arms = runs(dataset, args)
     folder = args.out / dataset
-    place = Place(folder, folder, args.fashion_mnist, 'python tools/compare_surgery.py')
+    place = Place(folder, folder, args.fashion_mnist, 'python tools/compare_surgery.py', args.device)
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for seed in args.seeds:
         pretraining = complete(start, seed, place)

@@ -39,12 +39,14 @@ class Place:
         work: folder of checkpoints, which may go once the results are there.
         fashion_mnist: folder that ``tools/prepare_fashion_mnist.py`` filled.
         command: what is written into results as the way to get them.
+        device: that trains; everything else is done on the CPU.
     """
 
     results: Path
     work: Path
     fashion_mnist: Path = Path('data/fashion_mnist')
     command: str = ''
+    device: str = 'cpu'
 
 
 class Run(Protocol):
@@ -107,7 +109,7 @@ class NetworkRun:
         teacher = None if self.teacher is None else self.teacher.trained(data, seed, place)
         model = self.build(data, seed)
         title = f'{self.name}, seed {seed}'
-        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', masks, title, teacher)
+        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', masks, title, teacher, place.device)
         figures = dict(
             train_images=len(data.train), test_images=len(data.test), **_cost(model, self.recipe.masks == 'none')
         )
@@ -137,7 +139,10 @@ class NetworkRun:
         model = self.build(data, seed)
         folder = run_folder(self, seed, place)
         with _held(folder / 'lock'):
-            fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', title=f'{self.name}, seed {seed}')
+            fit(
+                model, data, self.recipe, seed, folder / 'checkpoint.pth', title=f'{self.name}, seed {seed}',
+                device=place.device,
+            )  # fmt: skip
         return model
 
     def cost(self) -> dict[str, int]:
@@ -212,6 +217,8 @@ def complete(run: Run, seed: int, place: Place) -> dict[str, Any]:
             name=run.name, seed=seed, fingerprint=fingerprint(run), settings=run.settings(), command=place.command,
             date=time.strftime('%Y-%m-%d', time.gmtime()), machine=machine(), **figures,
         )  # fmt: skip
+        if place.device != 'cpu':
+            found['device'] = torch.cuda.get_device_name(place.device)
         with atomic_path(result_path(run, seed, place)) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + '\n')
     return json.loads(result_path(run, seed, place).read_text())

@@ -31,6 +31,7 @@ SCHEDULES = {
 ABLATION = {
     'cubic': (dict(sparsifier=dict(spacing='cubic')), 'cubic spacing over the first half'),
     'early': (dict(sparsifier=dict(sparse_fraction=0.25)), 'even spacing over the first quarter'),
+    'earliest': (dict(sparsifier=dict(sparse_fraction=0.1)), 'even spacing over the first tenth'),
     'norm': (dict(sparsifier=dict(importance='norm')), 'L1 scaled by the normalisation in front'),
     'taylor': (dict(sparsifier=dict(importance='taylor')), 'first-order Taylor importance'),
     'rewind': (dict(rewind=1.0), 'learning rate rewound after the last stage'),
@@ -86,8 +87,21 @@ def ours(size: str) -> list[NetworkRun]:
         for teacher in never
     ]
     taught = replace(PAPERS, distill=OURS.distill)
+    late = _run(never[0].network, 'distilled', taught, "the papers' schedule, distilled as well", teacher=never[0])
     peer = _run(f'shufflenetv2-{size}', 'distilled', taught, f'distilled from {never[0].name}', teacher=never[0])
-    return [*(run for pair in zip(never, runs) for run in pair), peer]
+    return [*(run for pair in zip(never, runs) for run in pair), late, peer]
+
+
+def confirmation(size: str) -> list[NetworkRun]:
+    """The decisive pairs once more, on all training images."""
+    papers = [run for run in headline(size) if run.network.removesuffix(f'-{size}') in (*_PRUNED, 'shufflenetv2')]
+    return [_on_all_images(run) for run in (*ours(size), *papers)]
+
+
+def _on_all_images(run: NetworkRun) -> NetworkRun:
+    return replace(
+        run, name=f'{run.name}_60k', train_images=None, teacher=run.teacher and _on_all_images(run.teacher)
+    )
 
 
 def ablation(network: str, images: str, train_images: Optional[int], epochs: int) -> list[NetworkRun]:
@@ -123,6 +137,8 @@ SUITES = {
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),
     'ours-l': lambda: ours('l'),
+    'confirmation-s': lambda: confirmation('s'),
+    'confirmation-l': lambda: confirmation('l'),
     'ablation': lambda: ablation('condensenetv2-s', 'fashion-mnist', 10_000, 6),
     'ablation-digits': lambda: ablation('condensenetv2-xs', 'digits', None, 10),
 }

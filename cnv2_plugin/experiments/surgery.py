@@ -69,7 +69,7 @@ class SurgeryRun:
         model = self.start.trained(seed, place) if self.start else self.options.build()
         predicted = self.operate(model) if self.start else count_cost(model, INPUT_SIZE).mult_adds
         title = f'{self.images}, {ARMS[self.arm].label if self.start else "pretraining"}, seed {seed}'
-        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', title=title)
+        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', title=title, device=place.device)
         counted = count_cost(model, INPUT_SIZE).mult_adds_pruned
         if counted != predicted:
             raise RuntimeError(f'{title}: {counted} multiply-adds are counted where {predicted} were predicted.')

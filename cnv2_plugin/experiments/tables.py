@@ -39,13 +39,19 @@ def network_table(
         row = [
             label, f'{figures[0]["mult_adds"] / 1e6:.3f}', f'{figures[0]["params"] / 1e3:.1f}',
             mean_and_spread(values), ' / '.join(f'{value:.2f}' for value in values),
-            f'{fmean(one["seconds"] for one in figures):.0f}',
+            processor_seconds(figures),
         ]  # fmt: skip
         if timed:
             own = timed.get(figures[0]['name'], {})
             row += [f'{own[form]:.3f}' if form in own else '' for form in ('standard', 'native')]
         rows.append(row)
     return markdown(header, rows)
+
+
+def processor_seconds(figures: Iterable[Mapping[str, Any]]) -> str:
+    """Mean of the runs that a CPU trained; empty where another device trained all of them."""
+    seconds = [one['seconds'] for one in figures if 'device' not in one]
+    return f'{fmean(seconds):.0f}' if seconds else ''
 
 
 def accuracies(figures: Iterable[dict[str, Any]]) -> list[float]:

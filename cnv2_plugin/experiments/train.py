@@ -1,7 +1,7 @@
 """Trains a network in plain PyTorch, in the form that is fastest on a CPU, and goes on where it stopped."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -32,8 +32,9 @@ def fit(
     masks: Optional[Mapping[str, Tensor]] = None,
     title: str = 'training',
     teacher: Optional[nn.Module] = None,
+    device: str = 'cpu',
 ) -> list[dict[str, float]]:
-    """Train in place; the model ends in evaluation mode, masked where it is sparse.
+    """Train in place; the model ends in evaluation mode on the CPU, masked where it is sparse.
 
     Order and augmentation of the images depend on the seed and the epoch alone, so that a run which is stopped and goes
     on from its checkpoint ends as one that was not.
@@ -47,6 +48,7 @@ def fit(
         masks: final masks by layer, for ``recipe.masks='given'``.
         title: of the progress bar.
         teacher: what is learnt from, for ``recipe.distill`` above 0.
+        device: that trains. Images are chosen and augmented on the CPU, so that they are the same on every device.
 
     Returns:
         One row an epoch: ``loss`` (mean of training), ``accuracy`` (test, percent), ``kept`` (share of prunable
@@ -56,7 +58,7 @@ def fit(
         CheckpointError: the checkpoint is damaged.
         ValueError: it is of another recipe or seed, or masks or a teacher are missing.
     """
-    training = _Training(model, data, recipe, seed, masks, teacher)
+    training = _Training(model, data, recipe, seed, masks, teacher, device)
     if checkpoint is not None and checkpoint.exists():
         training.load(load_checkpoint(checkpoint), checkpoint)
     remaining = range(len(training.history), recipe.epochs)
@@ -76,13 +78,16 @@ class _Training:
 
     def __init__(
         self, model: nn.Module, data: Data, recipe: Recipe, seed: int, masks: Optional[Mapping[str, Tensor]] = None,
-        teacher: Optional[nn.Module] = None,
+        teacher: Optional[nn.Module] = None, device: str = 'cpu',
     ) -> None:  # fmt: skip
         if recipe.distill and teacher is None:
             raise ValueError(f'distill={recipe.distill} takes a trained network to learn from, but there is none.')
-        self.model = model.to(memory_format=torch.channels_last)
+        self.target = dict(
+            device=device, memory_format=torch.channels_last if device == 'cpu' else torch.contiguous_format
+        )
+        self.model = model.to(**self.target)
         self.data, self.recipe, self.seed = data, recipe, seed
-        self.teacher = None if teacher is None else teacher.eval().to(memory_format=torch.channels_last)
+        self.teacher = None if teacher is None else teacher.eval().to(**self.target)
         self.steps = len(data.train) // recipe.batch_size
         self.history: list[dict[str, float]] = []
         self.optimizer = torch.optim.SGD(
@@ -108,8 +113,7 @@ class _Training:
         generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
         self.model.train()
         losses, start = 0.0, time.process_time()
-        stream = batches(self.data, recipe.batch_size, recipe.shift, recipe.flip, generator)
-        for i, (images, labels) in enumerate(stream):
+        for i, (images, labels) in enumerate(self._batches(generator)):
             step = epoch * self.steps + i
             for group in self.optimizer.param_groups:
                 group['lr'] = recipe.learning_rate((step + 1) / total)
@@ -155,7 +159,12 @@ class _Training:
         """Leave the model as tests and conversions want it."""
         if self.packed:
             restore_masked(self.model)
-        self.model.eval().to(memory_format=torch.contiguous_format)
+        self.model.eval().to(device='cpu', memory_format=torch.contiguous_format)
+
+    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        recipe = self.recipe
+        for images, labels in batches(self.data, recipe.batch_size, recipe.shift, recipe.flip, generator):
+            yield images.to(**self.target), labels.to(self.target['device'])
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = self.model(images)
@@ -172,8 +181,7 @@ class _Training:
         recipe = self.recipe
         if recipe.recalibrate:
             generator = torch.Generator().manual_seed(self.seed * 1_000_000 + step)
-            stream = batches(self.data, recipe.batch_size, recipe.shift, recipe.flip, generator)
-            recalibrate_norms(self.model, stream, recipe.recalibrate)
+            recalibrate_norms(self.model, self._batches(generator), recipe.recalibrate)
 
     def _pack_when_finished(self) -> None:
         wanted = self.recipe.condense and self.sparsifier is not None
@@ -182,7 +190,7 @@ class _Training:
 
     def _pack(self) -> None:
         condense_while_training(self.model, self.optimizer)
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(**self.target)
         self.packed = True
 
     def _settings(self) -> dict[str, Any]:
@@ -232,8 +240,8 @@ def accuracy(model: nn.Module, data: Data, images: Images) -> float:
     """Share of images that are classified rightly, in percent; the mode of the model stays."""
     mode = model.training
     model.eval()
-    right = 0
+    right, device = 0, next(model.parameters()).device
     for pixels, labels in zip(images.pixels.split(500), images.labels.split(500)):
-        right += (model(data.normalised(pixels)).argmax(1) == labels).sum().item()
+        right += (model(data.normalised(pixels).to(device)).argmax(1).cpu() == labels).sum().item()
     model.train(mode)
     return round(100 * right / len(images), 4)
