@@ -41,6 +41,15 @@ ABLATION = {
         'cubic, Taylor, rewound, distilled, recalibrated',
     ),
     'ours': (dict(sparsifier=OURS.sparsifier, distill=1.0, recalibrate=10), 'first quarter, distilled, recalibrated'),
+    'ours-rewound': (
+        dict(sparsifier=OURS.sparsifier, rewind=1.0, distill=1.0, recalibrate=10),
+        'first quarter, rewound, distilled, recalibrated',
+    ),
+    'ours-tenth': (
+        dict(sparsifier=dict(sparse_fraction=0.1), distill=1.0, recalibrate=10),
+        'first tenth, distilled, recalibrated',
+    ),
+    'ours-half': (dict(rewind=1.0, distill=1.0, recalibrate=10), 'first half, rewound, distilled, recalibrated'),
     'recalibrated': (dict(recalibrate=10), 'statistics of 10 batches after each stage'),
 }
 """Options of the recipe by the suffix of the run, alone and together, and what the table says."""
@@ -99,9 +108,7 @@ def confirmation(size: str) -> list[NetworkRun]:
 
 
 def _on_all_images(run: NetworkRun) -> NetworkRun:
-    return replace(
-        run, name=f'{run.name}_60k', train_images=None, teacher=run.teacher and _on_all_images(run.teacher)
-    )
+    return replace(run, name=f'{run.name}_60k', train_images=None, teacher=run.teacher and _on_all_images(run.teacher))
 
 
 def ablation(network: str, images: str, train_images: Optional[int], epochs: int) -> list[NetworkRun]:

@@ -19,6 +19,7 @@ from ..sparsify import (
     recalibrate_norms,
     restore_masked,
 )
+from .captured import CapturedStep
 from .data import Data, Images, batches
 from .recipe import Recipe
 
@@ -73,6 +74,9 @@ def fit(
     return training.history
 
 
+STEPS_BEFORE_CAPTURE = 3
+
+
 class _Training:
     """A model with its optimiser, its sparsifier and what happened so far."""
 
@@ -95,6 +99,7 @@ class _Training:
         )
         self.layers = sparse_layers(model)
         self.packed = False
+        self.steps_alike, self.captured = 0, None
         self.sparsifier = None
         if self.layers and recipe.masks == 'random':
             set_masks(self.layers, random_masks(self.layers, seed))
@@ -112,24 +117,22 @@ class _Training:
         torch.manual_seed(self.seed * 1000 + epoch)
         generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
         self.model.train()
-        losses, start = 0.0, time.process_time()
+        losses, start = torch.zeros((), dtype=torch.float64, device=self.target['device']), time.process_time()
         for i, (images, labels) in enumerate(self._batches(generator)):
             step = epoch * self.steps + i
             for group in self.optimizer.param_groups:
                 group['lr'] = recipe.learning_rate((step + 1) / total)
-            loss = self._loss(images, labels)
-            self.optimizer.zero_grad()
-            loss.backward()
+            losses += self._gradients(images, labels)
             self.optimizer.step()
-            losses += loss.item()
             if self.sparsifier is not None and self.sparsifier.step():
                 self._recalibrate(step)
                 self._pack_when_finished()
+        mean_loss = losses.item() / self.steps
         seconds = time.process_time() - start
         kept = 1.0 if self.sparsifier is None else self.sparsifier.sparsity()['total']
         self.history.append(
             dict(
-                loss=losses / self.steps, accuracy=accuracy(self.model, self.data, self.data.test), kept=kept,
+                loss=mean_loss, accuracy=accuracy(self.model, self.data, self.data.test), kept=kept,
                 seconds=seconds,
             )
         )  # fmt: skip
@@ -166,6 +169,18 @@ class _Training:
         for images, labels in batches(self.data, recipe.batch_size, recipe.shift, recipe.flip, generator):
             yield images.to(**self.target), labels.to(self.target['device'])
 
+    def _gradients(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Leave the gradients of a batch in the parameters; returns its loss."""
+        self.steps_alike += 1
+        if self.captured is None and images.is_cuda and self.steps_alike > STEPS_BEFORE_CAPTURE:
+            self.captured = CapturedStep(self._loss, self.model.parameters(), images, labels)
+        if self.captured is not None:
+            return self.captured(images, labels)
+        self.optimizer.zero_grad()
+        loss = self._loss(images, labels)
+        loss.backward()
+        return loss.detach()
+
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
@@ -192,6 +207,7 @@ class _Training:
         condense_while_training(self.model, self.optimizer)
         self.model.to(**self.target)
         self.packed = True
+        self.steps_alike, self.captured = 0, None
 
     def _settings(self) -> dict[str, Any]:
         return dict(recipe=self.recipe.settings(), seed=self.seed, images=len(self.data.train))

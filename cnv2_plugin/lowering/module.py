@@ -11,6 +11,9 @@ from torch.types import Device
 from ..layers import ChannelGather, ChannelScatterSum, SqueezeExcite
 from .graph import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Node, Opaque, Pointwise, ScatterSum
 
+TINY = 1e-30
+"""Stands for an ``eps`` of 0, which some versions of PyTorch refuse; 1 and this are 1 in every precision."""
+
 
 class ChannelSlice(nn.Module):
     """Neighbouring channels ``start`` to ``stop``."""
@@ -198,7 +201,7 @@ def _conv(op: Conv, dtype: torch.dtype, device: Device) -> nn.Module:
 
 
 def _norm(op: Affine, dtype: torch.dtype, device: Device) -> nn.Module:
-    norm = nn.BatchNorm2d(op.scale.numel(), eps=0.0, device=device, dtype=dtype)
+    norm = nn.BatchNorm2d(op.scale.numel(), eps=TINY, device=device, dtype=dtype)
     with torch.no_grad():
         norm.weight.copy_(op.scale)
         norm.bias.copy_(op.shift)

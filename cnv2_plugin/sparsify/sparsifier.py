@@ -68,6 +68,7 @@ class StagedSparsifier:
         }
         if not self.layers:
             raise ValueError(f'{type(model).__name__} has no group-sparse layer, so there is nothing to sparsify.')
+        self._read: dict[str, tuple[Tensor, int, int]] = {}
         self.schedule = SparsificationSchedule(sparse_fraction, start, spacing)
         self.importance = UnitImportance(importance, self._unfinished())
         self.total_steps = total_steps
@@ -105,7 +106,7 @@ class StagedSparsifier:
         if not 0 <= progress <= 1:
             raise ValueError(f'progress is {progress}; it takes the share of training done, between 0 and 1.')
         due = {name: self.schedule.stage(progress, layer.factor) for name, layer in self._unfinished().items()}
-        due = {name: stage for name, stage in due.items() if stage > int(self.layers[name].stage)}
+        due = {name: stage for name, stage in due.items() if stage > self._stage(name)}
         for name in due:
             self.layers[name].check_finite(name)
         importances = {name: self.importance.of(name, self.layers[name]) for name in due}
@@ -124,17 +125,13 @@ class StagedSparsifier:
     @property
     def finished(self) -> bool:
         """Whether every layer is done with its last stage."""
-        return all(layer.is_finished() for layer in self.layers.values())
+        return not self._unfinished()
 
     @property
     def stage(self) -> int:
         """Stages done by the layer that is furthest behind, among the layers with the most stages."""
         longest = max(layer.num_stages for layer in self.layers.values())
-        return min(
-            layer.num_stages if layer.deploy else int(layer.stage)
-            for layer in self.layers.values()
-            if layer.num_stages == longest
-        )
+        return min(self._stage(name) for name, layer in self.layers.items() if layer.num_stages == longest)
 
     def sparsity(self) -> dict[str, float]:
         """Kept fraction of the weights of each layer by name, and of all under ``'total'``."""
@@ -178,7 +175,18 @@ class StagedSparsifier:
         return dict(start=self.schedule.start, spacing=self.schedule.spacing, importance=self.importance.kind)
 
     def _unfinished(self) -> dict[str, GroupSparseConv2d]:
-        return {name: layer for name, layer in self.layers.items() if not layer.is_finished()}
+        return {name: layer for name, layer in self.layers.items() if self._stage(name) < layer.num_stages}
+
+    def _stage(self, name: str) -> int:
+        """Stages that a layer has done, read from its device only where the buffer has changed since."""
+        layer = self.layers[name]
+        if layer.deploy:
+            return layer.num_stages
+        stage, version, done = self._read.get(name, (None, 0, 0))
+        if stage is not layer.stage or version != layer.stage._version:
+            done = int(layer.stage)
+            self._read[name] = (layer.stage, layer.stage._version, done)
+        return done
 
     def _check_enough_steps(self) -> None:
         stages = max((layer.num_stages - int(layer.stage) for layer in self._unfinished().values()), default=0)
