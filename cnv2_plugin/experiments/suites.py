@@ -9,9 +9,9 @@ from .runs import NetworkRun
 PAPERS = Recipe()
 """The papers' staged schedule: stages spread evenly over the first half of training, L1 importance."""
 
-OURS = Recipe(sparsifier=dict(sparse_fraction=0.25), distill=1.0, recalibrate=10)
-"""Stages in the first quarter of training, distilled from the same trunk that is never pruned, statistics measured anew
-after each stage.
+OURS = Recipe(sparsifier=dict(sparse_fraction=0.25), rewind=1.0, distill=1.0, recalibrate=10)
+"""Stages in the first quarter of training, the learning rate rewound after them, distilled from the same trunk that is
+never pruned, statistics measured anew after each stage.
 
 Final masks trained from the first step, and random ones, are not below those that are learnt in half of the training
 (suite ``pruning-s``): what the papers' schedule lacks at a short budget is time with the final masks, not better ones.
@@ -40,16 +40,22 @@ ABLATION = {
         dict(sparsifier=dict(spacing='cubic', importance='taylor'), rewind=1.0, distill=1.0, recalibrate=10),
         'cubic, Taylor, rewound, distilled, recalibrated',
     ),
-    'ours': (dict(sparsifier=OURS.sparsifier, distill=1.0, recalibrate=10), 'first quarter, distilled, recalibrated'),
-    'ours-rewound': (
-        dict(sparsifier=OURS.sparsifier, rewind=1.0, distill=1.0, recalibrate=10),
+    'early-distilled': (
+        dict(sparsifier=dict(sparse_fraction=0.25), distill=1.0, recalibrate=10),
+        'first quarter, distilled, recalibrated',
+    ),
+    'ours': (
+        dict(sparsifier=OURS.sparsifier, rewind=OURS.rewind, distill=OURS.distill, recalibrate=OURS.recalibrate),
         'first quarter, rewound, distilled, recalibrated',
     ),
-    'ours-tenth': (
+    'earliest-distilled': (
         dict(sparsifier=dict(sparse_fraction=0.1), distill=1.0, recalibrate=10),
         'first tenth, distilled, recalibrated',
     ),
-    'ours-half': (dict(rewind=1.0, distill=1.0, recalibrate=10), 'first half, rewound, distilled, recalibrated'),
+    'rewound-distilled': (
+        dict(rewind=1.0, distill=1.0, recalibrate=10),
+        'first half, rewound, distilled, recalibrated',
+    ),
     'recalibrated': (dict(recalibrate=10), 'statistics of 10 batches after each stage'),
 }
 """Options of the recipe by the suffix of the run, alone and together, and what the table says."""

@@ -49,8 +49,8 @@ def network_table(
 
 
 def processor_seconds(figures: Iterable[Mapping[str, Any]]) -> str:
-    """Mean of the runs that a CPU trained; empty where another device trained all of them."""
-    seconds = [one['seconds'] for one in figures if 'device' not in one]
+    """Mean of the runs that a CPU trained from beginning to end; empty where there is none."""
+    seconds = [one['seconds'] for one in figures if 'device' not in one and all(one['history'].get('on_cpu', [1]))]
     return f'{fmean(seconds):.0f}' if seconds else ''
 
 

@@ -53,7 +53,7 @@ def fit(
 
     Returns:
         One row an epoch: ``loss`` (mean of training), ``accuracy`` (test, percent), ``kept`` (share of prunable
-        weights), ``seconds`` (processor time of the training steps).
+        weights), ``seconds`` (processor time of the training steps), ``on_cpu`` (1 where a CPU trained).
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -133,7 +133,7 @@ class _Training:
         self.history.append(
             dict(
                 loss=mean_loss, accuracy=accuracy(self.model, self.data, self.data.test), kept=kept,
-                seconds=seconds,
+                seconds=seconds, on_cpu=float(self.target['device'] == 'cpu'),
             )
         )  # fmt: skip
 
