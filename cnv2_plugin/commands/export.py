@@ -10,6 +10,7 @@ from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True
 HELP = 'write a finished model for a runtime (ONNX, OpenVINO, ExecuTorch, ncnn, ...), optimised and checked'
+PROCESSORS = ('avx2', 'avx512')
 CACHE = '~/.cache/cnv2_plugin/tuning.json'
 
 
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--native', action='store_true', help='stages in the native kernels (.onnx and .pt2; who opens '
                         'the file needs this package, see docs/deployment.md)')  # fmt: skip
     parser.add_argument('--tune', choices=('onnxruntime', 'openvino'), help='measure the forms of every layer here')
+    parser.add_argument('--for', choices=PROCESSORS, dest='processor', help='take the forms that were measured on '
+                        'processors with these instructions (default: those of this one)')  # fmt: skip
     parser.add_argument('--threads', type=_count, default=1, help='of the runtime while tuning (default 1)')
     parser.add_argument('--budget', type=_amount, default=300, help='seconds to tune for (default 300)')
     parser.add_argument(
@@ -123,7 +126,7 @@ def _write_onnx(title: str, model, size, choices, images, args: argparse.Namespa
 
     report = export_onnx(
         model, args.out, size, args.batch or 'dynamic', not args.no_optimize, args.tolerance, choices=choices,
-        native=args.native,
+        native=args.native, processor=args.processor,
     )  # fmt: skip
     rows = [
         ['file', report.path],
@@ -132,7 +135,7 @@ def _write_onnx(title: str, model, size, choices, images, args: argparse.Namespa
         ['nodes', ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))],
         ['max relative difference', f'{report.verification.max_rel:.2e}'],
     ]
-    _print(title, rows, report.forms, args)
+    _print(title, rows, report.forms, 'onnxruntime', args)
     if images:
         from ..deploy.quantize import quantize_onnx
 
@@ -152,19 +155,27 @@ def _int8_path(path: Path) -> Path:
 
 
 def _write_runtime(title: str, model, runtime: str, size, choices, args: argparse.Namespace) -> None:
-    from ..deploy.runtimes import export_runtime
+    from ..deploy.runtimes import RUNTIMES, export_runtime
 
-    report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, choices, args.native)
+    report = export_runtime(
+        model, runtime, args.out, size, args.batch or 1, args.tolerance, choices, args.native,
+        args.processor,
+    )  # fmt: skip
     checked = 'not run here' if report.verification is None else f'{report.verification.max_rel:.2e}'
     rows = [
         ['files', ', '.join(map(str, report.paths))],
         ['MB', f'{report.size / 1e6:.2f}'],
         ['max relative difference', checked],
     ]
-    _print(title, rows, report.forms, args)
+    _print(title, rows, report.forms, RUNTIMES[runtime].table, args)
 
 
-def _print(title: str, rows, forms: dict[str, str], args: argparse.Namespace) -> None:
+def _print(title: str, rows, forms: dict[str, str], runtime: str, args: argparse.Namespace) -> None:
+    from ..lowering.table import RULES, measured_on
+
+    if forms and not args.native:
+        table = measured_on(runtime if runtime in RULES else 'onnxruntime', args.processor)
+        rows = [*rows, ['forms', 'measured here' if args.tune else f'as measured with {table}, see --for and --tune']]
     print_table('Export', ['', title], rows, args.markdown)
     if args.forms and forms:
         print_table('Forms', ['layer', 'form'], sorted(forms.items()), args.markdown)

@@ -93,6 +93,7 @@ def export_onnx(
     output_names: Optional[list[str]] = None,
     choices: Optional[Mapping[str, str]] = None,
     native: bool = False,
+    processor: Optional[str] = None,
 ) -> ExportReport:
     """Write a model as ONNX, with standard operators only unless ``native``.
 
@@ -110,6 +111,8 @@ def export_onnx(
         choices: form by layer in place of the default table's, as :func:`cnv2_plugin.deploy.tune` gives it.
         native: put stages into operators of our own domain ``cnv2_plugin``, which run in the native kernels. Who opens
             the file registers :func:`cnv2_plugin.kernels.onnxruntime_library` first.
+        processor: whose table of forms is used, ``'avx2'`` or ``'avx512'``; that of this machine by default. The file
+            runs everywhere.
 
     Raises:
         KernelsMissingError: ``native``, and the kernels are not built.
@@ -125,9 +128,9 @@ def export_onnx(
     import onnx
 
     if native:
-        runtime_model = lower(model, input_size, 'native', choices).eval()
+        runtime_model = lower(model, input_size, 'native', choices, processor=processor).eval()
     else:
-        runtime_model = for_runtime(model, optimize, input_size, choices).eval()
+        runtime_model = for_runtime(model, optimize, input_size, choices, processor).eval()
     count = 2 if batch == 'dynamic' else batch
     proto = to_proto(runtime_model, torch.randn(count, *input_size), batch == 'dynamic', output_names)
     if optimize:
@@ -149,11 +152,12 @@ def export_onnx(
 
 
 def for_runtime(
-    model: nn.Module, optimize: bool, input_size: tuple[int, int, int], choices: Optional[Mapping[str, str]] = None
-) -> nn.Module:
+    model: nn.Module, optimize: bool, input_size: tuple[int, int, int], choices: Optional[Mapping[str, str]] = None,
+    processor: Optional[str] = None,
+) -> nn.Module:  # fmt: skip
     """A copy of a model in the form that is exported."""
     if optimize:
-        return lower(model, input_size, choices=choices)
+        return lower(model, input_size, choices=choices, processor=processor)
     model = deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():

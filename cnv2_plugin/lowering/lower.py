@@ -25,6 +25,7 @@ def lower(
     choices: Optional[Mapping[str, str]] = None,
     example: Optional[Tensor] = None,
     max_growth: Optional[float] = None,
+    processor: Optional[str] = None,
 ) -> nn.Module:
     """The condensed model with every layer in the form that runs fastest, computing the same.
 
@@ -43,14 +44,18 @@ def lower(
         max_growth: share of the condensed parameters by which zeros filled in may enlarge the model; where the table's
             choice would go beyond, the layers that add most keep their groups. Layers in ``choices`` are not asked.
             By default what the runtime's table says.
+        processor: whose table of forms is used, ``'avx2'`` or ``'avx512'``; that of this machine by default.
 
     Raises:
         UnfinishedPruningError: pruning is not finished somewhere.
-        ValueError: unknown runtime, layer or form, or a native form of a model that is not float32 on the CPU.
+        ValueError: unknown runtime, processor, layer or form, or a native form of a model that is not float32 on the
+            CPU.
         KernelsMissingError: ``'native'``, and the kernels are not built.
     """
     if runtime == 'native':
-        return lower(native_model(model, input_size, choices, example), input_size, example=example)
+        return lower(
+            native_model(model, input_size, choices, example), input_size, example=example, processor=processor
+        )
     lowered = _restate_squeeze_excite(condense(model).eval())
     choices = dict(choices or {})
     found = parts(lowered, input_size, example)
@@ -59,7 +64,7 @@ def lower(
     )
     for part in found:
         graph = describe(part.module, part.input_shape[1])
-        wanted = default_choices(graph, pair(part.input_shape[2:]), runtime)
+        wanted = default_choices(graph, pair(part.input_shape[2:]), runtime, processor)
         asked = {
             site: choices.pop(layer_name(part.name, site)) for site in wanted if layer_name(part.name, site) in choices
         }

@@ -1,13 +1,16 @@
 """Which form a layer takes where nobody measured: rules read off measurements, first match wins.
 
-Made from ``cnv2 export --tune onnxruntime`` (``openvino``) of condensenetv2_a, _b and _c at 224 on an x86-64 processor
-with AVX2, one thread, batch 1: each row is what the tuner chose for most layers that it covers.
+Made from ``cnv2 export --tune onnxruntime`` (``openvino``) of condensenetv2_a, _b and _c at 224, one thread, batch 1:
+each row is what the tuner chose for most layers that it covers. The tables of OpenVINO and ncnn, and the first of ONNX
+Runtime, are from a processor with AVX2 (AMD EPYC); the second of ONNX Runtime is from one with AVX-512 (Intel Xeon).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import Optional
+
+import torch
 
 from .forms import role
 from .graph import Affine, Conv, Gather, Graph, Node, Pointwise, ScatterSum
@@ -87,6 +90,21 @@ _ONNXRUNTIME = (
     Rule('reactivate', 'split'),
 )
 
+_ONNXRUNTIME_AVX512 = (
+    *(rule for rule in _ONNXRUNTIME if rule.role == 'select'),
+    Rule('spatial', 'depthwise-sum', max_group_outputs=2),
+    Rule('spatial', 'columns', max_group_outputs=4),
+    Rule('spatial', 'merged2', max_group_outputs=8),
+    Rule('spatial', 'columns', max_group_outputs=16),
+    Rule('spatial', 'group'),
+    Rule('reactivate', 'dense-plain', max_inputs=12),
+    Rule('reactivate', 'dense', max_inputs=16),
+    Rule('reactivate', 'dense-plain', max_inputs=32),
+    Rule('reactivate', 'dense', max_inputs=48),
+    Rule('reactivate', 'split-plain', max_inputs=64, max_pixels=100),
+    Rule('reactivate', 'split'),
+)
+
 _OPENVINO = (
     *(rule for rule in _ONNXRUNTIME if rule.role != 'spatial'),
     Rule('spatial', 'depthwise-sum', max_group_outputs=2),
@@ -96,29 +114,52 @@ _OPENVINO = (
 
 _WITHOUT_GATHER = (Rule('select', 'dense'), Rule('spatial', 'group'), Rule('reactivate', 'dense'))
 
-RULES: Mapping[str, tuple[Rule, ...]] = {
-    'onnxruntime': _ONNXRUNTIME,
-    'openvino': _OPENVINO,
-    'ncnn': _WITHOUT_GATHER,
+PROCESSORS = ('avx2', 'avx512')
+RULES: Mapping[str, Mapping[str, tuple[Rule, ...]]] = {
+    'onnxruntime': {'avx2': _ONNXRUNTIME, 'avx512': _ONNXRUNTIME_AVX512},
+    'openvino': {'avx2': _OPENVINO},
+    'ncnn': {'avx2': _WITHOUT_GATHER},
 }
+"""Tables by runtime and instruction set; where there is none for a processor, that of AVX2 serves."""
 LAST_REWRITES: Mapping[str, Rewrite] = {'ncnn': gather_by_conv, 'openvino': halve_permutation}
 """What is done wherever it fits once forms are chosen: ncnn has no gather, and OpenVINO misreads some."""
 MAX_GROWTH: Mapping[str, float] = {'onnxruntime': 0.2, 'openvino': 0.2, 'ncnn': inf}
 """Share of the condensed parameters by which zeros filled in may enlarge a model; ncnn has no channel gather."""
 
 
-def default_choices(graph: Graph, size: tuple[int, int], runtime: str = 'onnxruntime') -> dict[str, str]:
-    """The table's form for every site of a graph that is given maps of ``size``.
+def measured_on(runtime: str, processor: Optional[str] = None) -> str:
+    """The instruction set whose table is used for a runtime on a processor.
+
+    Args:
+        runtime: of :data:`RULES`.
+        processor: of :data:`PROCESSORS`; the one that this program runs on by default.
 
     Raises:
-        ValueError: there is no table for the runtime.
+        ValueError: there is no table for the runtime, or no such processor.
     """
     if runtime not in RULES:
         raise ValueError(f'there is no table of forms for the runtime {runtime!r}; there are {", ".join(RULES)}.')
+    if processor is None:
+        processor = 'avx512' if 'AVX512' in torch.backends.cpu.get_cpu_capability() else 'avx2'
+    if processor not in PROCESSORS:
+        raise ValueError(f'processor is {processor!r}; there are tables for {" and ".join(PROCESSORS)}.')
+    return processor if processor in RULES[runtime] else 'avx2'
+
+
+def default_choices(
+    graph: Graph, size: tuple[int, int], runtime: str = 'onnxruntime', processor: Optional[str] = None
+) -> dict[str, str]:
+    """The table's form for every site of a graph that is given maps of ``size``.
+
+    Raises:
+        ValueError: as for :func:`measured_on`.
+    """
+    table = measured_on(runtime, processor)
+    rules = RULES[runtime][table]
     choices, sizes = {}, graph.sizes(*size)
     for node in graph.sites():
         layer = layer_of(graph, node, sizes[node.id])
-        choices[node.site] = next(rule.form for rule in RULES[runtime] if rule.fits(layer))
+        choices[node.site] = next(rule.form for rule in rules if rule.fits(layer))
     return choices
 
 

@@ -78,6 +78,7 @@ def onnx_session(model: Union[Path, bytes], threads: int = 1) -> 'InferenceSessi
     options = register_operators(onnxruntime.SessionOptions())
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry('session.force_spinning_stop', '1')  # or idle sessions keep processors busy
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     content = model if isinstance(model, bytes) else str(model)

@@ -107,6 +107,7 @@ def export_runtime(
     tolerance: float = 1e-5,
     choices: Optional[Mapping[str, str]] = None,
     native: bool = False,
+    processor: Optional[str] = None,
 ) -> RuntimeReport:
     """Lower a finished model and write it for a runtime.
 
@@ -120,6 +121,7 @@ def export_runtime(
         choices: form by layer in place of the default table's.
         native: stages in the native kernels (``'torch_export'`` only); who loads the file imports
             ``cnv2_plugin.kernels.operator`` first.
+        processor: whose table of forms is used, see :func:`cnv2_plugin.lowering.lower`.
 
     Raises:
         KernelsMissingError: ``native``, and the kernels are not built.
@@ -145,7 +147,7 @@ def export_runtime(
     module = kind.module()
     if native and runtime != 'torch_export':
         raise ValueError(f'{runtime} files hold standard operators only; native ones are for torch_export and ONNX.')
-    lowered = lower(model, input_size, 'native' if native else kind.table, choices)
+    lowered = lower(model, input_size, 'native' if native else kind.table, choices, processor=processor)
     with TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
         temporary = Path(folder) / path.name
         module.write(lowered, temporary, torch.zeros(batch, *input_size))
