@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 import cnv2_plugin  # noqa: F401
+from cnv2_plugin.cli import main
 from cnv2_plugin.deploy import condense, lower, lowered_forms
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
 from cnv2_plugin.lowering.describe import describe
 from cnv2_plugin.lowering.forms import FORMS, role, with_forms
 from cnv2_plugin.lowering.module import LoweredGraph
+from cnv2_plugin.lowering.table import PROCESSORS, measured_on
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 
 SMALL = dict(
@@ -236,3 +238,33 @@ def test_zeros_filled_in_stay_within_the_allowance():
     asked = {name: 'dense' for name in forms[0.0] if name.endswith('conv_1')}
     taken = lowered_forms(lower(model, (3, 32, 32), choices=asked, max_growth=0.0))
     assert {name: taken[name] for name in asked} == asked
+
+
+def test_each_processor_has_its_forms(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = finish_pruning(randomize_norms(timm.create_model('condensenetv2_b'))).eval()
+    x = torch.randn(1, 3, 64, 64)
+    found = {}
+    with torch.no_grad():
+        for processor in PROCESSORS:
+            lowered = lower(model, (3, 64, 64), processor=processor)
+            assert relative_difference(lowered(x), model(x)) < 1e-5
+            found[processor] = lowered_forms(lowered)
+        assert found['avx2'] != found['avx512']
+        assert lowered_forms(lower(model, (3, 64, 64))) == found[measured_on('onnxruntime')]
+
+    for processor in PROCESSORS:
+        path = tmp_path / f'{processor}.onnx'
+        assert (
+            main(['export', 'condensenetv2_b', '--input', '3', '64', '64', '--out', str(path), '--for', processor]) == 0
+        )
+        assert f'as measured with {processor}' in capsys.readouterr().out
+
+
+def test_a_processor_without_a_table_of_its_own_takes_that_of_avx2():
+    assert measured_on('openvino', 'avx512') == measured_on('ncnn') == 'avx2'
+    for arguments in (('onnxruntime', 'neon'), ('tensorflow', None)):
+        with pytest.raises(ValueError, match='there (are|is no)'):
+            measured_on(*arguments)
+    with pytest.raises(ValueError, match='neon'):
+        lower(finish_pruning(timm.create_model('condensenetv2_a')), (3, 64, 64), processor='neon')
