@@ -7,7 +7,7 @@ UNAVAILABLE=75 # exit code where Python or the packages cannot be had; everythin
 stack_settings() {
     case "$1" in
         oldest) STACK_PYTHON=3.10 EXTRAS=timm,deploy,analysis ;;
-        timm-only) STACK_PYTHON=3.11 EXTRAS=timm ;;
+        timm-only) STACK_PYTHON=3.11 EXTRAS=timm,transformers ;;
         onedl) STACK_PYTHON=3.11 EXTRAS=timm,onedl,deploy,analysis ;;
         *)
             echo "The stack is '$1'; it may be openmmlab, onedl, oldest or timm-only." >&2

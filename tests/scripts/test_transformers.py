@@ -12,6 +12,7 @@ from tests.helpers import finish_pruning, randomize_norms
 from tests.scripts.test_run import ARCH
 
 transformers = pytest.importorskip('transformers')
+pytestmark = pytest.mark.smoke
 
 from cnv2_plugin.toolkits.transformers import StagedSparsificationCallback  # noqa: E402
 
