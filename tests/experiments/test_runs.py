@@ -21,7 +21,8 @@ def smallest(run, network=None):
     batch_size = 4 if run.recipe.sparsifier.get('sparse_fraction', 0.5) < 0.2 else 8
     return replace(
         run, images='digits', train_images=64, test_images=32, network=network or run.network,
-        recipe=replace(run.recipe, epochs=2, batch_size=batch_size), masks_of=run.masks_of and smallest(run.masks_of, network),
+        recipe=replace(run.recipe, epochs=2, batch_size=batch_size),
+        masks_of=run.masks_of and smallest(run.masks_of, network),
         teacher=run.teacher and smallest(run.teacher, network),
     )  # fmt: skip
 
