@@ -16,6 +16,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 . tools/_environment.sh
+. tools/_pytest.sh
 export OMP_NUM_THREADS=1  # two test processes share the cores
 if [ "$STACK" != openmmlab ]; then
     . tools/_stack.sh
@@ -43,6 +44,6 @@ say "Style"
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
 say "Fast tests"
-"$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
+test_in_two_processes "$@"
 say "Slow tests"
-"$PYTHON" -m pytest -q -n 2 --durations=15 -m slow "$@"
+test_in_two_processes -m slow "$@"
