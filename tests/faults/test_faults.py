@@ -102,6 +102,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 4096
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 def test_a_failed_export_keeps_the_old_file(tmp_path):
     path = tmp_path / 'x.onnx'
     path.write_bytes(b'old')

@@ -228,6 +228,7 @@ def test_the_whole_way_in_onnx_runtime():
     assert report.share == report.latency.after / report.latency.before
 
 
+@pytest.mark.needs('onnx', 'onnxscript', 'onnxruntime')
 def test_a_network_that_cannot_be_exported_is_told():
     class Odd(nn.Sequential):
         def forward(self, x):
