@@ -50,6 +50,7 @@ def conv_net() -> nn.Sequential:
     ).eval()
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 @pytest.mark.parametrize(
     'name',
     [
