@@ -1,8 +1,10 @@
 """Shared by the tests: models whose every statistic and gamma is random, and small archs."""
 
 import random
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from packaging.requirements import Requirement
 from torch import nn
 
 from cnv2_plugin.layers import GroupSparseConv2d
@@ -34,6 +36,15 @@ def finish_pruning(model: nn.Module) -> nn.Module:
 def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """``max|a - b| / max|b|``."""
     return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def installed(requirement: str) -> bool:
+    """Whether a package is installed in one of these versions, such as ``timm<=1.0.9``."""
+    wanted = Requirement(requirement)
+    try:
+        return version(wanted.name) in wanted.specifier
+    except PackageNotFoundError:
+        return False
 
 
 def random_arch(seed: int) -> dict:

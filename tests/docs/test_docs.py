@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, knows, run_bash, run_config, run_python
+from tests.helpers import installed
 
 HEAVY = ('README', 'surgery', 'runtimes', 'deployment', 'method')
 matplotlib = pytest.importorskip('matplotlib')
@@ -20,6 +21,8 @@ def page_parameters():
 
 @pytest.mark.parametrize('page', page_parameters())
 def test_every_block_runs(page, tmp_path, monkeypatch, capsys):
+    if page.stem == 'scripts' and installed('timm<=1.0.9'):
+        pytest.skip('timm 1.0.9 has no local-dir:')
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     (tmp_path / 'tools').symlink_to(ROOT / 'tools')

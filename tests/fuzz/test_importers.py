@@ -107,7 +107,7 @@ def changed(tensor, how, rng):
     if how == 'nan':
         return torch.full_like(tensor, float('nan')) if tensor.is_floating_point() else tensor
     if how == 'huge':
-        return torch.full_like(tensor, 2**30)
+        return torch.full_like(tensor, float('inf') if tensor.dtype == torch.float16 else 2**30)
     if how == 'negative':
         return -tensor - 1
     shuffled = tensor.flatten().clone()
