@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import nn
 
+from cnv2_plugin.checkpoints import load_checkpoint
 from cnv2_plugin.layers import GroupSparseConv2d
 from cnv2_plugin.sparsify import StagedSparsifier, cosine_with_rewind, distillation_loss, recalibrate_norms
 from cnv2_plugin.toolkits.openmmlab import DistillationHook, StagedSparsificationHook
@@ -46,7 +47,7 @@ def with_hooks(*hooks):
 def test_importance_prunes_as_in_plain_pytorch_and_resumes(tmp_path, importance):
     make = with_hooks(dict(type='StagedSparsificationHook', importance=importance))
     runner = train(make(tmp_path))
-    whole = torch.load(tmp_path / 'epoch_4.pth')['state_dict']
+    whole = load_checkpoint(tmp_path / 'epoch_4.pth')['state_dict']
 
     plain = Runner.from_cfg(without_sparsification(runner_config(tmp_path / 'plain')))
     sparsifier = StagedSparsifier(plain.model, plain.max_iters, importance=importance)
@@ -63,11 +64,11 @@ def test_importance_prunes_as_in_plain_pytorch_and_resumes(tmp_path, importance)
     for (name, a), b in zip(sparse_layers(runner.model).items(), sparse_layers(plain.model).values()):
         assert torch.equal(a.mask, b.mask) and a.is_finished(), name
 
-    saved = torch.load(tmp_path / 'epoch_1.pth')
+    saved = load_checkpoint(tmp_path / 'epoch_1.pth')
     assert bool(saved.get('sparsification', {}).get('seen')) == (importance == 'taylor')
-    assert 'sparsification' not in torch.load(tmp_path / 'epoch_4.pth')
+    assert 'sparsification' not in load_checkpoint(tmp_path / 'epoch_4.pth')
     resumed(tmp_path, make, 1)
-    again = torch.load(tmp_path / 'epoch_4.pth')['state_dict']
+    again = load_checkpoint(tmp_path / 'epoch_4.pth')['state_dict']
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
 
@@ -161,15 +162,15 @@ def test_a_copy_teaches_is_not_saved_and_a_resumed_run_learns_from_the_same(tmp_
     taught = [i for i, r in records.items() if 'loss_distillation' in r['outputs']]
     first = next(i for i, r in records.items() if any(v.any() for k, v in r['masks'].items() if k.endswith('.stage')))
     assert taught == [*range(16)] if teacher == 'start' else taught == [*range(first + 1, 16)]
-    kept = torch.load(tmp_path / 'teacher.pth')['state_dict']
+    kept = load_checkpoint(tmp_path / 'teacher.pth')['state_dict']
     assert all(not v.any() for k, v in kept.items() if k.endswith('.stage'))
 
-    whole = torch.load(tmp_path / 'epoch_4.pth')
+    whole = load_checkpoint(tmp_path / 'epoch_4.pth')
     assert whole['state_dict'].keys() == runner.model.state_dict().keys() == kept.keys()
     assert not runner.model._forward_hooks and not runner.model.head._forward_hooks
     for epoch in (1, 3):
         resumed(tmp_path, make, epoch)
-        again = torch.load(tmp_path / 'epoch_4.pth')['state_dict']
+        again = load_checkpoint(tmp_path / 'epoch_4.pth')['state_dict']
         assert all(torch.equal(whole['state_dict'][key], again[key]) for key in again)
     (tmp_path / 'teacher.pth').unlink()
     with pytest.raises(FileNotFoundError, match='teacher.pth is missing, the copy that this run learns from'):

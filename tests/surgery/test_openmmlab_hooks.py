@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
+from cnv2_plugin.checkpoints import load_checkpoint
 from cnv2_plugin.layers import GroupSparseConv2d
 from tests.helpers import finish_pruning, relative_difference
 from tests.openmmlab.stand_ins import CLASSES, hook_of, runner_config, train
@@ -102,7 +103,7 @@ def test_condensed_training_changes_nothing_but_the_work(tmp_path, update_buffer
     for ours, theirs in zip(sparse_layers(packed.model), sparse_layers(masked.model)):
         assert torch.equal(ours.mask, theirs.mask)
         assert relative_difference(ours.masked_weight(), theirs.masked_weight()) < 1e-4
-    saved = [torch.load(tmp_path / name / 'epoch_4.pth')['state_dict'] for name in ('masked', 'packed')]
+    saved = [load_checkpoint(tmp_path / name / 'epoch_4.pth')['state_dict'] for name in ('masked', 'packed')]
     for key, value in saved[0].items():
         assert saved[1][key].shape == value.shape, key
 
