@@ -16,7 +16,6 @@ while [ $# -gt 0 ]; do
     esac
 done
 . tools/_environment.sh
-. tools/_pytest.sh
 export OMP_NUM_THREADS=1  # two test processes share the cores
 if [ "$STACK" != openmmlab ]; then
     . tools/_stack.sh
@@ -44,6 +43,6 @@ say "Style"
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
 say "Fast tests"
-test_in_two_processes "$@"
+"$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
 say "Slow tests"
-test_in_two_processes -m slow "$@"
+"$PYTHON" -m pytest -q -n 2 --durations=15 -m slow "$@"

@@ -218,7 +218,9 @@ def complete(run: Run, seed: int, place: Place) -> dict[str, Any]:
             date=time.strftime('%Y-%m-%d', time.gmtime()), machine=machine(), **figures,
         )  # fmt: skip
         if place.device != 'cpu':
-            found['device'] = torch.cuda.get_device_name(place.device)
+            found['device'] = (
+                torch.cuda.get_device_name(place.device) if place.device.startswith('cuda') else place.device
+            )
         with atomic_path(result_path(run, seed, place)) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + '\n')
     return json.loads(result_path(run, seed, place).read_text())

@@ -9,6 +9,7 @@ from torch import nn
 
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.cli import main
+from cnv2_plugin.commands import export
 from cnv2_plugin.deploy import condense, lower, lowered_forms
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
 from cnv2_plugin.lowering.describe import describe
@@ -265,6 +266,7 @@ def test_the_export_command_says_whose_forms_it_took(tmp_path, capsys):
 
 
 def test_a_processor_without_a_table_of_its_own_takes_that_of_avx2():
+    assert PROCESSORS == export.PROCESSORS
     assert measured_on('openvino', 'avx512') == measured_on('ncnn') == 'avx2'
     for arguments in (('onnxruntime', 'neon'), ('tensorflow', None)):
         with pytest.raises(ValueError, match='there (are|is no)'):

@@ -276,7 +276,6 @@ def test_a_changed_module_copies_pickles_and_keeps_its_class():
         assert type(deepcopy(unit)) is type(unit)
 
 
-@pytest.mark.needs('onnx', 'onnxruntime')
 def test_together_with_learned_groups_condensed_training_and_onnx(tmp_path):
     model = network('shufflenet')
     state = deepcopy(model.state_dict())
@@ -291,5 +290,6 @@ def test_together_with_learned_groups_condensed_training_and_onnx(tmp_path):
     with torch.no_grad():
         assert relative_difference(packed(images()), model(images())) < 1e-5
     condensed = condense(model)
+    pytest.importorskip('onnx', reason='all but the export ran')
     export_onnx(condensed, tmp_path / 'model.onnx', SMALL, batch=2)
     assert verify(model, tmp_path / 'model.onnx', SMALL, batch_size=2).max_rel < 1e-5
