@@ -1,10 +1,9 @@
 """The compiled kernels, loaded where they were built."""
 
 import ctypes
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).with_name('_native.so')
 VERSION = 2
+_Shape = ctypes.c_int64 * 3
 
 
 class KernelsMissingError(RuntimeError):
@@ -53,6 +53,9 @@ def load() -> ctypes.CDLL:
             f'cnv2_plugin again so that they are built anew.'
         )
     library.cnv2_instruction_set.restype = ctypes.c_char_p
+    address, size = ctypes.c_void_p, ctypes.c_int64
+    tensors = [address, size, address, size, address, size, size, size, size, address]
+    library.cnv2_run.argtypes = [*tensors, _Shape, size, ctypes.c_char_p, size]
     return library
 
 
@@ -98,20 +101,12 @@ def run(plan: Tensor, weights: Tensor, images: Tensor, result: Tensor, threads: 
         ValueError: the plan, its weights or the images do not fit.
         KernelsMissingError: the kernels are not built.
     """
-    _checked(
-        load().cnv2_run, _pointer(plan), plan.numel(), _pointer(weights), weights.numel(), _pointer(images),
-        *images.shape, _pointer(result), (ctypes.c_int64 * 3)(*result.shape[1:]), threads,
-    )  # fmt: skip
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _checked(function: Callable[..., int], *arguments: Any) -> None:
     message = ctypes.create_string_buffer(512)
-    converted = [ctypes.c_int64(a) if isinstance(a, int) else a for a in arguments]
-    if function(*converted, message, ctypes.c_int64(len(message))):
+    failed = load().cnv2_run(
+        plan.data_ptr(), plan.numel(), weights.data_ptr(), weights.numel(), images.data_ptr(), *images.shape,
+        result.data_ptr(), _Shape(*result.shape[1:]), threads, message, len(message),
+    )  # fmt: skip
+    if failed:
         raise ValueError(f'{_text(message)}.')
 
 

@@ -1,29 +1,34 @@
 """The kernels as a PyTorch operator, ``torch.ops.cnv2_plugin.native_stages``."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .library import run
 
 TO_ONE_PIXEL = 2
-# PyTorch before 2.5 derives no schema from list[int].
-SCHEMA = '(Tensor images, Tensor weights, Tensor plan, int[] shape) -> Tensor'
+NAME = 'cnv2_plugin::native_stages'
+
+# Bare registration: around every call torch.library.custom_op does in Python what takes as long as a layer.
+torch.library.define(NAME, '(Tensor images, Tensor weights, Tensor plan, int[] shape) -> Tensor')
+native_stages = torch.ops.cnv2_plugin.native_stages.default
+"""Run a plan on images.
+
+Args:
+    images: float32 ``(N, C, H, W)``.
+    weights: float32, as :meth:`.plan.Plan.weights` gives them.
+    plan: int32, as :meth:`.plan.Plan.words` gives it.
+    shape: channels of the result, then how height and width change: 0 for halves rounded down, 1 for halves
+        rounded up, 2 for one pixel.
+
+Raises:
+    ValueError: a tensor has another type, or the plan does not fit the images.
+"""
 
 
-@torch.library.custom_op('cnv2_plugin::native_stages', mutates_args=(), device_types='cpu', schema=SCHEMA)
-def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor:
-    """Run a plan on images.
-
-    Args:
-        images: float32 ``(N, C, H, W)``.
-        weights: float32, as :meth:`.plan.Plan.weights` gives them.
-        plan: int32, as :meth:`.plan.Plan.words` gives it.
-        shape: channels of the result, then how height and width change: 0 for halves rounded down, 1 for halves
-            rounded up, 2 for one pixel.
-
-    Raises:
-        ValueError: a tensor has another type, or the plan does not fit the images.
-    """
+@torch.library.impl(NAME, 'cpu')
+def _(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor:
     _check('images', images, torch.float32, 4)
     _check('weights', weights, torch.float32, 1)
     _check('plan', plan, torch.int32, 1)
@@ -34,9 +39,19 @@ def native_stages(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int
     return result
 
 
-@native_stages.register_fake
+@torch.library.register_fake(NAME)
 def _(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor:
     return images.new_empty(_result_shape(images, shape))
+
+
+def _refuse_gradients(context: Any, gradient: Tensor) -> None:
+    raise RuntimeError(
+        'the native kernels have no gradients; train the model before it is lowered, or lower it without '
+        'runtime="native".'
+    )
+
+
+torch.library.register_autograd(NAME, _refuse_gradients)
 
 
 def _result_shape(images: Tensor, shape: list[int]) -> tuple:

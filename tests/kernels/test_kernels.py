@@ -190,6 +190,13 @@ def test_compiles_and_exports_without_a_break():
     torch.library.opcheck(native_stages, (torch.randn(2, 16, 9, 7), *_arguments(tiny_stages()[1])))
 
 
+def test_gradients_are_refused_in_one_sentence():
+    images = torch.randn(1, 16, 8, 8, requires_grad=True)
+    result = native_stages(images, *_arguments(tiny_stages()[1]))
+    with pytest.raises(RuntimeError, match='have no gradients; train the model before it is lowered'):
+        result.sum().backward()
+
+
 def _arguments(form: NativeStages) -> tuple:
     return form.weights, form.plan, form.shape
 

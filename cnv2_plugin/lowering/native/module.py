@@ -28,7 +28,7 @@ class NativeStages(nn.Module):
 
     Args:
         plan: what to run.
-        changes: of height and width, in the numbers of :func:`~cnv2_plugin.kernels.operator.native_stages`.
+        changes: of height and width, in the numbers of :data:`~cnv2_plugin.kernels.operator.native_stages`.
     """
 
     weights: Tensor
