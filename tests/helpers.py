@@ -1,12 +1,14 @@
 """Shared by the tests: models whose every statistic and gamma is random, and small archs."""
 
 import random
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from packaging.requirements import Requirement
 from torch import nn
 
+from cnv2_plugin.kernels import available
 from cnv2_plugin.layers import GroupSparseConv2d
 
 
@@ -45,6 +47,16 @@ def installed(requirement: str) -> bool:
         return version(wanted.name) in wanted.specifier
     except PackageNotFoundError:
         return False
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is on the path."""
+    return any(map(shutil.which, ('g++', 'clang++', 'c++')))
+
+
+def lacks_kernels() -> bool:
+    """Whether the native kernels could not be built here; where a compiler is, they have to be there."""
+    return not available() and not has_compiler()
 
 
 def random_arch(seed: int) -> dict:

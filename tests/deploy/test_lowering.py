@@ -219,6 +219,7 @@ def test_published_archs(name):
 
 
 @pytest.mark.slow
+@pytest.mark.needs('c++')
 def test_torch_compile():
     model = small()
     compiled = torch.compile(lower(model, (3, 32, 32)))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cnv2_plugin.cli import command_names, main
 from cnv2_plugin.deploy.runtimes import RUNTIMES
+from tests.helpers import lacks_kernels
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -72,8 +73,10 @@ def commands(block: Block) -> list[str]:
 
 
 def run_python(block: Block, page: Path, namespace: dict) -> None:
-    """Run a block in the page's namespace, unless it imports a runtime that is not installed."""
+    """Run a block in the page's namespace, unless it takes a runtime or kernels that are not installed."""
     if any(f'import {name}\n' in block.text and find_spec(name.split('.')[0]) is None for name in OPTIONAL):
+        return
+    if lacks_kernels() and re.search(r"onnxruntime_library|'native'", block.text):
         return
     code = compile('\n' * block.line + block.text, str(page), 'exec')
     exec(code, namespace)
@@ -119,9 +122,13 @@ def run_bash(block: Block) -> None:
 
 
 def run_cnv2(arguments: list[str]) -> None:
-    """``cnv2`` in this process, unless it writes for a runtime that is not installed; ``--help`` ends well too."""
+    """``cnv2`` in this process, unless it takes what is not installed; ``--help`` ends well too."""
     if arguments[0] == 'export' and lacks_runtime(arguments):
         return
+    if lacks_kernels():
+        if '--native' in arguments:
+            return
+        arguments = [argument for argument in arguments if argument != 'native']
     if arguments[0] == 'benchmark':
         options = next(i for i, argument in enumerate(arguments) if argument.startswith('-'))
         arguments = ['benchmark', FAST_MODEL, *arguments[options:]]

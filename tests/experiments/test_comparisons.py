@@ -14,7 +14,6 @@ from cnv2_plugin.experiments.networks import NETWORKS
 from cnv2_plugin.experiments.plot import Point, pareto_front, plot_runs
 from cnv2_plugin.experiments.recipe import Recipe
 from cnv2_plugin.experiments.runs import NetworkRun, Place, complete, fingerprint, finished, run_folder
-from cnv2_plugin.kernels import available
 from cnv2_plugin.lowering import lower
 from tests.helpers import relative_difference
 
@@ -67,7 +66,7 @@ def test_the_headline_is_trained_timed_and_drawn(tmp_path, monkeypatch, capsys):
     assert Image.open(tmp_path / 'runs.png').width > 1000
 
 
-@pytest.mark.skipif(not available(), reason='the native kernels are not built')
+@pytest.mark.needs('kernels')
 @pytest.mark.parametrize('name', ['sfr-shufflenetv2-s', 'condensenetv2-s'])
 def test_networks_of_the_tables_have_a_native_form(name):
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 """What the native kernels compute is what the masked form computes in float64, whatever the shapes."""
 
 import random
+from functools import lru_cache
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cnv2_plugin.lowering.native import NativeStages, native
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 from tests.kernels.cases import differs, finished, native_form
 
+pytestmark = pytest.mark.needs('kernels')
 TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)
 
 
@@ -240,7 +242,7 @@ def test_images_that_do_not_fit_are_refused(images, message):
 @given(st.data())
 def test_a_damaged_plan_is_refused_or_harmless(data):
     """Any words may stand anywhere: the kernels never touch memory that is not theirs (see the sanitizer builds)."""
-    form = data.draw(st.sampled_from([DAMAGED, SHUFFLED, HEAD]))
+    form = data.draw(st.sampled_from(forms_to_damage()))
     images = torch.ones(1, int(form.plan[1]), 6, 5)
     plan = form.plan.clone()
     for _ in range(data.draw(st.integers(1, 3))):
@@ -253,18 +255,14 @@ def test_a_damaged_plan_is_refused_or_harmless(data):
     assert result.shape[0] == 1
 
 
-DAMAGED = tiny_stages()[1]
-
-
-def _shuffled() -> NativeStages:
+@lru_cache(maxsize=1)
+def forms_to_damage() -> list[NativeStages]:
+    """Dense stages, shuffled stages and a head."""
     arch = dict(channels=(16, 24), repeats=(2, 2), stem_width=16, final_width=24, sparse_factor=2, with_sfr=True)
-    model = finished('sfr_shufflenetv2', arch=arch, num_classes=5)
-    model.switch_to_deploy()
-    return native(model.stages, 16)
-
-
-SHUFFLED = _shuffled()
-HEAD = native_form(finished('condensenetv2', arch=dict(TINY, head_width=21)), (3, 32, 32)).global_pool.pool
+    shuffled = finished('sfr_shufflenetv2', arch=arch, num_classes=5)
+    shuffled.switch_to_deploy()
+    with_head = native_form(finished('condensenetv2', arch=dict(TINY, head_width=21)), (3, 32, 32))
+    return [tiny_stages()[1], native(shuffled.stages, 16), with_head.global_pool.pool]
 
 
 def test_layers_that_the_kernels_do_not_know_stay_in_standard_operators():

@@ -16,11 +16,11 @@ from cnv2_plugin import kernels
 from cnv2_plugin.benchmark import benchmark
 from cnv2_plugin.cli import main
 from cnv2_plugin.deploy import export_onnx
-from cnv2_plugin.kernels import library
 from cnv2_plugin.lowering import lower, lowered_forms
 from tests.helpers import relative_difference
 from tests.kernels.cases import finished
 
+pytestmark = pytest.mark.needs('kernels')
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / 'cnv2_plugin/kernels/csrc'
 TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)
@@ -142,23 +142,6 @@ def test_benchmark_measures_the_native_form():
         benchmark({'tiny': tiny()}, ['native'], ['openvino'], (3, 32, 32), rounds=1)
 
 
-@pytest.mark.needs('onnx', 'onnxruntime')
-def test_an_installation_without_kernels_says_how_to_get_them(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(library, 'FILE', tmp_path / 'missing.so')
-    library.load.cache_clear()
-    try:
-        assert not kernels.available()
-        with pytest.raises(kernels.KernelsMissingError, match=r'C\+\+17 compiler'):
-            lower(tiny(), (3, 32, 32), 'native')
-        assert main(['export', 'condensenetv2_a', '--out', str(tmp_path / 'a.onnx'), '--native']) == 1
-        assert 'not built in this installation' in capsys.readouterr().err
-        assert main(['env', '--json']) == 0
-        assert 'not built in this installation' in capsys.readouterr().out
-        export_onnx(tiny(), tmp_path / 'standard.onnx', (3, 32, 32))
-    finally:
-        library.load.cache_clear()
-
-
 def test_command_tells_what_is_there(capsys):
     assert main(['env', '--json']) == 0
     text = capsys.readouterr().out
@@ -186,7 +169,7 @@ def test_every_instruction_set_computes_the_same(name):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which('g++') is None, reason='the sanitizers come with g++')
+@pytest.mark.needs('c++')
 def test_sanitizers_find_nothing(tmp_path):
     x86 = os.uname().machine == 'x86_64'
     flags = ['-std=c++17', '-O1', '-g', '-fPIC', '-fno-omit-frame-pointer', '-fsanitize=address,undefined',
@@ -213,6 +196,7 @@ def test_sanitizers_find_nothing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.needs('c++')
 def test_wheels_with_and_without_kernels(tmp_path):
     """The platform wheel brings the kernels to a machine without a compiler; the pure one does without."""
     for folder, environment in (('platform', {}), ('pure', {'CNV2_NO_KERNELS': '1'})):

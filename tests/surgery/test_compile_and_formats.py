@@ -175,6 +175,7 @@ def test_bfloat16_autocast_stays_near_and_trains(name, form):
 
 
 @pytest.mark.slow
+@pytest.mark.needs('c++')
 @pytest.mark.parametrize('form', FORMS)
 def test_inductor_agrees(form):
     model, x = model_of('condensenet', form).eval(), images()
