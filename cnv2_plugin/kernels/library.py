@@ -54,8 +54,9 @@ def load() -> ctypes.CDLL:
         )
     library.cnv2_instruction_set.restype = ctypes.c_char_p
     address, size = ctypes.c_void_p, ctypes.c_int64
-    tensors = [address, size, address, size, address, size, size, size, size, address]
-    library.cnv2_run.argtypes = [*tensors, _Shape, size, ctypes.c_char_p, size]
+    library.cnv2_run.argtypes = [
+        address, size, address, size, address, size, size, size, size, address, _Shape, size, ctypes.c_char_p, size,
+    ]  # fmt: skip
     return library
 
 
