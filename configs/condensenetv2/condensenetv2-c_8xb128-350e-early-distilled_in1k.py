@@ -10,3 +10,18 @@ custom_hooks = [
     dict(type='EMAHook', momentum=2e-4, update_buffers=True),
     dict(type='SwitchToDeployHook', before_test=False),
 ]
+
+# The last stage ends the first quarter; then the rate goes back to its start.
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.25, by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=345, by_epoch=True, begin=5, end=88, convert_to_iter_based=True),
+    dict(
+        type='CosineRestartLR',
+        periods=[262],
+        restart_weights=[1.0],
+        eta_min=0,
+        by_epoch=True,
+        begin=88,
+        end=350,
+        convert_to_iter_based=True),
+]

@@ -9,7 +9,7 @@ pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from mmengine.runner import Runner
 
 from cnv2_plugin.analysis import count_cost
@@ -101,3 +101,29 @@ def test_deploy_config_takes_condensed_weights_of_its_training_config(path):
 
 def _is_base(candidate, path):
     return f"'../{candidate.name}'" in path.read_text()
+
+
+@pytest.mark.parametrize('path', [p for p in config_paths() if 'early' in p.stem], ids=lambda path: path.stem)
+def test_our_recipe_rewinds_the_rate_after_the_last_stage(path):
+    cfg = Config.fromfile(path)
+    epochs, epoch_length = cfg.train_cfg.max_epochs, 10
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
+    for one in cfg.param_scheduler:
+        if not one.by_epoch:
+            one.end = one.end * epoch_length // 1251
+    schedulers = [
+        PARAM_SCHEDULERS.build(one, default_args=dict(optimizer=optimizer, epoch_length=epoch_length))
+        for one in cfg.param_scheduler
+    ]
+    rates = []
+    for _ in range(epochs * epoch_length):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    (hook,) = [one for one in cfg.custom_hooks if one.type == 'StagedSparsificationHook']
+    last_stage = math.ceil(hook.sparse_fraction * epochs) * epoch_length
+    peak = cfg.optim_wrapper.optimizer.lr
+    assert rates[last_stage] == pytest.approx(peak) == max(rates)
+    assert 0.6 * peak < rates[last_stage - 1] < 0.9 * peak
+    assert rates[-1] < 0.001 * peak
