@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,12 +35,12 @@ def requirements(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith('#')]
 
 
-def compiler() -> str:
-    """The C++ compiler: ``$CXX``, g++ or clang++; '' where there is none or CNV2_NO_KERNELS is set."""
+def compiler() -> list[str]:
+    """The C++ compiler as words: ``$CXX``, g++ or clang++; none where there is none or CNV2_NO_KERNELS is set."""
     if os.environ.get('CNV2_NO_KERNELS') or sys.platform == 'win32':
-        return ''
-    wanted = os.environ.get('CXX', '').split()[:1] or ['g++', 'clang++', 'c++']
-    return next((found for found in map(shutil.which, wanted) if found), '')
+        return []
+    wanted = [shlex.split(os.environ['CXX'])] if os.environ.get('CXX') else [['g++'], ['clang++'], ['c++']]
+    return next((words for words in wanted if shutil.which(words[0])), [])
 
 
 def sources() -> dict[str, list[str]]:
@@ -75,12 +76,15 @@ class BuildKernels(build_ext):
         return f'{fullname.replace(".", "/")}.so'
 
     def run(self) -> None:
-        """Build, or say in one sentence why not."""
+        """Build, or say in one sentence why not; what an earlier build left does not go into a wheel."""
         try:
             super().run()
         except (OSError, subprocess.CalledProcessError) as error:
             print(f'cnv2_plugin: the native kernels could not be built ({error}); everything else works without them.')
-            self.extensions = []
+            if not self.inplace:
+                for ext in self.extensions:
+                    Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+            self.extensions = self.distribution.ext_modules = []
 
     def build_extension(self, ext: Extension) -> None:
         """Compile the sources side by side and link them."""
@@ -92,19 +96,25 @@ class BuildKernels(build_ext):
         def compile_one(item: tuple[str, list[str]]) -> str:
             source, extra = item
             made = str(objects / f'{Path(source).stem}.o')
-            subprocess.run([compiler(), *FLAGS, *extra, '-c', source, '-o', made], check=True)
+            subprocess.run([*compiler(), *FLAGS, *extra, '-c', source, '-o', made], check=True)
             return made
 
-        print('cnv2_plugin: building the native kernels (half a minute)')
+        print('cnv2_plugin: building the native kernels (about 20 seconds)')
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             made = list(pool.map(compile_one, sources().items()))
         temporary = target.with_suffix('.so.part')
-        subprocess.run([compiler(), '-shared', '-pthread', *made, '-o', str(temporary)], check=True)
+        subprocess.run([*compiler(), '-shared', '-pthread', *made, '-o', str(temporary)], check=True)
         temporary.replace(target)
 
 
 class PlatformWheel(bdist_wheel):
     """The kernels need a platform, but no version of Python."""
+
+    def run(self) -> None:
+        """Build the kernels first: the name of the wheel tells whether they could be built."""
+        self.run_command('build_ext')
+        self.root_is_pure = not self.distribution.has_ext_modules()
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         """``py3-none-<platform>`` with kernels, ``py3-none-any`` without."""

@@ -10,9 +10,17 @@ PRINTS_TABLES = True
 HELP = 'what is installed here: toolkits, native kernels and instruction set, runtimes'
 PACKAGES = {
     'toolkits': ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain'),
+    'trainers': ('lightning', 'transformers'),
     'runtimes': ('onnxruntime', 'openvino', 'executorch', 'ncnn', 'coremltools'),
     'tools': ('onnx', 'onnxscript', 'safetensors', 'matplotlib', 'rich', 'tqdm'),
 }
+FORKS = {
+    'mmengine': 'onedl-mmengine',
+    'mmcv': 'onedl-mmcv',
+    'mmdet': 'onedl-mmdetection',
+    'mmpretrain': 'onedl-mmpretrain',
+}
+"""Maintained forks by the package whose modules they bring."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +55,11 @@ def _kernels() -> list[list[str]]:
 
 
 def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return 'not installed'
+    """Version of a package, or of the fork that brings the same modules."""
+    for name in (package, FORKS.get(package)):
+        try:
+            if name:
+                return importlib.metadata.version(name) + f' ({name})' * (name != package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return 'not installed'

@@ -1,6 +1,7 @@
 """The compiled kernels, loaded where they were built."""
 
 import ctypes
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,9 +65,15 @@ def instruction_set() -> str:
     """Name of the instruction set that the kernels use on this processor.
 
     Raises:
-        KernelsMissingError: the kernels are not built.
+        KernelsMissingError: the kernels are not built, or ``CNV2_KERNELS`` names others than the processor runs.
     """
-    return load().cnv2_instruction_set().decode()
+    name = load().cnv2_instruction_set()
+    if name is None:
+        raise KernelsMissingError(
+            f'CNV2_KERNELS is {os.environ.get("CNV2_KERNELS")}, which this processor does not run; take baseline, avx2 '
+            f'or avx512, or leave it unset.'
+        )
+    return name.decode()
 
 
 def onnxruntime_library() -> str:

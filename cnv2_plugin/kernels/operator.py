@@ -34,8 +34,7 @@ def _(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor
     _check('plan', plan, torch.int32, 1)
     images, weights, plan = images.contiguous(), weights.contiguous(), plan.contiguous()
     result = images.new_empty(_result_shape(images, shape))
-    if images.size(0):
-        run(plan, weights, images, result, torch.get_num_threads())
+    run(plan, weights, images, result, torch.get_num_threads())
     return result
 
 

@@ -4,12 +4,14 @@ import random
 from functools import lru_cache
 
 import pytest
+import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from cnv2_plugin.kernels.operator import native_stages
+from cnv2_plugin.kernels.plan import Plan
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from cnv2_plugin.lowering.native import NativeStages, native
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
@@ -17,6 +19,12 @@ from tests.kernels.cases import differs, finished, native_form
 
 pytestmark = pytest.mark.needs('kernels')
 TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)
+
+
+def published() -> list[str]:
+    """Networks of this package, without those of any arch."""
+    families = ('condensenet', 'condensenetv2', 'shufflenetv2', 'sfr_shufflenetv2')
+    return [name for family in families for name in timm.list_models(f'{family}_*')]
 
 
 def tiny_stages(seed: int = 0) -> tuple[nn.Module, NativeStages]:
@@ -38,10 +46,11 @@ def test_published_networks(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['condensenetv2_c', 'sfr_shufflenetv2_x1_5', 'sfr_shufflenetv2_x2_0'])
-def test_large_networks_at_their_size(name):
+@pytest.mark.parametrize('name', sorted(published()))
+def test_every_network_at_its_size(name):
+    size = 32 if 'cifar' in name else 224
     model = finished(name)
-    assert differs(native_form(model, (3, 224, 224)), model, torch.randn(2, 3, 224, 224)) < 1e-5
+    assert differs(native_form(model, (3, size, size)), model, torch.randn(2, 3, size, size)) < 1e-5
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -178,6 +187,25 @@ def test_nan_and_infinity_pass_through():
     assert torch.equal(actual[1], clean[1])
 
 
+@pytest.mark.parametrize('pixel', [(0, 0), (16, 16), (16, 17), (17, 16), (17, 17)])
+def test_nan_passes_through_the_largest_of_a_window(pixel):
+    model = finished('sfr_shufflenetv2_x0_5', num_classes=5)
+    x = torch.randn(2, 3, 64, 64)
+    form = native_form(model, (3, 64, 64))
+    clean = form(x)
+    x[0, 1, *pixel] = float('nan')
+    with torch.no_grad():
+        assert model(x)[0].isnan().all()
+    assert form(x)[0].isnan().all() and torch.equal(form(x)[1], clean[1])
+
+
+def test_a_batch_of_none_is_checked_like_any_other():
+    form = tiny_stages()[1]
+    assert form(torch.zeros(0, 16, 8, 8)).shape == (0, *form(torch.zeros(1, 16, 8, 8)).shape[1:])
+    with pytest.raises(ValueError, match='has 15 channels'):
+        form(torch.zeros(0, 15, 8, 8))
+
+
 def test_compiles_and_exports_without_a_break():
     model = finished('condensenetv2', arch=TINY, num_classes=5)
     form, x = native_form(model, (3, 32, 32)), torch.randn(2, 3, 32, 32)
@@ -253,6 +281,63 @@ def test_a_damaged_plan_is_refused_or_harmless(data):
     except ValueError:
         return
     assert result.shape[0] == 1
+
+
+def test_a_map_has_one_size():
+    """The same slot is written by other maps in between."""
+    plan = Plan(1, 1)
+    a, b, c = plan.add_map(1, 0), plan.add_map(1, 1), plan.add_map(1, 0)
+    plan.load(a)
+    plan.pool(a, b)
+    plan.pool(b, c)
+    plan.zero(a)
+    plan.store(a, [0])
+    with pytest.raises(ValueError, match='write one map at two sizes'):
+        native_stages(torch.zeros(1, 1, 64, 64), plan.weights(), plan.words(), [1, 0, 0])
+
+
+KINDS = ('pool', 'zero', 'split', 'maximum', 'select', 'spatial', 'average', 'linear', 'excite')
+
+
+@st.composite
+def plans(draw) -> Plan:
+    """Instructions that each fit the maps they name, in any order and of any slots."""
+    channels = draw(st.integers(1, 4))
+    plan = Plan(channels, draw(st.integers(1, channels)))
+    maps = [plan.add_map(channels * draw(st.sampled_from([1, 1, 4])), draw(st.integers(0, 2)), draw(st.booleans()))
+            for _ in range(draw(st.integers(2, 5)))]  # fmt: skip
+    some_map = st.sampled_from(maps)
+    plan.load(draw(some_map), draw(st.integers(0, 2)))
+    for _ in range(draw(st.integers(0, 6))):
+        src, dst = draw(some_map), draw(some_map)
+        kind = draw(st.sampled_from(KINDS))
+        if kind in ('pool', 'split', 'maximum', 'average'):
+            getattr(plan, kind)(src, dst)
+        elif kind == 'zero':
+            plan.zero(dst)
+        elif kind == 'linear':
+            plan.linear(src, dst, torch.randn(channels, channels))
+        elif kind == 'excite':
+            plan.excite(src, 0, torch.randn(2, channels), torch.randn(channels, 2))
+        else:
+            every = torch.arange(channels)[None]
+            weight = torch.randn(1, channels, channels, *([3, 3] if kind == 'spatial' else []))
+            last = dict(stride=draw(st.integers(1, 2))) if kind == 'spatial' else dict(accumulate=draw(st.booleans()))
+            getattr(plan, kind)(src, dst, weight, every, every, **last)
+    plan.store(draw(some_map), range(plan.out_channels))
+    return plan
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans(), st.integers(1, 20), st.integers(1, 20), st.integers(1, 3), st.lists(st.integers(0, 2), max_size=3))
+def test_any_order_of_instructions_is_refused_or_harmless(plan, height, width, batch, changes):
+    images = torch.ones(batch, plan.in_channels, height, width)
+    for shape in ([plan.out_channels, *changes], [plan.out_channels]):
+        try:
+            result = native_stages(images, plan.weights(), plan.words(), shape)
+        except ValueError:
+            continue
+        assert result.shape[:2] == (batch, plan.out_channels)
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """The native form where users meet it: export, ONNX Runtime, commands, installations without it, other builds."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ def session(path: Path, threads: int = 1, native: bool = True):
     return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
+@pytest.mark.smoke
 @pytest.mark.needs('onnx', 'onnxruntime')
 @pytest.mark.parametrize('threads', [1, 2])
 def test_onnx_runtime_runs_the_operator(tmp_path, threads):
@@ -48,12 +50,94 @@ def test_onnx_runtime_runs_the_operator(tmp_path, threads):
     assert report.forms == {'stages': 'native', 'global_pool.pool': 'native'}
     assert report.verification.max_rel < 1e-5
     opened = session(path, threads)
-    for count in (1, 2, 5):
+    for count in (1, 2, 5, 0):
         x = torch.randn(count, 3, 64, 64)
         with torch.no_grad():
             expected = model(x)
         actual = torch.from_numpy(opened.run(None, {'input': x.numpy()})[0])
-        assert relative_difference(actual, expected) < 1e-5
+        assert actual.shape == expected.shape
+        assert not count or relative_difference(actual, expected) < 1e-5
+
+
+@pytest.mark.smoke
+def test_an_onnx_runtime_that_is_too_old_is_told():
+    """Version 17 of its table of functions is missing; that of version 1 makes the message."""
+    Get, Text = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32), ctypes.CFUNCTYPE(ctypes.c_void_p)
+    version = ctypes.create_string_buffer(b'1.16.3')
+    told = []
+    create_status = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)(
+        lambda code, message: told.append(message.decode()) or 1
+    )
+    table = (ctypes.c_void_p * 1)(ctypes.cast(create_status, ctypes.c_void_p).value)
+    get, text = (
+        Get(lambda number: ctypes.addressof(table) if number == 1 else None),
+        Text(lambda: ctypes.addressof(version)),
+    )
+    base = (ctypes.c_void_p * 2)(*(ctypes.cast(part, ctypes.c_void_p).value for part in (get, text)))
+    register = ctypes.CDLL(kernels.onnxruntime_library()).RegisterCustomOps
+    register.restype = ctypes.c_void_p
+    assert register(None, ctypes.byref(base)) == 1
+    assert told == ['the native operators of cnv2_plugin need ONNX Runtime 1.17 or newer, but this is 1.16.3']
+
+
+SHORT_OF_MEMORY = """
+import resource, sys, numpy, onnx, onnxruntime, torch
+from cnv2_plugin.kernels.library import register_operators
+from cnv2_plugin.kernels.operator import native_stages
+from cnv2_plugin.kernels.plan import Plan
+
+runtime, threads = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(threads)
+
+
+def maker(channels):
+    plan = Plan(1, 1)
+    many, one = plan.add_map(channels, 0), plan.add_map(1, 1)
+    plan.load(one)
+    plan.zero(many)
+    plan.store(one, [0])
+    weights, words = plan.weights(), plan.words()
+    if runtime == 'pytorch':
+        return lambda images: native_stages(torch.from_numpy(images), weights, words, [1])
+    node = onnx.helper.make_node('NativeStages', ['images', 'weights', 'plan'], ['out'], domain='cnv2_plugin')
+    values = [onnx.helper.make_tensor_value_info(name, 1, [None] * 4) for name in ('images', 'out')]
+    arrays = dict(weights=weights.numpy(), plan=words.numpy())
+    given = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = onnx.helper.make_graph([node], 'plan', values[:1], values[1:], given)
+    opsets = [onnx.helper.make_opsetid('', 17), onnx.helper.make_opsetid('cnv2_plugin', 1)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    options = register_operators(onnxruntime.SessionOptions())
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=['CPUExecutionProvider'])
+    return lambda images: session.run(None, dict(images=images))[0]
+
+
+few, many = maker(2), maker(1 << 20)
+images = numpy.ones((4, 1, 32, 32), numpy.float32)
+few(images)
+used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 1_000_000_000, -1))
+for _ in range(2):
+    try:
+        many(images)
+    except Exception as error:
+        print('refused:', error)
+    print('then', float(few(images).sum()))
+"""
+
+
+@pytest.mark.needs('onnx', 'onnxruntime')
+@pytest.mark.parametrize('runtime', ['pytorch', 'onnxruntime'])
+@pytest.mark.parametrize('threads', ['1', '2'])
+def test_too_little_memory_is_one_sentence(runtime, threads):
+    """Maps that do not fit are refused by whatever thread wants them; the process lives on."""
+    done = subprocess.run(
+        [sys.executable, '-c', SHORT_OF_MEMORY, runtime, threads], capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-800:]
+    assert done.stdout.count('there is not enough memory for the maps') == 2, done.stdout
+    assert done.stdout.count('then 4096.0') == 2, done.stdout
 
 
 @pytest.mark.needs('onnx', 'onnxruntime')
@@ -148,6 +232,12 @@ def test_command_tells_what_is_there(capsys):
     assert torch.__version__.split('+')[0] in text and kernels.instruction_set() in text
 
 
+def runs_avx2() -> bool:
+    """Whether this processor has AVX2."""
+    flags = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+    return ' avx2 ' in flags
+
+
 def run_tests(environment: dict[str, str], *options: str) -> None:
     """The kernel tests in another process, with other kernels."""
     tests = Path(__file__).with_name('test_kernels.py')
@@ -159,13 +249,33 @@ def run_tests(environment: dict[str, str], *options: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['baseline', 'avx2'])
+@pytest.mark.parametrize('name', ['baseline', *(['avx2'] if runs_avx2() else [])])
 def test_every_instruction_set_computes_the_same(name):
     run_tests({'CNV2_KERNELS': name}, '-k', 'not published')
     code = 'from cnv2_plugin.kernels import instruction_set; print(instruction_set())'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           env={**os.environ, 'CNV2_KERNELS': name})  # fmt: skip
-    assert done.stdout.strip() == name or kernels.instruction_set() == 'baseline'
+    assert done.stdout.strip() == name
+
+
+def test_an_instruction_set_that_is_not_there_is_refused():
+    code = """
+import torch
+from cnv2_plugin.kernels import instruction_set
+from cnv2_plugin.kernels.operator import native_stages
+from cnv2_plugin.kernels.plan import Plan
+plan = Plan(1, 1)
+plan.load(plan.add_map(1, 0))
+plan.store(0, [0])
+for call in (instruction_set, lambda: native_stages(torch.zeros(1, 1, 1, 1), plan.weights(), plan.words(), [1])):
+    try:
+        call()
+    except (RuntimeError, ValueError) as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env={**os.environ, 'CNV2_KERNELS': 'avx1024'})  # fmt: skip
+    assert done.stdout.count('CNV2_KERNELS is avx1024, which this processor does not run; take baseline') == 2, done
 
 
 @pytest.mark.slow
@@ -197,9 +307,32 @@ def test_sanitizers_find_nothing(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.needs('c++')
+def test_threads_do_not_race(tmp_path):
+    """Two callers with three threads each under the thread sanitizer."""
+    model = finished('condensenetv2', arch=dict(TINY, growth=(16, 32)), num_classes=5)
+    form = lower(model, (3, 96, 96), 'native').stages
+    images = torch.randn(4, 3, 96, 96)
+    sizes = [form.plan.numel(), form.weights.numel(), *images.shape, *form(images).shape[1:]]
+    (tmp_path / 'case').write_bytes(
+        b''.join(part.numpy().tobytes() for part in (torch.tensor(sizes).int(), form.plan, form.weights, images))
+    )
+    sources = [str(p) for p in sorted(CSRC.glob('*.cpp')) if p.stem not in ('kernels_avx2', 'kernels_avx512')]
+    program = tmp_path / 'run_plan'
+    flags = ['-std=c++17', '-O1', '-g', '-fsanitize=thread', '-ffp-contract=fast', '-pthread']
+    subprocess.run(
+        ['g++', *flags, str(Path(__file__).with_name('run_plan.cpp')), *sources, '-o', str(program)], check=True
+    )
+    done = subprocess.run([str(program), str(tmp_path / 'case'), '3'], capture_output=True, text=True)
+    assert done.returncode == 0 and 'WARNING' not in done.stderr, f'{done.stdout}\n{done.stderr[:3000]}'
+
+
+@pytest.mark.slow
+@pytest.mark.needs('c++')
 def test_wheels_with_and_without_kernels(tmp_path):
-    """The platform wheel brings the kernels to a machine without a compiler; the pure one does without."""
-    for folder, environment in (('platform', {}), ('pure', {'CNV2_NO_KERNELS': '1'})):
+    """The platform wheel brings the kernels to a machine without a compiler; the pure one does without, and is what a
+    compiler that fails leaves.
+    """
+    for folder, environment in (('platform', {}), ('pure', {'CNV2_NO_KERNELS': '1'}), ('failing', {'CXX': 'false'})):
         subprocess.run(
             [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps', '-w',
              str(tmp_path / folder), str(ROOT)],
@@ -216,7 +349,8 @@ def test_wheels_with_and_without_kernels(tmp_path):
         'runtime = "native" if kernels.available() else "onnxruntime"\n'
         'print(lower(model, (3, 32, 32), runtime)(torch.zeros(1, 3, 32, 32)).shape)'
     )
-    for folder, tag in (('platform', f'py3-none-linux_{os.uname().machine}'), ('pure', 'py3-none-any')):
+    tags = {'platform': f'py3-none-linux_{os.uname().machine}', 'pure': 'py3-none-any', 'failing': 'py3-none-any'}
+    for folder, tag in tags.items():
         (wheel,) = (tmp_path / folder).glob('*.whl')
         assert wheel.name.endswith(f'{tag}.whl')
         place = tmp_path / f'{folder}-installed'

@@ -23,7 +23,14 @@ int report(const std::exception& error, char* message, int64_t size) {
 // Version of this interface and of the plans.
 CNV2_EXPORT int32_t cnv2_version() { return 2; }
 
-CNV2_EXPORT const char* cnv2_instruction_set() { return cnv2::kernels().name; }
+// Null where CNV2_KERNELS names kernels that this processor does not run.
+CNV2_EXPORT const char* cnv2_instruction_set() {
+    try {
+        return cnv2::kernels().name;
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
 
 // Images and result are contiguous (N, C, H, W); shape is that of the result for one image, and refused if it is not.
 // Returns 0, or 1 with the reason in message.

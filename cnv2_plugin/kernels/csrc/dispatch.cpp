@@ -1,23 +1,29 @@
 // Which kernels this processor runs.
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "kernels.h"
+#include "plan.h"
 
 namespace cnv2 {
 namespace {
 
 const Kernels& choose() {
-#ifdef CNV2_X86
     const char* wanted = std::getenv("CNV2_KERNELS");
+    if (wanted && !*wanted) wanted = nullptr;
+#ifdef CNV2_X86
     bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const Kernels* all[] = {avx512 ? &kAvx512Kernels : nullptr, avx2 ? &kAvx2Kernels : nullptr};
-    for (const Kernels* some : all)
-        if (some && (!wanted || !*wanted || std::strcmp(wanted, some->name) == 0)) return *some;
+    const Kernels* all[] = {avx512 ? &kAvx512Kernels : nullptr, avx2 ? &kAvx2Kernels : nullptr, &kBaselineKernels};
+#else
+    const Kernels* all[] = {&kBaselineKernels};
 #endif
-    return kBaselineKernels;
+    for (const Kernels* some : all)
+        if (some && (!wanted || std::strcmp(wanted, some->name) == 0)) return *some;
+    refuse("CNV2_KERNELS is " + std::string(wanted) + ", which this processor does not run; take baseline, avx2 or avx512, or "
+           "leave it unset");
 }
 
 }  // namespace

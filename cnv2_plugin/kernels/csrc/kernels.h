@@ -132,7 +132,8 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
 
-// The fastest kernels that this processor runs, or those named by the environment variable CNV2_KERNELS.
+// The fastest kernels that this processor runs, or those named by the environment variable CNV2_KERNELS; throws Refusal
+// where it cannot run those.
 const Kernels& kernels();
 
 }  // namespace cnv2

@@ -361,7 +361,10 @@ void maximum(const Maximum& s, int64_t begin, int64_t end) {
         float* out = s.dst.at(c);
         for (int64_t p = 0; p < s.size.positions(); p += N) {
             Vec most = load(taps[0] + p);
-            for (int t = 1; t < kTaps; ++t) most = larger(most, load(taps[t] + p));
+            for (int t = 1; t < kTaps; ++t) {
+                Vec x = load(taps[t] + p);
+                most = x != x ? x : larger(x, most);
+            }
             store(out + p, most);
         }
         if (s.zero_pads) zero_pad_columns(out, s.size, 0, s.size.positions());

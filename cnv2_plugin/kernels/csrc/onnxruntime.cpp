@@ -90,14 +90,19 @@ struct Parallel {
             const_cast<cnv2::Task*>(&task)));
     }
 
+    cnv2::Executor executor(int64_t threads) {
+        return {[](void* self, const cnv2::Task& task, int64_t count) { static_cast<const Parallel*>(self)->run(task, count); },
+                this, threads};
+    }
+
     // How many threads take part; the interface does not tell, so short tasks are counted by who ran them.
-    int64_t threads() const {
+    int64_t threads() {
         int64_t most = std::thread::hardware_concurrency();
         if (most < 2) return 1;
         std::mutex mutex;
         std::set<std::thread::id> seen;
         auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(1);
-        auto look = [&] {
+        auto look = [&](int64_t) {
             std::unique_lock<std::mutex> lock(mutex);
             seen.insert(std::this_thread::get_id());
             while (int64_t(seen.size()) < most && std::chrono::steady_clock::now() < until) {
@@ -106,18 +111,31 @@ struct Parallel {
                 lock.lock();
             }
         };
-        run({[](void* self, int64_t) { (*static_cast<decltype(look)*>(self))(); }, &look}, most);
+        cnv2::parallel_for(executor(most), most, look);
         return int64_t(seen.size());
     }
 };
 
+// Threads that are busy elsewhere are not seen, so the first calls look again; the most that were seen count.
+constexpr int kLooks = 3;
+
 struct Kernel {
     Api api;
-    std::atomic<int64_t> threads{0};
+    std::atomic<int> looks{0};
+    std::atomic<int64_t> threads{1};
+
+    int64_t seen_by(Parallel& parallel) {
+        if (looks.load(std::memory_order_relaxed) < kLooks && looks.fetch_add(1) < kLooks) {
+            int64_t now = parallel.threads(), before = threads;
+            while (before < now && !threads.compare_exchange_weak(before, now)) {
+            }
+        }
+        return threads;
+    }
 };
 
 ort::Status CNV2_ORT_CALL create(const ort::CustomOp*, const ort::Function* api, const void*, void** kernel) {
-    *kernel = new Kernel{{api}, {0}};
+    *kernel = new Kernel{{api}};
     return nullptr;
 }
 
@@ -140,15 +158,10 @@ ort::Status CNV2_ORT_CALL compute(void* self, void* context) {
             return static_cast<float*>(data);
         };
         Parallel parallel{api, context};
-        if (kernel.threads == 0) kernel.threads = parallel.threads();
-        cnv2::Executor executor{[](void* given, const cnv2::Task& task, int64_t count) {
-                                    static_cast<const Parallel*>(given)->run(task, count);
-                                },
-                                &parallel, kernel.threads};
         cnv2::run(words, plan.count(), static_cast<const float*>(weights.data), weights.count(),
                   {static_cast<const float*>(images.data), images.shape[0], images.shape[1], images.shape[2],
                    images.shape[3]},
-                  allocate, executor);
+                  allocate, parallel.executor(kernel.seen_by(parallel)));
         return nullptr;
     } catch (const std::exception& error) {
         return api.failure((std::string("cnv2_plugin.NativeStages: ") + error.what()).c_str());

@@ -322,16 +322,15 @@ class Parser {
     bool begin(int32_t index, Geometry size) {
         Map& target = map(index);
         last_ = size;
-        if (target.written) {
-            if (target.size.height != size.height || target.size.width != size.width)
-                refuse("two instructions write one map at two sizes");
-            return false;
-        }
+        bool has_size = target.size.height != 0;
+        if (has_size && (target.size.height != size.height || target.size.width != size.width))
+            refuse("two instructions write one map at two sizes");
+        if (target.written) return false;
         target.size = size;
         int64_t pad = target.padded ? round_up(size.row() + 1) : 0;
         target.front = pad;
         target.stride = pad + round_up(size.positions()) + (target.padded ? pad + kMaxLanes * kMaxTile : 0);
-        if (target.stride * target.channels > kMostFloats) refuse("the maps are too large for these kernels");
+        if (target.stride > kMostFloats / target.channels) refuse("the maps are too large for these kernels");
         for (Map& other : program_.maps)
             if (other.slot == target.slot) other.written = false;
         target.written = true;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -48,9 +49,13 @@ class Workspaces {
         return entry;
     }
 
-    void give_back(Entry entry) {
+    // Where there is no memory to keep it, a buffer is freed.
+    void give_back(Entry entry) noexcept {
         std::lock_guard<std::mutex> lock(mutex_);
-        kept_.push_back(std::move(entry));
+        try {
+            kept_.push_back(std::move(entry));
+        } catch (const std::bad_alloc&) {
+        }
     }
 
   private:

@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -28,7 +29,11 @@ class Pool {
         int64_t helpers = (threads < count ? threads : count) - 1;
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (int64_t(workers_.size()) < helpers) add_worker();
+            try {
+                while (int64_t(workers_.size()) < helpers) add_worker();
+            } catch (const std::system_error&) {
+                helpers = int64_t(workers_.size());  // no more threads are to be had
+            }
             task_ = task;
             count_ = count;
             next_ = 0;

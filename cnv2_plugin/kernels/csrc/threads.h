@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <mutex>
 
 namespace cnv2 {
 
@@ -26,8 +28,23 @@ void parallel_for(const Executor& executor, int64_t count, const Function& funct
         for (int64_t i = 0; i < count; ++i) function(i);
         return;
     }
-    Task task{[](void* self, int64_t i) { (*static_cast<const Function*>(self))(i); }, const_cast<Function*>(&function)};
-    executor.run(executor.context, task, count);
+    struct Shared {
+        const Function& function;
+        std::mutex mutex;
+        std::exception_ptr failure;
+    } shared{function, {}, nullptr};
+    // Nothing may leave a thread of a runtime: the first failure is kept until all threads are done.
+    auto one = [](void* self, int64_t i) {
+        auto& given = *static_cast<Shared*>(self);
+        try {
+            given.function(i);
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(given.mutex);
+            if (!given.failure) given.failure = std::current_exception();
+        }
+    };
+    executor.run(executor.context, Task{one, &shared}, count);
+    if (shared.failure) std::rethrow_exception(shared.failure);
 }
 
 }  // namespace cnv2
