@@ -87,6 +87,11 @@ class CondenseNetArch:
         """Number of dense blocks."""
         return len(self.layers)
 
+    @property
+    def smallest_input(self) -> int:
+        """Height and width of images that leave one pixel after the last pool."""
+        return self.stem_stride * (2 ** (self.num_stages - 1) - 1) + 1
+
 
 @dataclass(frozen=True)
 class ShuffleNetArch:
