@@ -71,6 +71,7 @@ FAILURES = {
     'report of a strange log': (
         ['report', '{named}', '--log', '{text_csv}', '--rounds', '0', '--input', '3', '32', '32'],
         ('no training curve', 'summary.csv')),
+    'report of NaN': (['report', '{nan}', '--rounds', '0', *SMALL], ('stem.weight', 'NaN', 'from before')),
     'train no file': (['train', 'none.py'], ('none.py', 'give the path')),
     'train a broken config': (['train', '{broken_py}'], ('broken.py', 'line 1')),
     'train a config without a model': (['train', '{no_model_py}'], ('no_model.py', 'whole run')),
