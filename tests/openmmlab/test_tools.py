@@ -90,7 +90,7 @@ def test_ema_and_plain_weights_can_both_be_deployed(digits, tmp_path):
     assert torch.equal(ema['head.fc.weight'], averaged['head.fc.weight'])
 
 
-WRONG_USES = ('ends in .safetensors', 'without --arch', '--arch NAME')
+WRONG_USES = ('ends in .safetensors', 'without --arch', '--arch NAME', 'takes key=value')
 
 
 @pytest.mark.parametrize(
