@@ -63,6 +63,13 @@ def test_a_failure_prints_no_json(capsys):
     assert capsys.readouterr().out == ''
 
 
+@pytest.mark.parametrize('rank', [0, 1])
+def test_the_first_process_prints_the_json(rank, monkeypatch, capsys):
+    monkeypatch.setenv('RANK', str(rank))
+    assert main(['cost', 'condensenetv2_a', '--json']) == 0
+    assert bool(capsys.readouterr().out) == (rank == 0)
+
+
 @pytest.mark.parametrize('to', ['-', 'x.json'])
 def test_benchmark_as_json(to, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
