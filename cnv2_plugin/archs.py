@@ -87,6 +87,11 @@ class CondenseNetArch:
         """Number of dense blocks."""
         return len(self.layers)
 
+    @property
+    def smallest_input(self) -> int:
+        """Height and width of images that leave one pixel after the last pool."""
+        return self.stem_stride * (2 ** (self.num_stages - 1) - 1) + 1
+
 
 @dataclass(frozen=True)
 class ShuffleNetArch:
@@ -218,10 +223,14 @@ def find_variant(name: str) -> Variant:
     """
     if name in VARIANTS:
         return VARIANTS[name]
+    raise ValueError(f'There is no variant {name!r}; did you mean {", ".join(closest(name, VARIANTS))}?')
+
+
+def closest(name: str, names: Iterable[str]) -> list[str]:
+    """The three names that are most like one that is none of them."""
     from difflib import get_close_matches
 
-    close = get_close_matches(name, VARIANTS, n=3, cutoff=0.0)
-    raise ValueError(f'There is no variant {name!r}; did you mean {", ".join(close)}?')
+    return get_close_matches(name, list(names), n=3, cutoff=0.0)
 
 
 def variants_of(family: str) -> dict[Union[str, float], Variant]:

@@ -1,5 +1,6 @@
 """``cnv2`` and tools/*.py as they are typed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,12 @@ def test_every_command_has_its_tool():
     for name in command_names():
         tool = ROOT / 'tools' / f'{name.replace("-", "_")}.py'
         assert f"main(['{name}', *sys.argv[1:]])" in tool.read_text()
+
+
+def test_the_table_of_the_readme_names_every_command():
+    rows = re.findall(r'^\| (`cnv2 .*?) \|', (ROOT / 'README.md').read_text(), re.MULTILINE)
+    named = [name for row in rows for name in re.findall('`cnv2 (.+?)`', row)]
+    assert sorted(named) == command_names()
 
 
 def test_tools_run_outside_the_checkout(tmp_path):

@@ -63,6 +63,13 @@ def test_a_failure_prints_no_json(capsys):
     assert capsys.readouterr().out == ''
 
 
+@pytest.mark.parametrize('rank', [0, 1])
+def test_the_first_process_prints_the_json(rank, monkeypatch, capsys):
+    monkeypatch.setenv('RANK', str(rank))
+    assert main(['cost', 'condensenetv2_a', '--json']) == 0
+    assert bool(capsys.readouterr().out) == (rank == 0)
+
+
 @pytest.mark.parametrize('to', ['-', 'x.json'])
 def test_benchmark_as_json(to, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -104,6 +111,25 @@ def test_broken_weights_are_named_before_anything_is_converted(finished, tmp_pat
     assert os.listdir() == ['nan.pth']
 
 
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['cost', 'condensenet_50_cifar', '--input'],
+        ['report', '{}', '--rounds', '0', '--input'],
+        ['deploy', '{}', '--out', 'x.pth', '--arch', 'condensenet_50_cifar', '--input'],
+        pytest.param(['export', '{}', '--out', 'x.onnx', '--input'], marks=pytest.mark.needs('onnx', 'onnxruntime')),
+        ['export', '{}', '--out', 'x.pt2', '--input'],
+        ['benchmark', 'condensenet_50_cifar', '--rounds', '1', '--runtimes', 'eager', '--quiet', '--input-size'],
+    ],
+    ids=lambda arguments: ' '.join(a for a in arguments[:4] if a[:2] not in ('--', '{}')),
+)
+def test_commands_tell_the_smallest_size(arguments, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*(argument.replace('{}', str(finished)) for argument in arguments), '3', '2', '2']) == 1
+    assert '2 x 2 pixels; the smallest that this network takes is 4 x 4' in capsys.readouterr().err
+    assert os.listdir() == []
+
+
 @pytest.mark.parametrize('name', ['condensenetv2_a', 'condensenet_50_cifar', 'condensenet_74_g4'])
 def test_images_below_the_smallest_size_are_told_it(name):
     model = timm.create_model(name, num_classes=3).eval()
@@ -111,6 +137,37 @@ def test_images_below_the_smallest_size_are_told_it(name):
     assert model(torch.randn(1, 3, smallest, smallest)).shape == (1, 3)
     with pytest.raises(ValueError, match=f'{smallest - 1} x 40 pixels; the smallest .* is {smallest} x {smallest}'):
         model(torch.randn(1, 3, smallest - 1, 40))
+
+
+@pytest.mark.parametrize('path', ['forward_features', 'forward_intermediates', 'features_only', 'getter'])
+def test_every_way_to_features_tells_the_smallest_size(path):
+    if path in ('features_only', 'getter'):
+        ways = dict(feature_cls='getter') if path == 'getter' else {}
+        run = timm.create_model('condensenetv2_a', features_only=True, **ways).eval()
+    else:
+        run = getattr(timm.create_model('condensenetv2_a').eval(), path)
+    with pytest.raises(ValueError, match='leave 1 x 1 pixels in front of .*; the smallest .* is 31 x 31, so resize'):
+        run(torch.randn(1, 3, 8, 8))
+    run(torch.randn(1, 3, 31, 31))
+
+
+def test_small_images_are_fine_for_the_first_stages():
+    model = timm.create_model('condensenetv2_a', features_only=True, out_indices=(0, 1)).eval()
+    assert [tuple(features.shape[2:]) for features in model(torch.randn(1, 3, 8, 8))] == [(4, 4), (2, 2)]
+    with pytest.raises(RuntimeError, match='channels'):
+        model(torch.randn(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+def test_the_check_of_the_size_is_in_no_graph(features_only):
+    model = timm.create_model('condensenetv2_a', features_only=features_only).eval()
+    x = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    forms = [torch.jit.script(model), compiled, torch.export.export(model, (x,)).module()]
+    with torch.no_grad():
+        for form in forms:
+            for actual, expected in zip(form(x), model(x)):
+                assert torch.allclose(actual, expected, atol=1e-5)
 
 
 def test_the_shell_completes_commands(tmp_path):

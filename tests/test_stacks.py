@@ -76,6 +76,37 @@ def run_script(folder, *arguments, **environment):
     )  # fmt: skip
 
 
+PYTHON = """#!/bin/sh
+case "$*" in
+    '-m pytest'*) echo "$@" ;;
+    *sys.prefix*) echo . ;;
+esac
+"""
+"""A Python in which everything is installed and passes; it prints what pytest is asked for."""
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'runs'),
+    [
+        ([], ['', ' -m slow']),
+        (['-k', 'cost'], [' -k cost', ' -m slow -k cost']),
+        (['--maxfail=1'], [' --maxfail=1', ' -m slow --maxfail=1']),
+        (['-m', 'smoke'], [' -m smoke']),
+        (['-x', '-mslow'], [' -x -mslow']),
+    ],
+)
+def test_markers_of_one_s_own_are_run_once(arguments, runs, tmp_path):
+    (tmp_path / 'bin').mkdir()
+    for name, text in (('python', PYTHON), ('apt-get', '#!/bin/sh\n')):
+        (tmp_path / 'bin' / name).write_text(text)
+        (tmp_path / 'bin' / name).chmod(0o755)
+    environment = dict(PATH=f'{tmp_path / "bin"}:{os.environ["PATH"]}', VIRTUAL_ENV=str(tmp_path))
+    result = run_script(tmp_path / 'copy', *arguments, **environment)
+    assert result.returncode == 0, result.stderr
+    found = re.findall('^-m pytest -q -n 2 --durations=15(.*)$', result.stdout, re.MULTILINE)
+    assert found == runs
+
+
 @pytest.mark.parametrize('arguments', [['--stack', 'newest'], ['--stack=newest'], ['--stack']])
 def test_unknown_stack(arguments, tmp_path):
     result = run_script(tmp_path, *arguments)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs everything (timm, OpenMMLab, exporters, test tools) and runs all tests, the fast ones first.
+# Installs everything (timm, OpenMMLab, exporters, test tools) and runs all tests, the fast ones first, or what -m asks for.
 #   tools/run_tests.sh [--stack openmmlab|onedl|oldest|timm-only] [--install-only] [arguments of pytest]
 # First run: about 5 minutes of installing (17 where mmcv must be built) and up to an hour of tests on 2 cores.
 # The stacks besides openmmlab run the fast tests, or what -m asks for, in an environment of their own (docs/stacks.md).
@@ -42,6 +42,12 @@ say "Style"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
+for argument in "$@"; do
+    if [[ $argument == -m* ]]; then
+        say "Tests that -m asks for"
+        exec "$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
+    fi
+done
 say "Fast tests"
 "$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
 say "Slow tests"

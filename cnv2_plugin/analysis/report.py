@@ -112,9 +112,7 @@ def _architecture(model: nn.Module, input_size: tuple[int, int, int], facts: Map
     for part in parts:
         part.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
     with torch.no_grad():
-        x = shadow.forward_stem(torch.empty(1, *input_size, device='meta'))
-        for stage in shadow.stages:
-            x = stage(x)
+        shadow(torch.empty(1, *input_size, device='meta'))
     names = ['stem', *(f'stage {i + 1}' for i in range(len(trunk.stages)))]
     layers = ['', *(len(stage.layers) for stage in trunk.stages)]
     rows = [[name, count, ' x '.join(map(str, s))] for name, count, s in zip(names, layers, shapes)]

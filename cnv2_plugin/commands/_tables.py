@@ -8,6 +8,8 @@ from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from typing import Any, Optional, Union
 
+from ._progress import is_first_process
+
 _collected: ContextVar[Optional[list[dict[str, Any]]]] = ContextVar('collected', default=None)
 _NUMBER = re.compile(r'[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?')
 
@@ -47,7 +49,8 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence], mar
 def tables_as_json(command: str) -> Iterator[None]:
     """Print the tables of a command as one JSON text once it succeeded; stdout holds that alone.
 
-    What the command says besides goes to stderr. Nothing is printed where the command fails.
+    What the command says besides goes to stderr. Nothing is printed where the command fails, and by the first of
+    several processes only.
 
     Args:
         command: name of the command.
@@ -56,7 +59,8 @@ def tables_as_json(command: str) -> Iterator[None]:
     try:
         with redirect_stdout(sys.stderr):
             yield
-        print(json.dumps(dict(command=command, tables=_collected.get()), indent=1))
+        if is_first_process():
+            print(json.dumps(dict(command=command, tables=_collected.get()), indent=1))
     finally:
         _collected.reset(token)
 

@@ -5,7 +5,7 @@ from typing import Optional
 
 
 class UsageError(ValueError):
-    """Options contradict each other, or a value is none that the option takes, whatever the files hold."""
+    """Options contradict each other or the config that they change, or a value is none that the option takes."""
 
 
 def check_input(size: Optional[Sequence[int]]) -> None:

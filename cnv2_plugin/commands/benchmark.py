@@ -109,9 +109,11 @@ def _measure(args: argparse.Namespace) -> dict:
 
 def _check(args: argparse.Namespace) -> None:
     from ..benchmark.forms import FORMS
+    from ..benchmark.peers import PEERS
     from ..benchmark.runtimes import RUNTIMES
 
-    for option, given, known in (('--forms', args.forms, FORMS), ('--runtimes', args.runtimes, RUNTIMES)):
+    options = (('--forms', args.forms, FORMS), ('--runtimes', args.runtimes, RUNTIMES), ('--peers', args.peers, PEERS))
+    for option, given, known in options:
         unknown = [name for name in given if name not in known]
         if unknown and not args.train:
             raise UsageError(f'{option} has {", ".join(unknown)}; choose from {", ".join(known)}.')

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the page."""
     from ..analysis.report import write_report
+    from ..checkpoints.io import check_finite
 
     if args.out.suffix not in ('.html', '.htm'):
         raise UsageError(f'{args.out} ends in {args.out.suffix or "nothing"}; give a name that ends in .html.')
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if args.rounds < 0:
         raise UsageError(f'--rounds is {args.rounds}; it takes 0 or more.')
     title, model = open_model(args.model, args)
+    check_finite(model.state_dict(), args.model)
     input_size = tuple(args.input or (model.in_chans, *model.pretrained_cfg['input_size'][1:]))
     write_report(model, args.out, title, input_size, args.log, args.rounds, dict(model=Path(args.model).name))
     print(f'{args.out}: {args.out.stat().st_size / 1e3:.0f} kB')

@@ -1,11 +1,11 @@
 """``cnv2 run``: run a training script of somebody else, unchanged, with our models and staged sparsification."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from ._progress import is_first_process
 from ._usage import UsageError
 
 HELP = 'run a script with our models registered and, where asked, its training sparsified'
@@ -115,5 +115,5 @@ def _report_end(sparsifier: Any) -> None:
 
 
 def _say(text: str) -> None:
-    if os.environ.get('RANK', '0') == '0':
+    if is_first_process():
         print(f'cnv2 run: {text}', file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ._json import write_json
 from ._tables import print_table
-from .train import add_launch_arguments
+from .train import add_launch_arguments, open_config
 
 PRINTS_TABLES = True
 HELP = 'evaluate a checkpoint of an MMPretrain or MMDetection config'
@@ -26,12 +26,12 @@ def run(args: argparse.Namespace) -> None:
     """Build the runner, test, and print the metrics."""
     from mmengine.dist import is_main_process
 
-    from ..toolkits.openmmlab.runs import build_runner, load_config
+    from ..toolkits.openmmlab.runs import build_runner
     from ..toolkits.openmmlab.safe_loading import safe_loading
 
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f'{args.checkpoint} is not a file; give the path of a checkpoint.')
-    cfg = load_config(args.config, args.work_dir, args.launcher, args.cfg_options)
+    cfg = open_config(args)
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ValueError(f'{args.config} has no test_dataloader or no test_evaluator; there is nothing to test with.')
     cfg.load_from = args.checkpoint

@@ -2,6 +2,8 @@
 
 import argparse
 
+from ._usage import UsageError
+
 HELP = 'train an MMPretrain or MMDetection config'
 
 
@@ -26,12 +28,29 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust', action='store_true', help='unpickle checkpoints; only for files you trust')
 
 
+def open_config(args: argparse.Namespace):
+    """The config of a run with what the options that training and testing share add to it.
+
+    Raises:
+        UsageError: one of ``--cfg-options`` is malformed.
+        FileNotFoundError: there is no such config.
+        ValueError: the file is no config, or the package has none of that name.
+    """
+    from ..toolkits.openmmlab.runs import check_options, load_config
+
+    try:
+        check_options(args.cfg_options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return load_config(args.config, args.work_dir, args.launcher, args.cfg_options)
+
+
 def run(args: argparse.Namespace) -> None:
     """Build the runner and train."""
-    from ..toolkits.openmmlab.runs import build_runner, load_config, use_amp
+    from ..toolkits.openmmlab.runs import build_runner, use_amp
     from ..toolkits.openmmlab.safe_loading import safe_loading
 
-    cfg = load_config(args.config, args.work_dir, args.launcher, args.cfg_options)
+    cfg = open_config(args)
     if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
         raise ValueError(f'{args.config} has no train_dataloader or no optim_wrapper; give the config of a training.')
     if args.no_validate:
@@ -40,7 +59,10 @@ def run(args: argparse.Namespace) -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.')
+            raise UsageError(
+                f'--auto-scale-lr is given, but {args.config} has no auto_scale_lr=dict(base_batch_size=...); add it '
+                f'to the config, or leave the option out.'
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True

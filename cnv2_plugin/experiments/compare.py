@@ -9,6 +9,7 @@ from typing import Optional
 
 import torch
 
+from ..archs import closest
 from . import latency
 from .config_runs import ConfigRun
 from .plot import Point, plot_runs
@@ -66,11 +67,10 @@ def compare_suites(args: argparse.Namespace) -> None:
     """Networks trained in plain PyTorch: seed 0 of every run first, then the next seed."""
     runs = list({run.name: run for target in args.runs for run in SUITES[target]()}.values())
     if args.only:
-        unknown = set(args.only) - {run.name for run in runs}
+        names = [run.name for run in runs]
+        unknown = [name for name in args.only if name not in names]
         if unknown:
-            raise ValueError(
-                f'there is no run {", ".join(sorted(unknown))}; there are {", ".join(r.name for r in runs)}.'
-            )
+            raise ValueError(f'there is no run {unknown[0]}; did you mean {", ".join(closest(unknown[0], names))}?')
         runs = [run for run in runs if run.name in args.only]
     place = Place(
         args.results or RESULTS, args.work_dirs / 'runs', args.fashion_mnist,
@@ -102,7 +102,8 @@ def compare_configs(args: argparse.Namespace) -> None:
     """OpenMMLab configs, trained and tested by ``cnv2 train`` and ``cnv2 test``."""
     missing = [target for target in args.runs if not Path(target).is_file()]
     if missing:
-        raise ValueError(f'{missing[0]} is neither a config nor one of {", ".join(SUITES)}.')
+        close = ', '.join(closest(missing[0], SUITES))
+        raise ValueError(f'{missing[0]} is neither a config nor a suite (did you mean {close}?); --help lists all.')
     if args.input is None:
         raise ValueError('configs need --input C H W, the size of the images that they are counted for.')
     runs = [ConfigRun(Path(target), tuple(args.cfg_options)) for target in args.runs]

@@ -10,17 +10,22 @@ from ..layers import GroupSparseConv2d
 from .condense import condense
 
 
+class ImageSizeError(ValueError):
+    """Images are too small for the stages of a network."""
+
+
 class DeployMixin(nn.Module):
     """Adds ``switch_to_deploy`` to a model made of group-sparse layers, and a check of its images."""
 
     deploy: bool
+    smallest_input: int
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Check the images where Python runs (not in compiled, exported or traced graphs), then run the model.
 
         Raises:
-            ValueError: the images have another rank, number of channels, device or type than the model takes, or are
-                too small for its stages.
+            ValueError: the images have another rank, number of channels, device or type than the model takes.
+            ImageSizeError: they are too small for its stages.
         """
         if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
             weight = next(
@@ -29,14 +34,9 @@ class DeployMixin(nn.Module):
             check_images(args[0], weight)
             try:
                 return super().__call__(*args, **kwargs)
-            except RuntimeError as error:
-                smallest = getattr(self, 'smallest_input', 1)
-                if min(args[0].shape[-2:]) >= smallest:
-                    raise
-                raise ValueError(
-                    f'the images are {args[0].shape[-2]} x {args[0].shape[-1]} pixels; the smallest that this network '
-                    f'takes is {smallest} x {smallest}, so resize them or take fewer stages.'
-                ) from error
+            except ImageSizeError as error:
+                height, width = args[0].shape[-2:]
+                raise too_small(f'the images are {height} x {width} pixels', self.smallest_input) from error
         return super().__call__(*args, **kwargs)
 
     def switch_to_deploy(self) -> None:
@@ -50,6 +50,19 @@ class DeployMixin(nn.Module):
     def sparse_layers(self) -> Iterator[GroupSparseConv2d]:
         """The group-sparse layers in forward order."""
         return (m for m in self.modules() if isinstance(m, GroupSparseConv2d))
+
+
+def too_small(given: str, smallest: int) -> ImageSizeError:
+    """The error about images of a size that the stages cannot halve.
+
+    Args:
+        given: what the images are.
+        smallest: height and width of the smallest that fit.
+    """
+    return ImageSizeError(
+        f'{given}; the smallest that this network takes is {smallest} x {smallest}, so resize them or take fewer '
+        f'stages.'
+    )
 
 
 def check_images(x: Tensor, weight: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..archs import CondenseNetArch
 from ..layers import LearnedGroupConv, SparseFeatureReactivation, SpatialGroupConv2d, SqueezeExcite
 from ..layers.reactivation import ActLayer, NormLayer
-from .base import DeployMixin, init_weights
+from .base import DeployMixin, init_weights, too_small
 
 
 class DenseLayer(nn.Module):
@@ -75,7 +75,11 @@ class DenseLayer(nn.Module):
 
 
 class DenseStage(nn.Module):
-    """An optional 2x2 average pool, then dense layers; ``out_channels`` is ``c`` plus ``k`` a layer."""
+    """An optional 2x2 average pool, then dense layers; ``out_channels`` is ``c`` plus ``k`` a layer.
+
+    Raises:
+        ImageSizeError: features of less than 2 x 2 pixels are to be pooled (not in compiled or exported graphs).
+    """
 
     grad_checkpointing: bool
 
@@ -101,6 +105,19 @@ class DenseStage(nn.Module):
             for i in range(arch.layers[index])
         )
         self.out_channels = in_channels + arch.layers[index] * growth
+        self.smallest_input = arch.smallest_input
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().__call__(x)
+        try:
+            return super().__call__(x)
+        except RuntimeError as error:
+            height, width = x.shape[-2:]
+            if isinstance(self.pool, nn.Identity) or min(height, width) > 1:
+                raise
+            given = f'the images leave {height} x {width} pixels in front of a stage that halves them'
+            raise too_small(given, self.smallest_input) from error
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, c, H, W)`` to ``(N, out_channels, H', W')``."""
@@ -171,7 +188,7 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         norm = nn.BatchNorm2d(channels, **dd) if norm_layer is None else norm_layer(channels)
         self.norm = nn.Sequential(norm, nn.ReLU(inplace=True) if act_layer is None else act_layer())
         self.num_features = channels
-        self.smallest_input = arch.stem_stride * (2 ** (len(arch.layers) - 1) - 1) + 1
+        self.smallest_input = arch.smallest_input
         self.apply(init_weights)
 
     def forward_stem(self, x: Tensor) -> Tensor:

@@ -142,6 +142,7 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         stage_channels: channels that leave each stage.
         stage_strides: stride of each stage's features relative to the input.
         num_features: channels after ``final``.
+        smallest_input: 1, as every convolution and pool is padded.
 
     Args:
         arch: shape.
@@ -179,6 +180,7 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         self.stage_strides: list[int] = [8 * 2**i for i in range(len(stages))]
         self.final = conv_norm(channels, arch.final_width, 1, **layers)
         self.num_features = arch.final_width
+        self.smallest_input = 1
         self.apply(init_weights)
 
     def forward_stem(self, x: Tensor) -> Tensor:

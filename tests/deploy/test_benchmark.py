@@ -11,7 +11,7 @@ import cnv2_plugin  # noqa: F401
 from cnv2_plugin.benchmark import Timing, benchmark, exponent, interleave, random_finished
 from cnv2_plugin.benchmark.forms import FORMS
 from cnv2_plugin.benchmark.machine import count_mult_adds
-from cnv2_plugin.benchmark.peers import nearest_peers
+from cnv2_plugin.benchmark.peers import PEERS, nearest_peers
 from cnv2_plugin.benchmark.runtimes import peak_memory
 from cnv2_plugin.cli import main
 from cnv2_plugin.deploy import export_onnx
@@ -106,6 +106,15 @@ def test_nearest_peers():
     assert name == 'shufflenet_v2_x1_0'
     with pytest.raises(ValueError, match='there are no peers AlexNet; choose from ShuffleNetV2'):
         nearest_peers(1, families=('AlexNet',))
+
+
+@pytest.mark.slow
+def test_every_family_has_a_nearest_peer():
+    peers = nearest_peers(145_000_000)
+    assert [next(family for family, names in PEERS.items() if name in names) for name in peers] == list(PEERS)
+    for name, model in peers.items():
+        assert 70_000_000 < count_mult_adds(model, (3, 224, 224)) < 450_000_000, name
+        assert not model.training
 
 
 def test_exponent():

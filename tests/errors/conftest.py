@@ -86,6 +86,7 @@ def files(tmp_path_factory):
     save_checkpoint(official, folder / 'half_official.pth')
     (folder / 'broken.py').write_text('model = dict(\n')
     (folder / 'no_model.py').write_text('x = 1\n')
+    (folder / 'unscaled.py').write_text('model = dict()\ntrain_dataloader = dict()\noptim_wrapper = dict()\n')
     for name in ('no_images', 'bad_images', 'one_image'):
         (folder / name).mkdir()
     (folder / 'bad_images/a.png').write_text('hello\n')

@@ -71,6 +71,7 @@ FAILURES = {
     'report of a strange log': (
         ['report', '{named}', '--log', '{text_csv}', '--rounds', '0', '--input', '3', '32', '32'],
         ('no training curve', 'summary.csv')),
+    'report of NaN': (['report', '{nan}', '--rounds', '0', *SMALL], ('stem.weight', 'NaN', 'from before')),
     'train no file': (['train', 'none.py'], ('none.py', 'give the path')),
     'train a broken config': (['train', '{broken_py}'], ('broken.py', 'line 1')),
     'train a config without a model': (['train', '{no_model_py}'], ('no_model.py', 'whole run')),
@@ -88,6 +89,8 @@ WRONG_USES = {
     'import to another format': (['import-official', '{good}', '--out', 'x.txt'], ('.txt', '.pth')),
     'benchmark of an unknown form': (['benchmark', 'condensenetv2_a', '--forms', 'fast'], ('fast', 'choose from')),
     'benchmark in no runtime': (['benchmark', 'condensenetv2_a', '--runtimes', 'tpu'], ('tpu', 'choose from')),
+    'benchmark against an unknown family': (
+        ['benchmark', 'condensenetv2_a', '--peers', 'nope'], ('--peers has nope', 'choose from ShuffleNetV2')),
     'benchmark with no rounds': (
         ['benchmark', 'condensenet_50_cifar', '--rounds', '0', '--forms', 'condensed', '--runtimes', 'eager',
          '--input-size', '3', '32', '32'], ('rounds is 0', 'at least 1')),
@@ -105,6 +108,12 @@ WRONG_USES = {
     'report to a picture': (['report', '{named}', '--out', 'x.png'], ('.png', '.html')),
     'report of no pixels': (['report', '{named}', '--input', '3', '0', '5'], ('(3, 0, 5)', 'positive')),
     'report with negative rounds': (['report', '{named}', '--rounds', '-2'], ('-2', '0 or more')),
+    'train with an option without a value': (
+        ['train', '{no_model_py}', '--cfg-options', 'bad'], ("'bad'", 'key=value', 'max_epochs=3')),
+    'test with an option without a key': (
+        ['test', '{no_model_py}', '{named}', '--cfg-options', '=3'], ("'=3'", 'key=value', 'max_epochs=3')),
+    'train at a rate that nothing scales': (
+        ['train', '{unscaled_py}', '--auto-scale-lr'], ('unscaled.py', 'base_batch_size', 'leave the option out')),
 }  # fmt: skip
 
 USAGE = [
@@ -137,13 +146,13 @@ def run_failing(arguments, capsys):
 NEEDS = {'train': 'mmengine', 'test': 'mmengine', 'export when half pruned': 'onnx'}
 
 
-def failures():
-    for name, (arguments, _) in FAILURES.items():
+def cases(of):
+    for name, (arguments, _) in of.items():
         package = NEEDS.get(name) or NEEDS.get(arguments[0])
         yield pytest.param(name, marks=[pytest.mark.needs(package)] if package else [])
 
 
-@pytest.mark.parametrize('name', failures())
+@pytest.mark.parametrize('name', cases(FAILURES))
 def test_failures_exit_with_1_and_one_sentence(name, files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments, expected = FAILURES[name]
@@ -153,8 +162,8 @@ def test_failures_exit_with_1_and_one_sentence(name, files, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('name', WRONG_USES)
-def test_what_no_file_could_mend_exits_with_2_and_one_sentence(name, files, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('name', cases(WRONG_USES))
+def test_wrong_uses_exit_with_2_and_one_sentence(name, files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments, expected = WRONG_USES[name]
     code, lines = run_failing([fill(argument, files) for argument in arguments], capsys)

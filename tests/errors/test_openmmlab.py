@@ -10,7 +10,9 @@ from tests.errors.cases import check_sentence
 V2 = dict(type='CondenseNetV2', arch='110-cifar')
 
 CONFIGS = {
-    'unknown arch': (dict(V2, arch='z'), ('z', 'a', '110-cifar')),
+    'unknown arch': (dict(V2, arch='z'), ("'z'", 'did you mean', 'a dict of its fields')),
+    'unknown arch of many': (
+        dict(type='CondenseNet', arch='nope-cifar'), ("did you mean one of '98-cifar', '86-cifar', '74-cifar'?",)),
     'arch as number': (dict(V2, arch=3), ('int', 'name')),
     'arch dict with unknown field': (dict(V2, arch=dict(layers=[1], growth=[8], depth=3)), ('depth', 'it takes')),
     'arch dict that does not divide': (dict(V2, arch=dict(layers=[1], growth=[10])), ('10', 'multiple')),

@@ -130,11 +130,13 @@ def test_batches_depend_on_the_generator_alone():
 
 def test_bad_input_is_told_in_a_sentence(tmp_path, capsys):
     for arguments, message in (
-        (['no-such-suite'], 'neither a config nor one of headline-s'),
-        (['headline-s', '--only', 'nothing'], 'there is no run nothing'),
+        (['no-such-suite'], 'no-such-suite is neither a config nor a suite (did you mean '),
+        (['headline-m'], 'did you mean headline-s, headline-l, '),
+        (['headline-s', '--only', 'nothing'], 'there is no run nothing; did you mean '),
         (['headline-s', '--fashion-mnist', str(tmp_path), '--results', str(tmp_path / 'r')], 'lay it with'),
     ):
         assert compare.main([*arguments, '--work-dirs', str(tmp_path / 'w')]) == 1
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error and len(error) < 250
     with pytest.raises(ValueError, match="masks is 'some'"):
         Recipe(masks='some')

@@ -5,8 +5,10 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from cnv2_plugin.checkpoints import CheckpointError
 from cnv2_plugin.layers import GroupSparseConv2d, UnfinishedPruningError
 from cnv2_plugin.toolkits.openmmlab.deploy_files import deployed_config
+from cnv2_plugin.toolkits.openmmlab.deploy_hook import SwitchToDeployHook
 from tests.helpers import relative_difference
 
 from .stand_ins import hook_of, runner_config, train
@@ -76,6 +78,19 @@ def test_unfinished_models_are_neither_tested_nor_saved(tmp_path):
     cfg = runner_config(tmp_path / 'test', custom_hooks=[dict(type='SwitchToDeployHook')])
     with pytest.raises(UnfinishedPruningError):
         Runner.from_cfg(cfg).test()
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_broken_weights_are_neither_tested_nor_saved(tmp_path, ema):
+    averaging = [dict(type='EMAHook', momentum=0.3)] if ema else []
+    runner = train(runner_config(tmp_path, custom_hooks=[SPARSE, *averaging]))
+    broken = hook_of(runner, 'EMAHook').ema_model.module if ema else runner.model
+    broken.backbone.stem.weight.data.fill_(torch.nan)
+    for act, source in (('before_test', 'the model to test'), ('after_train', 'the trained model')):
+        with pytest.raises(CheckpointError, match=f'backbone.stem.weight of {source} has NaN'):
+            getattr(SwitchToDeployHook(), act)(runner)
+    assert not any(layer.deploy for layer in runner.model.backbone.sparse_layers())
+    assert not list(tmp_path.glob('*deploy*'))
 
 
 def test_a_runner_without_config_is_refused_before_training(tmp_path):

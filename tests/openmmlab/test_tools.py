@@ -68,6 +68,36 @@ def test_trained_condensed_and_deployed_give_one_accuracy(trained, digits, tmp_p
     assert Config.fromfile(tmp_path / 'x.py').model.backbone.deploy is True
 
 
+def environment(**more):
+    """A shell's, where ``cnv2`` is that of this Python."""
+    path = f'{Path(sys.executable).parent}:/usr/bin:/bin'
+    return dict(PATH=path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', **more)
+
+
+@pytest.mark.parametrize('launcher', ['none', pytest.param('pytorch', marks=pytest.mark.slow)])
+def test_the_only_words_on_stdout_are_the_json(launcher, trained, digits, tmp_path):
+    python = [sys.executable, '-m', *(('torch.distributed.run', '--nproc_per_node=2', '--master_port=29618', '-m')
+                                      if launcher == 'pytorch' else ())]  # fmt: skip
+    command = [*python, 'cnv2_plugin.cli', 'test', str(FASHION), str(trained / 'epoch_1.pth'), '--json']
+    shown = [option for option in options(digits) if not option.startswith('log_level')]
+    result = subprocess.run(
+        [*command, '--launcher', launcher, *shown], env=environment(), cwd=tmp_path, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    (table,) = json.loads(result.stdout)['tables']
+    assert table['rows'][0][0] == 'accuracy/top1' and 'accuracy/top1' in result.stderr
+
+
+def test_broken_weights_are_named_before_they_are_measured(trained, digits, tmp_path, capsys):
+    checkpoint = load_checkpoint(trained / 'epoch_1.pth')
+    checkpoint['state_dict']['backbone.stem.weight'].fill_(torch.nan)
+    torch.save(dict(state_dict=checkpoint['state_dict']), tmp_path / 'nan.pth')
+    command = ['test', str(FASHION), str(tmp_path / 'nan.pth'), '--deploy', '--work-dir', str(tmp_path / 'work')]
+    assert main([*command, *options(digits)]) == 1
+    assert 'cnv2 test: backbone.stem.weight of the model to test has NaN' in capsys.readouterr().err
+
+
 def test_resume_goes_on_with_the_last_epoch(trained, digits, tmp_path):
     first = load_checkpoint(trained / 'epoch_1.pth')
     assert first['meta']['iter'] == 6
@@ -90,7 +120,7 @@ def test_ema_and_plain_weights_can_both_be_deployed(digits, tmp_path):
     assert torch.equal(ema['head.fc.weight'], averaged['head.fc.weight'])
 
 
-WRONG_USES = ('ends in .safetensors', 'without --arch', '--arch NAME')
+WRONG_USES = ('ends in .safetensors', 'without --arch', '--arch NAME', 'takes key=value')
 
 
 @pytest.mark.parametrize(
@@ -164,10 +194,10 @@ def test_mixed_precision_is_switched_on_where_there_is_cuda(monkeypatch):
 @pytest.mark.slow
 def test_dist_train_runs_two_processes_without_cuda(digits, tmp_path):
     command = ['bash', str(ROOT / 'tools/dist_train.sh'), str(FASHION), '2', '--work-dir', str(tmp_path / 'run')]
-    environment = {'PATH': f'{Path(sys.executable).parent}:/usr/bin:/bin', 'PORT': '29617', 'OMP_NUM_THREADS': '1'}
     result = subprocess.run(
-        [*command, *options(digits, 2)], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500
-    )
+        [*command, *options(digits, 2)], env=environment(PORT='29617'), cwd=tmp_path, capture_output=True, text=True,
+        timeout=500,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     checkpoint = load_checkpoint(tmp_path / 'run/epoch_2.pth')
     assert checkpoint['meta']['iter'] == 6

@@ -1,6 +1,7 @@
 """``pretrained=True``: released addresses over a loopback server, files, folders, hubs, and refusals."""
 
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -106,8 +107,15 @@ def test_address_is_fetched_once_under_our_own_name(released, images, expected, 
         assert server.asked == ['/f/4e4a5246fc6249829ab0/?dl=1']
     (file,) = tmp_path.iterdir()
     assert file.name.startswith(NAME) and file.suffix == '.pth'
-    assert '100%' in capfd.readouterr().err
+    assert capfd.readouterr().err == ''
     assert 'state_dict' not in model.pretrained_cfg and model.default_cfg is model.pretrained_cfg
+
+
+def test_a_terminal_gets_a_progress_bar(released, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    with Server(released.read_bytes()) as server:
+        pretrained_module.download(server.url, NAME, tmp_path)
+    assert '100%' in capsys.readouterr().err
 
 
 def test_address_uses_the_hub_folder_by_default(released, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from typing import Any, Union
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 
-from ...archs import CondenseNetArch, arch_from, variants_of
+from ...archs import CondenseNetArch, arch_from, closest, variants_of
 from ...models import CondenseNetTrunk
 from .backbone import OpenMMLabBackbone
 
@@ -83,7 +83,8 @@ def _find_arch(backbone: type, arch: Union[str, Mapping[str, Any]]) -> CondenseN
     if isinstance(arch, str):
         variants = variants_of(backbone.__name__)
         if arch.lower() not in variants:
-            raise ValueError(f'arch is {arch!r}; it takes {", ".join(map(repr, variants))}, or a dict.')
+            close = ', '.join(map(repr, closest(arch.lower(), map(str, variants))))
+            raise ValueError(f'arch is {arch!r}; give a name (did you mean one of {close}?), or a dict of its fields.')
         return variants[arch.lower()].arch
     if isinstance(arch, Mapping):
         arch = {**backbone._defaults, **arch}

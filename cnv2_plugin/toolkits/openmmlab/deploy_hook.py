@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ...checkpoints.io import check_finite
 from ...deploy import condense
 from .deploy_files import save_deployed
 from .runner_models import ema_models, plain_model
@@ -27,6 +28,7 @@ class SwitchToDeployHook(Hook):
 
     Raises:
         UnfinishedPruningError: pruning is not finished.
+        CheckpointError: weights or statistics are NaN or infinite; nothing is condensed or saved then.
         ValueError: the runner was not built from a config (``after_train`` only; raised before training).
     """
 
@@ -50,6 +52,7 @@ class SwitchToDeployHook(Hook):
             return
         averaged = ema_models(runner)
         model = averaged[0].module if averaged else plain_model(runner)
+        check_finite(model.state_dict(), 'the trained model')
         last = Path(runner.message_hub.runtime_info.get('last_ckpt', Path(runner.work_dir) / 'last.pth'))
         checkpoint, config = (last.with_name(f'{last.stem}_deploy{suffix}') for suffix in ('.pth', '.py'))
         meta = dict(epoch=runner.epoch, iter=runner.iter)
@@ -63,8 +66,11 @@ class SwitchToDeployHook(Hook):
         """Condense the model and its averaged copies in place."""
         if not self.condense_before_test:
             return
+        averaged = ema_models(runner)
+        for model in (plain_model(runner), *(ema_model.module for ema_model in averaged)):
+            check_finite(model.state_dict(), 'the model to test')
         condense(plain_model(runner), inplace=True)
-        for ema_model in ema_models(runner):
+        for ema_model in averaged:
             condense(ema_model.module, inplace=True)
             ema_model.avg_parameters = (
                 ema_model.module.state_dict() if ema_model.update_buffers else dict(ema_model.module.named_parameters())

@@ -54,15 +54,24 @@ def load_config(
     return cfg
 
 
-def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Turn ``a.b=value`` into a dict, as mmengine's own ``--cfg-options`` does.
+def check_options(options: Sequence[str]) -> None:
+    """Refuse options that are not ``key=value``.
 
     Raises:
-        ValueError: an option has no ``=``.
+        ValueError: an option has no key or no ``=``.
     """
     for option in options:
         if '=' not in option.lstrip('='):
             raise ValueError(f'--cfg-options got {option!r}; it takes key=value, such as train_cfg.max_epochs=3.')
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Turn ``a.b=value`` into a dict, as mmengine's own ``--cfg-options`` does.
+
+    Raises:
+        ValueError: an option has no key or no ``=``.
+    """
+    check_options(options)
     parser = argparse.ArgumentParser()
     parser.add_argument('options', nargs='+', action=DictAction)
     return parser.parse_args(['--', *options]).options

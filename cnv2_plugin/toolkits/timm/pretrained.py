@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,9 @@ def with_weights(variant: Variant, kwargs: dict[str, Any]) -> dict[str, Any]:
 def download(
     url: Union[str, tuple[str, str]], name: str, cache_dir: Optional[Union[str, Path]] = None, page: str = ''
 ) -> Path:
-    """Fetch a file into the cache under a name of our own, with a progress bar; a file that is there is not fetched.
+    """Fetch a file into the cache under a name of our own; a file that is there is not fetched.
+
+    A progress bar is drawn on a terminal, and nothing into a pipe.
 
     Args:
         url: address, or address and file name.
@@ -71,7 +74,7 @@ def download(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.stem}-{os.getpid()}{path.suffix}')
     try:
-        torch.hub.download_url_to_file(url, str(temporary), progress=True)
+        torch.hub.download_url_to_file(url, str(temporary), progress=sys.stderr.isatty())
         load_checkpoint(temporary)
         temporary.replace(path)
     except (OSError, CheckpointError, ValueError) as error:
