@@ -46,7 +46,7 @@ def test_versions_are_among_those_that_setup_promises(stack):
         assert versions[canonical(requirement.name)] in requirement.specifier, requirement
 
 
-def test_oldest_is_at_every_lower_bound():
+def test_oldest_is_at_the_lower_bounds_of_its_extras():
     versions = pins('oldest')
     for requirement in promised('oldest'):
         (bound,) = requirement.specifier

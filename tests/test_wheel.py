@@ -129,6 +129,26 @@ def test_a_new_user_trains_deploys_and_infers_from_the_wheel(archives, tmp_path)
 
 
 @pytest.mark.slow
+def test_mim_lists_searches_trains_and_runs_the_wheel(archives, tmp_path):
+    mim = pytest.importorskip('mim', reason='openmim is not installed')
+    python = install(archives[1], tmp_path / 'environment')
+    (packages,) = (tmp_path / 'environment/lib').glob('python3*/site-packages')
+    (packages / 'mim.pth').write_text(f'{Path(mim.__file__).parents[1]}\n')
+    work = tmp_path / 'work'
+    work.mkdir()
+    command = [python, '-m', 'mim']
+    listed = call([*command, 'list'], work)
+    assert ['cnv2-plugin', __version__] in [line.split()[:2] for line in listed.splitlines()]
+    assert f'config id: {Path(NAME).stem}\n' in call([*command, 'search', 'cnv2_plugin'], work)
+    call([*command, 'run', 'cnv2_plugin', 'prepare_fashion_mnist', 'data/fashion_mnist', '--digits'], work)
+    options = ['--work-dir', 'runs', '--cfg-options', *SHORT]
+    call([*command, 'train', 'cnv2_plugin', Path(NAME).name, *options], work)
+    assert (work / 'runs/epoch_1.pth').is_file()
+    options = ['--checkpoint', 'runs/epoch_1.pth', '--cfg-options', 'test_dataloader.dataset.indices=100']
+    assert 'accuracy/top1' in call([*command, 'test', 'cnv2_plugin', Path(NAME).name, *options], work)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['sdist', 'editable'])
 def test_a_detector_reads_its_config_from_other_installations(archives, kind, tmp_path):
     python = install(archives[0] if kind == 'sdist' else archives[0].parent / 'source', tmp_path / 'environment')

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
 
 from cnv2_plugin.checkpoints import find_state_dict, load_checkpoint
 from cnv2_plugin.cli import main
@@ -16,6 +19,7 @@ from tests.docs.blocks import ROOT
 from tests.helpers import installed
 
 SCRIPT = Path(__file__).with_name('timm_training.py')
+EVALUATION = Path(__file__).with_name('timm_evaluation.py')
 ARCH = dict(layers=[2, 1], growth=[8, 16], groups_1x1=4, groups_3x3=2, groups_sfr=8, condense_factor=3, sparse_factor=4)
 AMP = pytest.param(
     ['--amp'], 42, marks=pytest.mark.skipif(installed('timm<=1.0.9'), reason='timm 1.0.9 scales on GPUs')
@@ -37,6 +41,18 @@ def run_apart(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, **options)
 
 
+def pictures(folder, classes, train, val, size=16):
+    """``train`` and ``val`` with a folder of noisy pictures for each class, which differ in their brightness."""
+    rng = np.random.default_rng(0)
+    for split, count in (('train', train), ('val', val)):
+        for kind in range(classes):
+            (folder / split / f'c{kind}').mkdir(parents=True)
+            for index in range(count):
+                image = rng.integers(0, 60, (size, size, 3)) + 195 * kind // classes
+                Image.fromarray(image.astype(np.uint8)).save(folder / split / f'c{kind}/{index}.png')
+    return folder
+
+
 def stages(state_dict):
     return {int(value) for key, value in state_dict.items() if key.endswith('.stage')}
 
@@ -51,6 +67,37 @@ def test_the_training_is_sparsified_by_its_own_epochs(tmp_path, capsys):
     assert stages(raw) == stages(averaged) == {2, 3}
     assert all(torch.equal(raw[key], averaged[key]) for key in raw if key.endswith('mask'))
     assert not torch.equal(raw['classifier.weight'], averaged['classifier.weight'])
+
+
+@pytest.mark.parametrize('use_ema', [False, True])
+def test_what_was_trained_is_validated_and_infers(use_ema, tmp_path, capsys):
+    assert run('--sparse-fraction', 0.5, SCRIPT, tmp_path, *MODEL, '--model-ema', '--epochs', 2) == 0
+    data = pictures(tmp_path / 'data', classes=5, train=0, val=3, size=8)
+    capsys.readouterr()
+    arguments = [
+        '--checkpoint',
+        tmp_path / 'last.pth.tar',
+        '--input-size',
+        3,
+        8,
+        8,
+        '--results',
+        tmp_path / 'best.json',
+    ]
+    assert run(EVALUATION, data, *MODEL, *arguments, *(['--use-ema'] if use_ema else [])) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    model = timm.create_model('condensenetv2', arch=ARCH, num_classes=5).eval()
+    model.load_state_dict(find_state_dict(load_checkpoint(tmp_path / 'last.pth.tar'), use_ema))
+    names = [f'c{kind}/{index}.png' for kind in range(5) for index in range(3)]
+    images = np.stack([np.asarray(Image.open(data / 'val' / name)) for name in names]).transpose(0, 3, 1, 2) / 255
+    mean, std = (np.reshape(model.pretrained_cfg[key], (3, 1, 1)) for key in ('mean', 'std'))
+    with torch.no_grad():
+        best = model(torch.from_numpy((images - mean) / std).float()).max(1)
+    found = json.loads((tmp_path / 'best.json').read_text())
+    assert [Path(name).parts[-2] + '/' + Path(name).name for name in found] == names
+    logits, classes = zip(*found.values())
+    assert list(classes) == best.indices.tolist() and logits == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert told['top1'] == pytest.approx(100 * np.mean([best.indices[i] == i // 3 for i in range(15)]))
 
 
 @pytest.mark.parametrize('opt', ['sgd', 'lookahead_adamw'])

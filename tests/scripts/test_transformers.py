@@ -47,7 +47,9 @@ def test_the_wrapper_saves_and_loads_its_own_folder(tmp_path):
 
 
 def test_auto_backbone_gives_our_stages():
-    config = transformers.TimmBackboneConfig(backbone='condensenetv2_a', out_indices=(1, 3))
+    config = transformers.TimmBackboneConfig(
+        backbone='condensenetv2_a', out_indices=(1, 3), use_pretrained_backbone=False
+    )
     backbone = transformers.AutoBackbone.from_config(config).eval()
     maps = backbone(torch.randn(1, 3, 64, 64)).feature_maps
     info = timm.create_model('condensenetv2_a', features_only=True, out_indices=(1, 3)).feature_info

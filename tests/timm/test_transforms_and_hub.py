@@ -39,7 +39,7 @@ def test_transforms_are_those_of_the_variant(name):
     assert train(image).shape == variant.input_size
 
 
-@pytest.mark.skipif(installed('timm<=1.0.9'), reason='timm 1.0.9 has no local-dir:')
+@pytest.mark.skipif(installed('timm<1.0.16'), reason='timm before 1.0.16 has no local-dir:')
 @pytest.mark.parametrize('deployed', [False, True])
 def test_a_folder_for_the_hub_has_weights_card_and_config(deployed, tmp_path):
     model = finish_pruning(randomize_norms(timm.create_model('condensenet_50_cifar', num_classes=4))).eval()

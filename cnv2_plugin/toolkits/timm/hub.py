@@ -22,15 +22,17 @@ model = timm.create_model('local-dir:FOLDER', pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 ```
 
-FOLDER is this folder; once it is on the hub, `hf-hub:USER/NAME` takes the place of `local-dir:FOLDER`.
+FOLDER is this folder (timm 1.0.16 or newer); once it is on the hub, `hf-hub:USER/NAME` takes the place of
+`local-dir:FOLDER`.
 """
 
 
 def save_for_hub(model: nn.Module, directory: Union[str, Path], model_card: Optional[Mapping[str, Any]] = None) -> None:
     """Write a trained or deployed timm model so that ``create_model('local-dir:DIRECTORY', pretrained=True)`` loads it.
 
-    The folder holds ``model.safetensors``, ``config.json`` and a model card, ``README.md``; it is what ``hf-hub:``
-    sources hold too. A card that is there already stays.
+    timm reads ``local-dir:`` since 1.0.16; older ones read the folder from the hub only. It holds
+    ``model.safetensors``, ``config.json`` and a model card, ``README.md``: what ``hf-hub:`` sources hold too. A card
+    that is there already stays.
 
     Args:
         model: made by ``timm.create_model``.
