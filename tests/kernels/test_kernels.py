@@ -193,7 +193,7 @@ def test_nan_passes_through_the_largest_of_a_window(pixel):
     x = torch.randn(2, 3, 64, 64)
     form = native_form(model, (3, 64, 64))
     clean = form(x)
-    x[0, 1, *pixel] = float('nan')
+    x[(0, 1, *pixel)] = float('nan')
     with torch.no_grad():
         assert model(x)[0].isnan().all()
     assert form(x)[0].isnan().all() and torch.equal(form(x)[1], clean[1])
