@@ -227,11 +227,11 @@ def find_variant(name: str) -> Variant:
 
 
 def closest(name: str, names: Iterable[str]) -> list[str]:
-    """The three names that are most like one that is none of them; all, in their order, where there are no more."""
+    """The three names that are most like one that is none of them; all, in their order, of up to five."""
     from difflib import get_close_matches
 
     names = list(names)
-    return names if len(names) <= 3 else get_close_matches(name, names, n=3, cutoff=0.0)
+    return names if len(names) <= 5 else get_close_matches(name, names, n=3, cutoff=0.0)
 
 
 def variants_of(family: str) -> dict[Union[str, float], Variant]:
