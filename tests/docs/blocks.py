@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cnv2_plugin.cli import command_names, main
 from cnv2_plugin.deploy.runtimes import RUNTIMES
-from tests.helpers import lacks_kernels
+from tests.helpers import has_compiler, lacks_kernels
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -125,10 +125,10 @@ def run_cnv2(arguments: list[str]) -> None:
     """``cnv2`` in this process, unless it takes what is not installed; ``--help`` ends well too."""
     if arguments[0] == 'export' and lacks_runtime(arguments):
         return
-    if lacks_kernels():
-        if '--native' in arguments:
-            return
-        arguments = [argument for argument in arguments if argument != 'native']
+    if lacks_kernels() and '--native' in arguments:
+        return
+    missing = ['native'] * lacks_kernels() + ['compile'] * (not has_compiler())
+    arguments = [argument for argument in arguments if argument not in missing]
     if arguments[0] == 'benchmark':
         options = next(i for i, argument in enumerate(arguments) if argument.startswith('-'))
         arguments = ['benchmark', FAST_MODEL, *arguments[options:]]
