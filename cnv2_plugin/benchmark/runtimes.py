@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import available, onnxruntime_library
+from ..lowering.openvino_core import openvino_core
 from ..lowering.timing import Runner, onnx_session
 
 
@@ -62,10 +63,8 @@ def onnxruntime(module: nn.Module, images: Tensor, threads: int, folder: Path, o
 
 def openvino(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
     """OpenVINO on the processor, reading the same ONNX file, in float32."""
-    from openvino import Core
-
     file = onnx_file(module, images, folder, optimize)
-    core = Core()
+    core = openvino_core()
     settings = {'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1, 'INFERENCE_PRECISION_HINT': 'f32'}
     request = core.compile_model(core.read_model(file), 'CPU', settings).create_infer_request()
     array = images.numpy()

@@ -19,6 +19,7 @@ from .describe import describe
 from .forms import FORMS, role, with_forms
 from .graph import Graph, pair
 from .onnx_graph import to_onnx
+from .openvino_core import openvino_core
 from .parts import Part, layer_name, parts
 from .table import default_choices, layer_of
 from .timing import Progress, interleave, onnx_session
@@ -154,9 +155,7 @@ def _onnxruntime(proto: 'ModelProto', images: 'ndarray', threads: int) -> Callab
 
 
 def _openvino(proto: 'ModelProto', images: 'ndarray', threads: int) -> Callable[[], object]:
-    import openvino
-
-    core = openvino.Core()
+    core = openvino_core()
     settings = {'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1, 'INFERENCE_PRECISION_HINT': 'f32'}
     request = core.compile_model(core.read_model(proto.SerializeToString()), 'CPU', settings).create_infer_request()
     return lambda: request.infer([images])

@@ -7,6 +7,7 @@ import sys
 import pytest
 import timm
 import torch
+from torch import nn
 
 from cnv2_plugin.deploy import VerificationError, condense
 from cnv2_plugin.deploy.runtimes import RUNTIMES, export_runtime
@@ -119,6 +120,7 @@ import os, signal, sys
 from pathlib import Path
 from types import SimpleNamespace
 import torch
+from torch import nn
 from cnv2_plugin.deploy.runtimes import base
 
 model = torch.nn.Conv2d(3, 4, 1).eval()
@@ -145,3 +147,31 @@ def test_a_kill_between_two_files_leaves_no_mixed_pair(renames, left, tmp_path):
     command = [sys.executable, '-W', 'ignore', '-c', KILLED, str(tmp_path / 'a.xml'), str(renames)]
     assert subprocess.run(command).returncode == (0 if renames == 2 else -signal.SIGKILL)
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith('.')} == left
+
+
+SIGNALLED = """
+import faulthandler, gc, os, signal, sys
+from pathlib import Path
+faulthandler.enable()
+from cnv2_plugin.deploy.runtimes.openvino import load
+handled = []
+signal.signal(signal.SIGUSR1, lambda *_: handled.append(1))
+for _ in range(3):
+    first, second = load(Path(sys.argv[1])), load(Path(sys.argv[1]))
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+print('handled', len(handled))
+"""
+
+
+@pytest.mark.needs('openvino', 'onnx')
+def test_signals_are_handled_after_models_of_openvino_are_gone(tmp_path):
+    """A plugin made and freed beside another leaves the process with a signal stack that is gone."""
+    export_runtime(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval(), 'openvino', tmp_path / 'a.xml', (3, 8, 8))
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', SIGNALLED, str(tmp_path / 'a.xml')], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ['handled', '3']), done.stderr[-800:]

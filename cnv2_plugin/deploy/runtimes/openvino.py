@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ...lowering.openvino_core import openvino_core
 from .base import Loaded
 
 
@@ -16,14 +17,13 @@ def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
     onnx = path.with_suffix('.onnx')
     batch, channels, height, width = example.shape
     export_onnx(lowered, onnx, (channels, height, width), batch=batch)
-    openvino.save_model(openvino.Core().read_model(onnx), path, compress_to_fp16=False)
+    openvino.save_model(openvino_core().read_model(onnx), path, compress_to_fp16=False)
 
 
 def load(path: Path) -> Loaded:
     """Run on the processor in float32."""
-    import openvino
     import torch
 
     settings = {'INFERENCE_PRECISION_HINT': 'f32'}
-    compiled = openvino.Core().compile_model(path, 'CPU', settings)
+    compiled = openvino_core().compile_model(path, 'CPU', settings)
     return lambda x: [torch.from_numpy(output.copy()) for output in compiled([x.numpy()]).values()]
