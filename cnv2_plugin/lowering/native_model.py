@@ -44,6 +44,7 @@ def native_model(
     found = parts(made, input_size, example)
     if isinstance(made, CondenseNetTrunk):
         _put_head(made, torch.zeros(1, *input_size) if example is None else example)
+    _leave_out_dropout(made)
     changed = 0
     for part in found:
         module = _with_surroundings(made, part) or native(part.module, part.input_shape[1])
@@ -83,6 +84,13 @@ def _trunk_that_begins_with(model: nn.Module, part: nn.Module) -> Union[Condense
             if part in (module.stages, module.stages[0]):
                 return module
     return None
+
+
+def _leave_out_dropout(model: nn.Module) -> None:
+    """Dropout does nothing in inference but cost a call."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout:
+            put(model, name, nn.Identity())
 
 
 def _put_head(model: CondenseNetTrunk, example: Tensor) -> None:
