@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 
 from cnv2_plugin.deploy import condense, lower
-from cnv2_plugin.kernels import available
 from cnv2_plugin.layers import GroupSparseConv2d
 from cnv2_plugin.sparsify import StagedSparsifier, condense_while_training, recalibrate_norms, restore_masked
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
@@ -150,9 +149,9 @@ def test_condensing_on_the_device_is_condensing_on_the_cpu():
         assert torch.equal(actual.cpu(), expected), name
 
 
+@pytest.mark.skipif(DEVICE == 'cpu', reason='the model is where the kernels are')
+@pytest.mark.needs('kernels')
 def test_native_kernels_say_that_they_take_the_cpu():
-    if DEVICE == 'cpu' or not available():
-        pytest.skip('the model is where the kernels are, or they are not built')
     masked = finish_pruning(build('condensenetv2')).eval().to(DEVICE)
     with pytest.raises(ValueError, match=r'on cuda:0; the native kernels take float32 on the CPU'):
         lower(masked, (3, 32, 32), runtime='native')
