@@ -32,9 +32,8 @@ def _(images: Tensor, weights: Tensor, plan: Tensor, shape: list[int]) -> Tensor
     _check('images', images, torch.float32, 4)
     _check('weights', weights, torch.float32, 1)
     _check('plan', plan, torch.int32, 1)
-    images, weights, plan = images.contiguous(), weights.contiguous(), plan.contiguous()
     result = images.new_empty(_result_shape(images, shape))
-    run(plan, weights, images, result, torch.get_num_threads())
+    run(plan.contiguous(), weights.contiguous(), images.contiguous(), result, torch.get_num_threads())
     return result
 
 

@@ -28,10 +28,7 @@ class DeployMixin(nn.Module):
             ImageSizeError: they are too small for its stages.
         """
         if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
-            weight = next(
-                module.weight for module in self.get_submodule('stem').modules() if isinstance(module, nn.Conv2d)
-            )
-            check_images(args[0], weight)
+            check_images(args[0], _first_convolution(self._modules['stem']).weight)
             try:
                 return super().__call__(*args, **kwargs)
             except ImageSizeError as error:
@@ -50,6 +47,12 @@ class DeployMixin(nn.Module):
     def sparse_layers(self) -> Iterator[GroupSparseConv2d]:
         """The group-sparse layers in forward order."""
         return (m for m in self.modules() if isinstance(m, GroupSparseConv2d))
+
+
+def _first_convolution(stem: nn.Module) -> nn.Conv2d:
+    if isinstance(stem, nn.Conv2d):
+        return stem
+    return next(module for module in stem.modules() if isinstance(module, nn.Conv2d))
 
 
 def too_small(given: str, smallest: int) -> ImageSizeError:
