@@ -15,7 +15,7 @@ from .config_runs import ConfigRun
 from .plot import Point, plot_runs
 from .runs import NetworkRun, Place, complete_all, finished
 from .suites import SUITES
-from .tables import accuracies, markdown, network_table
+from .tables import accuracies, markdown, mean_and_each, network_table
 
 RESULTS = Path('configs/fashion_mnist/results')
 
@@ -127,5 +127,5 @@ def _config_row(run: ConfigRun, figures: list[dict], args: argparse.Namespace) -
              f'{cost["params_unpruned"] / 1e3:.1f}']  # fmt: skip
     for metric in args.metrics:
         for form in ('trained', 'condensed'):
-            cells.append(' / '.join(f'{one[form][metric]:#.4g}' for one in figures))
+            cells.append(mean_and_each([one[form][metric] for one in figures if form in one]))
     return [*cells, ' / '.join(f'{one["seconds"]:.0f}' for one in figures)]

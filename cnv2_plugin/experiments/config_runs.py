@@ -7,9 +7,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .runs import Place
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,10 @@ class ConfigRun:
 
     def settings(self) -> dict[str, Any]:
         """The config as it is with the options, without what only says where things are."""
-        from mmengine.config import Config
-
-        from ..toolkits.openmmlab.runs import parse_options
-
-        cfg = Config.fromfile(self.config)
-        if self.options:
-            cfg.merge_from_dict(parse_options(self.options))
-        return json.loads(json.dumps(cfg.to_dict(), default=str))
+        return json.loads(json.dumps(self._merged().to_dict(), default=str))
 
     def perform(self, seed: int, folder: Path, place: Place) -> dict[str, Any]:
-        """Train, going on from the last checkpoint, and test as trained and condensed."""
+        """Train, going on from the last checkpoint, and test as trained and, where it was pruned, condensed."""
         options = [f'randomness.seed={seed}', *self.options]
         trained = folder / 'training_time.json'
         if not trained.exists():
@@ -53,7 +49,8 @@ class ConfigRun:
             trained.write_text(json.dumps(seconds) + '\n')
         checkpoint = (folder / 'last_checkpoint').read_text().strip()
         figures = json.loads(trained.read_text())
-        for form, flags in (('trained', []), ('condensed', ['--deploy'])):
+        forms = dict(trained=[], condensed=['--deploy']) if self._prunes() else dict(trained=[])
+        for form, flags in forms.items():
             metrics = folder / f'metrics_{form}.json'
             if not metrics.exists():
                 _call('test', self.config, checkpoint, '--work-dir', folder / form, '--out', metrics, *flags,
@@ -62,19 +59,32 @@ class ConfigRun:
         return figures
 
     def cost(self, input_size: tuple[int, int, int]) -> dict[str, int]:
-        """Multiply-adds and parameters of the network for one image."""
-        from mmengine.config import Config
+        """Multiply-adds and parameters of the network for one image, without what its training prunes."""
         from mmengine.registry import MODELS, DefaultScope
 
         from ..analysis import count_cost
+
+        cfg = self._merged()
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            found = count_cost(MODELS.build(cfg.model), input_size)
+        if not self._prunes():
+            return dict(mult_adds=found.mult_adds, params=found.params, params_unpruned=found.params)
+        return dict(mult_adds=found.mult_adds_pruned, params=found.params_pruned, params_unpruned=found.params)
+
+    def _prunes(self) -> bool:
+        """Whether anything of the network is pruned in training."""
+        hooks = self._merged().get('custom_hooks', [])
+        return any(hook['type'] == 'StagedSparsificationHook' for hook in hooks)
+
+    def _merged(self) -> 'Config':
+        from mmengine.config import Config
+
         from ..toolkits.openmmlab.runs import parse_options
 
         cfg = Config.fromfile(self.config)
         if self.options:
             cfg.merge_from_dict(parse_options(self.options))
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            found = count_cost(MODELS.build(cfg.model), input_size)
-        return dict(mult_adds=found.mult_adds_pruned, params=found.params_pruned, params_unpruned=found.params)
+        return cfg
 
 
 def _call(command: str, *arguments, options: list[str]) -> None:

@@ -33,6 +33,7 @@ ABLATION = {
     'early': (dict(sparsifier=dict(sparse_fraction=0.25)), 'even spacing over the first quarter'),
     'earliest': (dict(sparsifier=dict(sparse_fraction=0.1)), 'even spacing over the first tenth'),
     'norm': (dict(sparsifier=dict(importance='norm')), 'L1 scaled by the normalisation in front'),
+    'activation': (dict(sparsifier=dict(importance='activation')), 'L1 scaled by the activations that are read'),
     'taylor': (dict(sparsifier=dict(importance='taylor')), 'first-order Taylor importance'),
     'rewind': (dict(rewind=1.0), 'learning rate rewound after the last stage'),
     'distilled': (dict(distill=1.0), 'distilled from the trunk that is never pruned'),
@@ -108,9 +109,10 @@ def ours(size: str) -> list[NetworkRun]:
 
 
 def confirmation(size: str) -> list[NetworkRun]:
-    """The decisive pairs once more, on all training images."""
-    papers = [run for run in headline(size) if run.network.removesuffix(f'-{size}') in (*_PRUNED, 'shufflenetv2')]
-    return [_on_all_images(run) for run in (*ours(size), *papers)]
+    """The decisive pairs once more, on all training images: our recipe, its teachers, and the unpruned peer."""
+    taught = [run for run in ours(size) if run.name.endswith(('_never', '_ours'))]
+    peer = [run for run in headline(size) if run.network == f'shufflenetv2-{size}']
+    return [_on_all_images(run) for run in (*taught, *peer)]
 
 
 def _on_all_images(run: NetworkRun) -> NetworkRun:

@@ -17,6 +17,12 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f'{fmean(values):.2f}{spread} ({len(values)})'
 
 
+def mean_and_each(values: Sequence[float]) -> str:
+    """Mean and standard deviation over the seeds, and each value; empty where there is none."""
+    each = ' / '.join(f'{value:#.4g}' for value in values)
+    return f'{fmean(values):#.4g} ± {stdev(values):#.2g} ({each})' if len(values) > 1 else each
+
+
 def network_table(
     found: Sequence[tuple[str, Sequence[dict[str, Any]]]],
     latency: Optional[Mapping[str, Mapping[str, float]]] = None,

@@ -28,7 +28,7 @@ class DeployMixin(nn.Module):
             ImageSizeError: they are too small for its stages.
         """
         if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
-            check_images(args[0], _first_convolution(self._modules['stem']).weight)
+            check_images(args[0], _first_convolution(self.get_submodule('stem')).weight)
             try:
                 return super().__call__(*args, **kwargs)
             except ImageSizeError as error:

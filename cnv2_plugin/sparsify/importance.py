@@ -1,6 +1,6 @@
 """How much each prunable unit matters: what a stage ranks by."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Optional
 
 import torch
@@ -8,8 +8,12 @@ from torch import Tensor
 
 from ..layers import GroupSparseConv2d
 
-IMPORTANCES = ('l1', 'norm', 'taylor')
-"""L1 norm as in the papers, the same scaled by the normalisation in front, first-order Taylor expansion of the loss."""
+IMPORTANCES = ('l1', 'norm', 'activation', 'taylor')
+"""L1 norm as in the papers, the same scaled by the normalisation in front or by the activations that the weights read,
+first-order Taylor expansion of the loss."""
+
+QUANTILES = 1024
+"""Values of a normal distribution that stand for the features in front of an activation."""
 
 
 class UnitImportance:
@@ -19,6 +23,9 @@ class UnitImportance:
     - ``'norm'``: the same, each weight times the absolute scale of the batch normalisation in front of its input: what
       of a weight is left once the normalisation is folded in (scale as importance: Network Slimming, arXiv 1708.06519,
       section 3).
+    - ``'activation'``: the same, each weight times the root mean square of what it reads (arXiv 2306.11695, section 3,
+      there measured on data). Behind a batch normalisation with scale and shift that is the root mean square of
+      ``act(shift + scale * u)`` for a normal ``u``, so no data is seen and all ranks rank alike.
     - ``'taylor'``: how much the loss would change to first order without the unit, ``|sum of weight * gradient|``,
       summed over the steps since the layer's last stage (arXiv 1906.10771, section 3.1).
 
@@ -31,16 +38,17 @@ class UnitImportance:
         seen: sums over steps by layer, ``(groups, units)``; of ``'taylor'`` only.
 
     Raises:
-        ValueError: there is no such kind, or it is ``'norm'`` and a layer has no normalisation in front.
+        ValueError: there is no such kind, or it is ``'norm'`` or ``'activation'`` and a layer has no normalisation in
+            front.
     """
 
     def __init__(self, kind: str, layers: Mapping[str, GroupSparseConv2d]) -> None:
         check_importance_kind(kind)
         self.kind = kind
         self.seen: dict[str, Tensor] = {}
-        if kind == 'norm':
+        if kind in INPUT_MAGNITUDES:
             for name, layer in layers.items():
-                _scale(name, layer)
+                _scale(name, layer, kind)
 
     @torch.no_grad()
     def observe(self, layers: Mapping[str, GroupSparseConv2d]) -> None:
@@ -62,9 +70,9 @@ class UnitImportance:
         """
         if self.kind == 'l1':
             return None
-        if self.kind == 'norm':
-            scaled = layer.conv.weight.double() * _scale(name, layer).double()[:, None, None]
-            importance = layer.by_unit(scaled).abs().sum(2)
+        if self.kind in INPUT_MAGNITUDES:
+            magnitude = INPUT_MAGNITUDES[self.kind](layer, _scale(name, layer, self.kind))
+            importance = layer.by_unit(layer.conv.weight.double() * magnitude[:, None, None]).abs().sum(2)
         elif name in self.seen:
             importance = self.seen[name]
         else:
@@ -116,12 +124,29 @@ def check_importance_kind(kind: str) -> None:
                          f'{IMPORTANCES[-1]!r}.')  # fmt: skip
 
 
-def _scale(name: str, layer: GroupSparseConv2d) -> Tensor:
+def _scale(name: str, layer: GroupSparseConv2d, kind: str) -> Tensor:
     """Scales ``(I,)`` of the normalisation in front of a layer."""
     scale = getattr(getattr(layer, 'norm', None), 'weight', None)
     if not isinstance(scale, Tensor) or scale.shape != (layer.in_channels,):
         raise ValueError(
             f'{name or type(layer).__name__} has no normalisation with a scale for each of its {layer.in_channels} '
-            f"inputs in front of it, so importance='norm' does not apply; use 'l1' or 'taylor'."
+            f"inputs in front of it, so importance='{kind}' does not apply; use 'l1' or 'taylor'."
         )
     return scale
+
+
+def _activation_magnitude(layer: GroupSparseConv2d, scale: Tensor) -> Tensor:
+    """Root mean square of each input of a layer, ``(I,)``, for features that are normal in front of the activation."""
+    quantiles = torch.special.ndtri((torch.arange(QUANTILES, device=scale.device) + 0.5) / QUANTILES)
+    shift = getattr(layer.get_submodule('norm'), 'bias', None)
+    features = scale[:, None] * quantiles.to(scale.dtype) + (0 if shift is None else shift[:, None])
+    activated = layer.get_submodule('act')(features[None, ..., None])[0, ..., 0]
+    return activated.double().square().mean(1).sqrt()
+
+
+INPUT_MAGNITUDES: dict[str, Callable[[GroupSparseConv2d, Tensor], Tensor]] = {
+    'norm': lambda layer, scale: scale.double(),
+    'activation': _activation_magnitude,
+}
+"""How large each input of a layer is, from the layer and the scales of its normalisation, by the importance that weighs
+weights by it."""

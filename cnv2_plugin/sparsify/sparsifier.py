@@ -29,12 +29,13 @@ class StagedSparsifier:
         start: share of training before the first stages, see :class:`.schedule.SparsificationSchedule`.
         spacing: of the stages, ``'even'`` as in the papers or ``'cubic'``.
         importance: what a stage ranks connections by: ``'l1'`` as in the papers, ``'norm'`` (L1 scaled by the
-            normalisation in front) or ``'taylor'`` (first-order change of the loss; :meth:`step` reads gradients then,
-            so call ``zero_grad()`` after it), see :class:`.importance.UnitImportance`.
+            normalisation in front), ``'activation'`` (L1 scaled by the activations that are read) or ``'taylor'``
+            (first-order change of the loss; :meth:`step` reads gradients then, so call ``zero_grad()`` after it), see
+            :class:`.importance.UnitImportance`.
 
     Raises:
         ValueError: the model has no group-sparse layer, the pruning part has fewer steps than stages, an option is out
-            of range, or ``importance='norm'`` and a layer has no normalisation in front.
+            of range, or ``importance`` is ``'norm'`` or ``'activation'`` and a layer has no normalisation in front.
 
     Example:
         >>> sparsifier = StagedSparsifier(model, total_steps=len(loader) * epochs)

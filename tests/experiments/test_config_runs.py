@@ -39,3 +39,26 @@ def test_configs_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines() == table
     assert compare.main([*arguments, 'optim_wrapper.optimizer.lr=0.2']) == 1
     assert 'other settings' in capsys.readouterr().err
+
+
+def test_what_is_never_pruned_has_no_condensed_form(tmp_path, capsys, monkeypatch):
+    pytest.importorskip('mmdet')
+    base = ROOT / 'configs/mmdet/retinanet_condensenetv2-small_fpn_1xb8-12e_fashion-scenes.py'
+    never = base.with_name(base.name.replace('12e', '12e-unpruned'))
+    costs = [config_runs.ConfigRun(path).cost((3, 160, 160)) for path in (base, never)]
+    assert costs[0]['mult_adds'] < costs[1]['mult_adds'] and costs[1]['params'] == costs[0]['params_unpruned']
+
+    def call(command, *arguments, options):
+        folder = Path(arguments[arguments.index('--work-dir') + 1])
+        if command == 'train':
+            (folder / 'last_checkpoint').write_text('epoch_12.pth')
+        else:
+            seed = int(options[0].removeprefix('randomness.seed='))
+            Path(arguments[arguments.index('--out') + 1]).write_text(f'{{"mAP": {0.5 + seed / 100}}}')
+
+    monkeypatch.setattr(config_runs, '_call', call)
+    arguments = [str(base), str(never), '--input', '3', '160', '160', '--metrics', 'mAP', '--work-dirs', str(tmp_path)]
+    assert compare.main(arguments) == 0
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in capsys.readouterr().out.splitlines()[2:]]
+    both = '0.5100 ± 0.010 (0.5000 / 0.5100 / 0.5200)'
+    assert [row[4:6] for row in rows] == [[both, both], [both, '']]

@@ -43,7 +43,7 @@ def with_hooks(*hooks):
     return make
 
 
-@pytest.mark.parametrize('importance', ['norm', 'taylor'])
+@pytest.mark.parametrize('importance', ['norm', 'activation', 'taylor'])
 def test_importance_prunes_as_in_plain_pytorch_and_resumes(tmp_path, importance):
     make = with_hooks(dict(type='StagedSparsificationHook', importance=importance))
     runner = train(make(tmp_path))

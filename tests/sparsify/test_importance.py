@@ -9,6 +9,7 @@ from torch import nn
 
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from cnv2_plugin.sparsify import StagedSparsifier
+from cnv2_plugin.sparsify.importance import UnitImportance
 
 ARCH = dict(layers=[2, 1], growth=[8, 16], groups_1x1=4, groups_3x3=2, groups_sfr=8, condense_factor=3, sparse_factor=5)
 
@@ -71,6 +72,31 @@ def test_norm_is_the_l1_norm_of_the_weight_with_the_normalisation_folded_in(laye
     assert pruned_units(plain) == weakest(plain, plain.conv.weight.detach().abs()) != pruned_units(layer)
 
 
+@pytest.mark.parametrize('act', [nn.ReLU, nn.Hardswish, lambda: nn.PReLU(12)], ids=['relu', 'hardswish', 'prelu'])
+def test_activation_weighs_each_weight_by_what_it_reads(act):
+    torch.manual_seed(0)
+    layer = LearnedGroupConv(12, 16, 4, 2, act_layer=act).double()
+    nn.init.normal_(layer.norm.weight)
+    nn.init.normal_(layer.norm.bias)
+    with torch.no_grad():
+        read = layer.act(layer.norm(torch.randn(64, 12, 60, 60).double()))
+        magnitude = read.square().mean((0, 2, 3)).sqrt()
+    found = UnitImportance('activation', {'': layer}).of('', layer)
+    expected = layer.by_unit(layer.conv.weight.detach().abs() * magnitude[:, None, None]).sum(2)
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.001)
+    StagedSparsifier(layer, 10, importance='activation').set_progress(1)
+    for group, row in enumerate(found):
+        assert pruned_units(layer)[group] == set(row.argsort()[: len(row) - layer.kept_per_group()].tolist())
+
+
+def test_activation_takes_a_normalisation_without_shift():
+    layer = SparseFeatureReactivation(8, 12, 4, 2, norm_layer=lambda width: nn.LayerNorm([width], bias=False))
+    nn.init.normal_(layer.norm.weight)
+    root_mean_square = layer.norm.weight.detach().double().abs() / 2**0.5
+    expected = layer.by_unit(layer.conv.weight.detach().abs() * root_mean_square[:, None, None]).sum(2)
+    torch.testing.assert_close(UnitImportance('activation', {}).of('', layer), expected, rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize('layer', layers(), ids=['lgc', 'sfr'])
 def test_taylor_is_the_first_order_change_of_the_loss_over_the_steps(layer):
     layer = copy.deepcopy(layer)
@@ -100,7 +126,7 @@ def test_first_order_change_is_what_the_loss_loses_by_a_small_step_towards_zero(
     assert sparsifier.importance.seen[''][1, 3].item() == pytest.approx(change, rel=1e-3)
 
 
-@pytest.mark.parametrize('importance', ['norm', 'taylor'])
+@pytest.mark.parametrize('importance', ['norm', 'activation', 'taylor'])
 @pytest.mark.parametrize('cut', [1, 3, 7])
 def test_a_resumed_training_prunes_the_same(importance, cut):
     def parts(seed=0):
@@ -143,10 +169,12 @@ def test_an_infinite_gradient_is_not_counted():
 
 
 def test_wrong_uses_are_told_in_a_sentence():
-    with pytest.raises(ValueError, match="importance is 'l2'; it takes 'l1', 'norm' or 'taylor'"):
+    with pytest.raises(ValueError, match="importance is 'l2'; it takes 'l1', 'norm', 'activation' or 'taylor'"):
         StagedSparsifier(network(), 16, importance='l2')
-    with pytest.raises(ValueError, match="1 has no normalisation with a scale for each of its 8 inputs .* use 'l1'"):
-        StagedSparsifier(nn.Sequential(nn.Identity(), GroupSparseConv2d(8, 8, 2, 2)), 16, importance='norm')
+    bare = nn.Sequential(nn.Identity(), GroupSparseConv2d(8, 8, 2, 2))
+    for importance in ('norm', 'activation'):
+        with pytest.raises(ValueError, match=f"1 has no .* 8 inputs .* importance='{importance}' .* use 'l1'"):
+            StagedSparsifier(bare, 16, importance=importance)
     model = network()
     before = [layer.mask.clone() for layer in model.sparse_layers()]
     with pytest.raises(ValueError, match=r'stages\.0\.layers\.0\.conv_1 has a stage to do but no gradient was seen'):

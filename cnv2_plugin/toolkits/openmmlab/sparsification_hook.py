@@ -41,8 +41,9 @@ class StagedSparsificationHook(Hook):
         log_interval: iterations between two records of the scalars; each stage is recorded besides.
         start: share of the run before the first stages.
         spacing: of the stages, ``'even'`` as in the papers, or ``'cubic'``: early ones close together.
-        importance: what a stage ranks connections by, ``'l1'`` as in the papers, ``'norm'`` or ``'taylor'``; see
-            :class:`~cnv2_plugin.sparsify.StagedSparsifier`. What ``'taylor'`` has seen is part of the checkpoints.
+        importance: what a stage ranks connections by, ``'l1'`` as in the papers, ``'norm'``, ``'activation'`` or
+            ``'taylor'``; see :class:`~cnv2_plugin.sparsify.StagedSparsifier`. What ``'taylor'`` has seen is part of the
+            checkpoints.
         recalibrate: training batches on which batch normalisation is measured anew after each stage, see
             :func:`~cnv2_plugin.sparsify.recalibrate_norms`; 0 measures nothing. Training itself goes on as without;
             what changes is a validation soon after a stage.
