@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from onnxruntime import SessionOptions
 
 FILE = Path(__file__).with_name('_native.so')
-VERSION = 2
+VERSION = 3
 _Shape = ctypes.c_int64 * 3
 
 

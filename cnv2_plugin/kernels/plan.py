@@ -3,14 +3,14 @@
 The words of every instruction stand at the head of ``csrc/plan.cpp``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Optional
 
 import torch
 from torch import Tensor
 
 MAGIC = 0x434E5632
-LOAD, POOL, ZERO, SELECT, SPATIAL, EXCITE, SPLIT, MAXIMUM, STORE, AVERAGE, LINEAR = range(11)
+LOAD, POOL, ZERO, SELECT, SPATIAL, EXCITE, SPLIT, MAXIMUM, STORE, AVERAGE, LINEAR, NORMALISE = range(12)
 PLAIN, POOLED, SPLITTED = range(3)
 ACCUMULATE, BIAS, AFFINE = 1, 2, 4
 ACTIVATIONS = ('Identity', 'ReLU', 'ReLU6', 'Hardswish')
@@ -26,6 +26,29 @@ def _blocks(weight: Tensor) -> list[Tensor]:
     return [block for group in weight for block in group.split(BLOCK, -1)]
 
 
+class Weights:
+    """Arrays one behind the other, float64 until :meth:`rounded`; what is given twice is kept once."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._floats = 1
+        self._given: dict[tuple[int, ...], tuple[int, Sequence[Tensor]]] = {}
+
+    def add(self, *tensors: Tensor) -> int:
+        """Keep arrays; returns where the first begins."""
+        key = tuple(map(id, tensors))
+        if key not in self._given:
+            self._given[key] = self._floats, tensors
+            for tensor in tensors:
+                self._blocks.append(tensor.detach().cpu().double().flatten())
+                self._floats += tensor.numel()
+        return self._given[key][0]
+
+    def rounded(self) -> Tensor:
+        """All of them, float32 ``(floats,)``; the first float belongs to none."""
+        return torch.cat([torch.zeros(1, dtype=torch.float64), *self._blocks]).float()
+
+
 class Plan:
     """A list of instructions under construction; weights are float64 until :meth:`weights` rounds them once.
 
@@ -38,8 +61,19 @@ class Plan:
         self.in_channels, self.out_channels = in_channels, out_channels
         self.maps: list[tuple[int, int, int]] = []
         self.instructions: list[list[int]] = []
-        self._blocks: list[Tensor] = []
-        self._floats = 0
+        self._weights = Weights()
+
+    def part(self, in_channels: int, out_channels: int, instructions: Iterable[list[int]] = ()) -> 'Plan':
+        """Another plan on the same maps and weights.
+
+        Args:
+            in_channels: channels of its images.
+            out_channels: channels of its result.
+            instructions: of this one, that it begins with.
+        """
+        made = Plan(in_channels, out_channels)
+        made.maps, made.instructions, made._weights = self.maps, [*instructions], self._weights
+        return made
 
     def add_map(self, channels: int, slot: int, padded: bool = False) -> int:
         """A map of so many channels; maps of one slot share memory, so writing one forgets the others."""
@@ -100,8 +134,8 @@ class Plan:
         flags = ACCUMULATE * accumulate + BIAS * (bias is not None) + AFFINE * (affine is not None)
         return self._add(
             SELECT, src, dst, groups, inputs, rows, act_in, act_out, flags,
-            self._store(*_blocks(weight.transpose(1, 2))), -1 if bias is None else self._store(bias),
-            -1 if affine is None else self._store(*affine), 0,
+            self._weights.add(*_blocks(weight.transpose(1, 2))), -1 if bias is None else self._weights.add(bias),
+            -1 if affine is None else self._weights.add(*affine), 0,
             *index.flatten().tolist(), *target.flatten().tolist(),
         )  # fmt: skip
 
@@ -131,7 +165,7 @@ class Plan:
         groups, rows, inputs = weight.shape[:3]
         self._add(
             SPATIAL, src, dst, groups, inputs, rows, stride, act_out, BIAS * (bias is not None),
-            self._store(*_blocks(weight.permute(0, 2, 3, 4, 1))), -1 if bias is None else self._store(bias),
+            self._weights.add(*_blocks(weight.permute(0, 2, 3, 4, 1))), -1 if bias is None else self._weights.add(bias),
             *index.flatten().tolist(), *target.flatten().tolist(),
         )  # fmt: skip
 
@@ -144,8 +178,19 @@ class Plan:
             squeeze: ``(hidden, channels)``.
             excite: ``(channels, hidden)``.
         """
-        self._add(EXCITE, map_, first, squeeze.size(1), squeeze.size(0), self._store(squeeze.t()),
-                  self._store(excite.t()))  # fmt: skip
+        self._add(EXCITE, map_, first, squeeze.size(1), squeeze.size(0), self._weights.add(squeeze.t()),
+                  self._weights.add(excite.t()))  # fmt: skip
+
+    def normalise(self, map_: int, affine: Optional[tuple[Tensor, Tensor]] = None, act: int = 0) -> None:
+        """Normalise and activate in place.
+
+        Args:
+            map_: map.
+            affine: scale and shift of every channel.
+            act: activation behind it.
+        """
+        offset = -1 if affine is None else self._weights.add(*affine)
+        self._add(NORMALISE, map_, act, AFFINE * (affine is not None), offset)
 
     def average(self, src: int, dst: int) -> None:
         """The mean of all pixels."""
@@ -162,14 +207,14 @@ class Plan:
             act_out: activation of the results.
         """
         rows, inputs = weight.shape
-        self._add(LINEAR, src, dst, inputs, rows, act_out, BIAS * (bias is not None), self._store(weight),
-                  -1 if bias is None else self._store(bias))  # fmt: skip
+        self._add(LINEAR, src, dst, inputs, rows, act_out, BIAS * (bias is not None), self._weights.add(weight),
+                  -1 if bias is None else self._weights.add(bias))  # fmt: skip
 
     def store(
         self, src: int, index: Sequence[int], affine: Optional[tuple[Tensor, Tensor]] = None, act: int = 0
     ) -> None:
         """Selected channels of a map, normalised and activated, as the result."""
-        offset = -1 if affine is None else self._store(*affine)
+        offset = -1 if affine is None else self._weights.add(*affine)
         self._add(STORE, src, act, AFFINE * (affine is not None), offset, *index)
 
     @staticmethod
@@ -186,15 +231,8 @@ class Plan:
 
     def weights(self) -> Tensor:
         """The weights, float32 ``(floats,)``."""
-        return torch.cat([torch.zeros(1, dtype=torch.float64), *self._blocks]).float()
+        return self._weights.rounded()
 
     def _add(self, operation: int, *words: int) -> list[int]:
         self.instructions.append([operation, len(words), *words])
         return self.instructions[-1]
-
-    def _store(self, *tensors: Tensor) -> int:
-        offset = 1 + self._floats
-        for tensor in tensors:
-            self._blocks.append(tensor.detach().cpu().double().flatten())
-            self._floats += tensor.numel()
-        return offset

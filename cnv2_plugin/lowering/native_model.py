@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..kernels.library import load
 from ..models import CondenseNetTrunk, ShuffleNetTrunk
 from ..models.condense import condense
-from .native import DeferredConv2d, NativeStages, find_head, native, native_head
+from .native import DeferredConv2d, Head, NativeStages, find_head, native, native_classifier, native_head
 from .parts import Part, dtype_device, parts, put
 
 
@@ -42,9 +42,14 @@ def native_model(
         )
     made = condense(model).eval()
     found = parts(made, input_size, example)
-    if isinstance(made, CondenseNetTrunk):
-        _put_head(made, torch.zeros(1, *input_size) if example is None else example)
     _leave_out_dropout(made)
+    if isinstance(made, CondenseNetTrunk):
+        head = find_head(made, made.norm, torch.zeros(1, *input_size) if example is None else example)
+        if head is not None and [part.name for part in found] == ['stages']:
+            if _put_classifier(made, found[0].input_shape[1], head):
+                return made
+        if head is not None:
+            _put_head(made, head, native_head(head))
     changed = 0
     for part in found:
         module = _with_surroundings(made, part) or native(part.module, part.input_shape[1])
@@ -72,9 +77,13 @@ def _with_surroundings(model: nn.Module, part: Part) -> Optional[NativeStages]:
     if module is None:
         module = native(part.module, part.input_shape[1], trunk.stem)
     if module is not None:
-        conv = next(module for module in trunk.stem.modules() if isinstance(module, nn.Conv2d))
-        trunk.add_module('stem', DeferredConv2d(conv))
+        _defer_stem(trunk)
     return module
+
+
+def _defer_stem(trunk: Union[CondenseNetTrunk, ShuffleNetTrunk]) -> None:
+    conv = next(module for module in trunk.stem.modules() if isinstance(module, nn.Conv2d))
+    trunk.add_module('stem', DeferredConv2d(conv))
 
 
 def _trunk_that_begins_with(model: nn.Module, part: nn.Module) -> Union[CondenseNetTrunk, ShuffleNetTrunk, None]:
@@ -93,12 +102,20 @@ def _leave_out_dropout(model: nn.Module) -> None:
             put(model, name, nn.Identity())
 
 
-def _put_head(model: CondenseNetTrunk, example: Tensor) -> None:
+def _put_classifier(model: CondenseNetTrunk, channels: int, head: Head) -> bool:
+    """All in front of a classifier's last linear layer as one operator, where the kernels compute all of it."""
+    made = native_classifier(model, channels, head) if hasattr(model, 'fused') else None
+    if made is None:
+        return False
+    _put_head(model, head, made.head)
+    _defer_stem(model)
+    for name, module in dict(stages=made.trunk, norm=nn.Identity(), fused=made.whole).items():
+        setattr(model, name, module)
+    return True
+
+
+def _put_head(model: CondenseNetTrunk, head: Head, module: Optional[nn.Module]) -> None:
     """Pooling, squeeze-and-excitation and the linear layer behind them as one operator, in place of the pooling."""
-    head = find_head(model, model.norm, example)
-    if head is None:
-        return
-    module = native_head(head)
     if module is None:
         return
     names = {module: name for name, module in model.named_modules()}

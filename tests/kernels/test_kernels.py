@@ -113,10 +113,12 @@ def test_layers_by_themselves(seed, height, width):
 
 @pytest.mark.parametrize('threads', [1, 2])
 @pytest.mark.parametrize('size', [(32, 32), (53, 37)])
-def test_the_head_runs_in_an_operator_of_its_own(threads, size):
+def test_a_classifier_runs_in_one_operator_and_its_parts_in_others_on_the_same_weights(threads, size):
     model = finished('condensenetv2', arch=dict(TINY, head_width=21), num_classes=5)
     form, x, before = native_form(model, (3, *size)), torch.randn(3, 3, *size), torch.get_num_threads()
     assert isinstance(form.global_pool.pool, NativeStages) and isinstance(form.norm, nn.Identity)
+    parts = [form.fused, form.stages, form.global_pool.pool]
+    assert len({part.weights.data_ptr() for part in parts}) == 1
     torch.set_num_threads(threads)
     try:
         assert differs(form, model, x) < 1e-5
@@ -126,8 +128,20 @@ def test_the_head_runs_in_an_operator_of_its_own(threads, size):
             hidden = model.forward_head(features, pre_logits=True)
             assert relative_difference(form.forward_head(features, pre_logits=True), hidden) < 1e-5
             assert form(x[:0]).shape == (0, 5)
+            form.reset_classifier(7)
+            assert form(x).shape == (3, 7)
+            form.reset_classifier(0, '')
+            assert relative_difference(form(x), features) < 1e-5
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_classifier_that_is_not_computed_as_a_whole_is_in_parts():
+    model = finished('condensenetv2', arch=dict(TINY, head_width=21), num_classes=5)
+    model.norm[1] = nn.GELU()
+    form = native_form(model, (3, 32, 32))
+    assert form.fused is None and isinstance(form.global_pool.pool, NativeStages)
+    assert differs(form, model, torch.randn(2, 3, 32, 32)) < 1e-5
 
 
 @pytest.mark.parametrize('options', [dict(global_pool='max'), dict(num_classes=0, global_pool='')])
@@ -206,8 +220,9 @@ def test_a_batch_of_none_is_checked_like_any_other():
         form(torch.zeros(0, 15, 8, 8))
 
 
-def test_compiles_and_exports_without_a_break():
-    model = finished('condensenetv2', arch=TINY, num_classes=5)
+@pytest.mark.parametrize('head_width', [None, 21])
+def test_compiles_and_exports_without_a_break(head_width):
+    model = finished('condensenetv2', arch=dict(TINY, head_width=head_width), num_classes=5)
     form, x = native_form(model, (3, 32, 32)), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = form(x)
@@ -296,7 +311,7 @@ def test_a_map_has_one_size():
         native_stages(torch.zeros(1, 1, 64, 64), plan.weights(), plan.words(), [1, 0, 0])
 
 
-KINDS = ('pool', 'zero', 'split', 'maximum', 'select', 'spatial', 'average', 'linear', 'excite')
+KINDS = ('pool', 'zero', 'split', 'maximum', 'select', 'spatial', 'average', 'linear', 'excite', 'normalise')
 
 
 @st.composite
@@ -315,6 +330,9 @@ def plans(draw) -> Plan:
             getattr(plan, kind)(src, dst)
         elif kind == 'zero':
             plan.zero(dst)
+        elif kind == 'normalise':
+            width = plan.maps[src][0] - draw(st.integers(0, 1))
+            plan.normalise(src, (torch.randn(width), torch.randn(width)), draw(st.integers(0, 3)))
         elif kind == 'linear':
             plan.linear(src, dst, torch.randn(channels, channels))
         elif kind == 'excite':

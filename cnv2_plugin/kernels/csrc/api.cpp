@@ -21,7 +21,7 @@ int report(const std::exception& error, char* message, int64_t size) {
 }  // namespace
 
 // Version of this interface and of the plans.
-CNV2_EXPORT int32_t cnv2_version() { return 2; }
+CNV2_EXPORT int32_t cnv2_version() { return 3; }
 
 // Null where CNV2_KERNELS names kernels that this processor does not run.
 CNV2_EXPORT const char* cnv2_instruction_set() {

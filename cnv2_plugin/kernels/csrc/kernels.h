@@ -79,6 +79,15 @@ struct Excite {
     float* scratch;                      // channels + hidden floats
 };
 
+// Every channel normalised and activated in place.
+struct Normalise {
+    Planes map;
+    Geometry size;
+    int32_t act;
+    bool zero_pads;
+    const float *scale, *shift;          // or both null
+};
+
 // The mean over every plane; dst has one position.
 struct Average {
     Planes src, dst;
@@ -112,6 +121,7 @@ struct Kernels {
     void (*maximum)(const Maximum&, int64_t begin, int64_t end);                 // channels
     void (*pool)(const Pool&, int64_t begin, int64_t end);                       // channels
     void (*excite)(const Excite&);
+    void (*normalise)(const Normalise&, int64_t begin, int64_t end);             // channels
     void (*average)(const Average&, int64_t begin, int64_t end);                 // channels
     void (*linear)(const Linear&, int64_t begin, int64_t end);                   // rows
     void (*store)(const Store&, int64_t begin, int64_t end);                     // channels

@@ -413,6 +413,24 @@ void excite(const Excite& s) {
     }
 }
 
+template <int kAct>
+void normalise_channel(float* plane, int64_t positions, float scale, float shift) {
+    Vec a = all(scale), b = all(shift);
+    for (int64_t p = 0; p < positions; p += N) store(plane + p, activate(load(plane + p) * a + b, kAct));
+}
+
+using NormaliseChannel = void (*)(float*, int64_t, float, float);
+constexpr NormaliseChannel kNormalise[kActivations] = {normalise_channel<kIdentity>, normalise_channel<kRelu>,
+                                                       normalise_channel<kRelu6>, normalise_channel<kHardswish>};
+
+void normalise(const Normalise& s, int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+        float* plane = s.map.at(c);
+        kNormalise[s.act](plane, s.size.positions(), s.scale ? s.scale[c] : 1, s.shift ? s.shift[c] : 0);
+        if (s.zero_pads) zero_pad_columns(plane, s.size, 0, s.size.positions());
+    }
+}
+
 // One channel's sum waits for each addition, so several channels are summed side by side.
 template <int kChannels>
 void average_channels(const Average& s, int64_t first) {
@@ -479,6 +497,7 @@ void store_rows(const Store& s, int64_t begin, int64_t end) {
 
 }  // namespace
 
-extern const Kernels CNV2_TABLE = {CNV2_NAME, N, select, spatial, split, maximum, pool, excite, average, linear, store_rows};
+extern const Kernels CNV2_TABLE = {CNV2_NAME, N, select, spatial, split, maximum, pool, excite, normalise, average, linear,
+                                  store_rows};
 
 }  // namespace cnv2

@@ -14,6 +14,7 @@
 //   store       src, act, flags, affine, index [output channels]
 //   average     src, dst
 //   linear      src, dst, inputs, rows, act_out, flags, weight, bias
+//   normalise   map, act, flags, affine
 // weight, bias, affine, squeeze and excite are offsets into the weights; affine is all scales, then all shifts.
 #include "plan.h"
 
@@ -119,6 +120,7 @@ class Parser {
             case kMaximum: maximum(made); break;
             case kAverage: average(made); break;
             case kLinear: linear(made); break;
+            case kNormalise: normalise(made); break;
             default: store(made);
         }
         if (read_.position() - start != words) refuse("the length of an instruction is not that of its words");
@@ -228,6 +230,18 @@ class Parser {
         s.excite = read_.floats("weights of an excitation", int64_t(s.channels) * s.hidden);
         s.size = map(made.src).size;
         program_.vector_scratch = std::max<int64_t>(program_.vector_scratch, s.channels + s.hidden);
+    }
+
+    void normalise(Instruction& made) {
+        Normalise& s = made.normalise;
+        made.src = made.dst = source();
+        const Map& changed = map(made.src);
+        s.act = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, 7);
+        s.scale = optional(flags & kAffine, "scales and shifts", 2 * int64_t(changed.channels));
+        s.shift = s.scale ? s.scale + changed.channels : nullptr;
+        s.size = changed.size;
+        s.zero_pads = changed.padded;
     }
 
     void average(Instruction& made) {

@@ -11,7 +11,7 @@
 namespace cnv2 {
 
 enum Operation : int32_t {
-    kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kSplit, kMaximum, kStore, kAverage, kLinear, kOperations
+    kLoad, kPool, kZero, kSelect, kSpatial, kExcite, kSplit, kMaximum, kStore, kAverage, kLinear, kNormalise, kOperations
 };
 enum Loading : int32_t { kPlain, kPooled, kSplitted };
 enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4 };
@@ -32,6 +32,7 @@ struct Instruction {
     Spatial spatial{};
     Excite excite{};
     Store store{};
+    Normalise normalise{};
     Average average{};
     Linear linear{};
     int32_t rows = 0;                     // of a linear layer

@@ -197,6 +197,7 @@ class Runner {
             case kMaximum: return channels(program_.maps[it.dst].channels, program_.maps[it.src].size);
             case kSelect: return positions(it.select, 1);
             case kSpatial: return positions(it.spatial, 9);
+            case kNormalise: return channels(program_.maps[it.src].channels, it.normalise.size);
             case kAverage: return {program_.maps[it.dst].channels, 8, program_.maps[it.dst].channels * it.average.size.positions()};
             case kLinear: return {it.rows, 8, int64_t(it.rows) * it.linear.inputs};
             case kStore: return channels(program_.output.channels, it.store.size);
@@ -239,6 +240,12 @@ class Runner {
                 excite.map = planes(it.src);
                 excite.scratch = data() + vector_;
                 kernels().excite(excite);
+                break;
+            }
+            case kNormalise: {
+                Normalise normalise = it.normalise;
+                normalise.map = planes(it.src);
+                kernels().normalise(normalise, begin, end);
                 break;
             }
             case kAverage: {

@@ -1,7 +1,7 @@
 """Stages of CondenseNet and CondenseNetV2 as one plan."""
 
 from collections.abc import Iterable
-from typing import Optional, cast
+from typing import NamedTuple, Optional, cast
 
 import torch
 from torch import nn
@@ -14,10 +14,36 @@ from .module import NativeStages
 from .stem import HIDDEN_SLOT, stem_conv
 
 
+class DensePlan(NamedTuple):
+    """Instructions for dense stages, without what becomes of their features.
+
+    Attributes:
+        plan: of images or features.
+        features: the map of all features.
+        changes: of height and width.
+    """
+
+    plan: Plan
+    features: int
+    changes: list[int]
+
+
 def dense_stages(
     stages: list[DenseStage], channels: int, stem: Optional[nn.Module], final: Optional[nn.Sequential]
 ) -> NativeStages:
     """Stages with the stem in front and the last normalisation behind, where given.
+
+    Raises:
+        UnsupportedError: something in them is not what the kernels compute.
+    """
+    plan, features, changes = dense_plan(stages, channels, stem)
+    affine, act = (None, 0) if final is None else norm_act(*final)
+    plan.store(features, range(plan.out_channels), affine, act)
+    return NativeStages(plan, changes)
+
+
+def dense_plan(stages: list[DenseStage], channels: int, stem: Optional[nn.Module]) -> DensePlan:
+    """Stages with the stem in front, where given.
 
     Raises:
         UnsupportedError: something in them is not what the kernels compute.
@@ -49,9 +75,7 @@ def dense_stages(
         hidden = plan.add_map(widest, HIDDEN_SLOT, padded=True)
         for layer in layers:
             channels = _dense_layer(plan, layer, features, hidden, channels)
-    affine, act = (None, 0) if final is None else norm_act(*final)
-    plan.store(features, range(channels), affine, act)
-    return NativeStages(plan, changes)
+    return DensePlan(plan, features, changes)
 
 
 def _halves(pool: nn.Module) -> bool:

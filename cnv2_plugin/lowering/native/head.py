@@ -11,6 +11,7 @@ from ...kernels.plan import Plan
 from ...layers.squeeze_excite import SqueezeExcite
 from .layers import UnsupportedError, act_number
 from .module import NativeStages
+from .stem import HIDDEN_SLOT
 
 KINDS: tuple[tuple[type, ...], ...] = (
     (nn.AdaptiveAvgPool2d,),
@@ -73,20 +74,28 @@ def find_head(model: nn.Module, after: nn.Module, example: Tensor) -> Optional[H
 
 def native_head(head: Head) -> Optional[NativeStages]:
     """Pooling and head in one operator, or None where the kernels do not compute it."""
+    plan = Plan(head.conv.in_channels, head.conv.out_channels)
+    features = plan.add_map(head.conv.in_channels, 0)
+    plan.load(features)
+    try:
+        add_head(plan, head, features)
+    except UnsupportedError:
+        return None
+    return NativeStages(plan, [TO_ONE_PIXEL])
+
+
+def add_head(plan: Plan, head: Head, features: int) -> None:
+    """Pooling and head of a map of features, as the plan's result.
+
+    Raises:
+        UnsupportedError: the kernels do not compute it.
+    """
     pool, excite, conv, act = head
     pointwise = conv.kernel_size == (1, 1) and conv.groups == 1 and conv.stride == (1, 1) and conv.padding == (0, 0)
     if pool.output_size not in (1, (1, 1)) or not pointwise:
-        return None
-    try:
-        number = act_number(act)
-    except UnsupportedError:
-        return None
-    plan = Plan(conv.in_channels, conv.out_channels)
-    features, pooled = plan.add_map(conv.in_channels, 0), plan.add_map(conv.in_channels, 1)
-    result = plan.add_map(conv.out_channels, 2)
-    plan.load(features)
+        raise UnsupportedError
+    pooled, result = plan.add_map(conv.in_channels, HIDDEN_SLOT), plan.add_map(conv.out_channels, HIDDEN_SLOT + 1)
     plan.average(features, pooled)
     plan.excite(pooled, 0, excite.fc1.weight, excite.fc2.weight)
-    plan.linear(pooled, result, conv.weight.flatten(1), conv.bias, number)
+    plan.linear(pooled, result, conv.weight.flatten(1), conv.bias, act_number(act))
     plan.store(result, range(conv.out_channels))
-    return NativeStages(plan, [TO_ONE_PIXEL])

@@ -1,5 +1,7 @@
 """What takes the place of parts of a model that the native kernels compute."""
 
+from typing import Optional
+
 from torch import Tensor, nn
 
 from ...kernels.operator import native_stages
@@ -29,14 +31,15 @@ class NativeStages(nn.Module):
     Args:
         plan: what to run.
         changes: of height and width, in the numbers of :data:`~cnv2_plugin.kernels.operator.native_stages`.
+        weights: those of the plan, where several plans share them.
     """
 
     weights: Tensor
     plan: Tensor
 
-    def __init__(self, plan: Plan, changes: list[int]) -> None:
+    def __init__(self, plan: Plan, changes: list[int], weights: Optional[Tensor] = None) -> None:
         super().__init__()
-        self.register_buffer('weights', plan.weights())
+        self.register_buffer('weights', plan.weights() if weights is None else weights)
         self.register_buffer('plan', plan.words())
         self.shape = [plan.out_channels, *changes]
         self.choices = {'.': 'native'}

@@ -29,6 +29,7 @@ class TimmModel(nn.Module):
         first_conv: name of the convolution that reads the images.
         final_attribute: name of the trunk's part after the last stage.
         final_is_norm: whether that part only normalises, keeping the width.
+        fused: computes all in front of the classifier at once, where a deployed form does; None otherwise.
     """
 
     first_conv: str
@@ -67,6 +68,7 @@ class TimmModel(nn.Module):
             self.conv_head = nn.Conv2d(self.num_features, head_width, 1, **dd)
             self.act_head = nn.Hardswish()
         self.head_drop = nn.Dropout(drop_rate)
+        self.fused = None
         self.global_pool = nn.Identity()
         self.reset_classifier(num_classes, global_pool)
         if not whole and num_classes > 0:
@@ -122,6 +124,8 @@ class TimmModel(nn.Module):
             )
         if isinstance(getattr(self, 'classifier', None), SelectiveLinear):
             self._model_args = {k: v for k, v in getattr(self, '_model_args', {}).items() if k != 'classifier_keep'}
+        if global_pool != 'avg':
+            self.fused = None
         self.num_classes = num_classes
         self.global_pool = pool
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
@@ -198,4 +202,6 @@ class TimmModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to logits ``(N, num_classes)``."""
+        if self.fused is not None:
+            return self.classifier(self.flatten(self.fused(x)))
         return self.forward_head(self.forward_features(x))
