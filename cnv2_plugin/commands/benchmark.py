@@ -117,9 +117,19 @@ def _check(args: argparse.Namespace) -> None:
         unknown = [name for name in given if name not in known]
         if unknown and not args.train:
             raise UsageError(f'{option} has {", ".join(unknown)}; choose from {", ".join(known)}.')
+    if args.train:
+        _check_training(args)
     check_input(args.input_size)
     if args.rounds < 1:
         raise UsageError(f'rounds is {args.rounds}; give at least 1.')
+
+
+def _check_training(args: argparse.Namespace) -> None:
+    of_inference = ('peers', 'checkpoint', 'tune', 'memory', 'roofline', 'scaling', 'files', 'png')
+    given = [f'--{name}' for name in of_inference if getattr(args, name)]
+    given += [f'several values of --{name}' for name in ('batch', 'threads') if len(getattr(args, name)) > 1]
+    if given:
+        raise UsageError(f'--train measures training steps and does not take {", ".join(given)}; leave one of them out.')
 
 
 def _model(name: str, checkpoint, count: int):

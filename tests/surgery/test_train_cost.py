@@ -92,3 +92,16 @@ def test_command_prints_ratios_and_writes_json(tmp_path, capsys):
     assert 'times faster than masked' in capsys.readouterr().out
     written = json.loads(path.read_text())
     assert {row['form'] for row in written['training']} == set(TRAINING_FORMS) and 'cores' in written['machine']
+
+
+@pytest.mark.parametrize(
+    ('options', 'named'),
+    [
+        (['--peers', 'ShuffleNetV2', '--roofline'], '--peers, --roofline'),
+        (['--checkpoint', 'trained.pth'], '--checkpoint'),
+        (['--batch', '1', '16', '--threads', '1', '2'], 'several values of --batch, several values of --threads'),
+    ],
+)
+def test_options_of_inference_are_refused(options, named, capsys):
+    assert main(['benchmark', '--train', *options]) == 2
+    assert f'does not take {named}; leave one of them out' in capsys.readouterr().err
