@@ -129,7 +129,9 @@ def _check_training(args: argparse.Namespace) -> None:
     given = [f'--{name}' for name in of_inference if getattr(args, name)]
     given += [f'several values of --{name}' for name in ('batch', 'threads') if len(getattr(args, name)) > 1]
     if given:
-        raise UsageError(f'--train measures training steps and does not take {", ".join(given)}; leave one of them out.')
+        raise UsageError(
+            f'--train measures training steps and does not take {", ".join(given)}; leave one of them out.'
+        )
 
 
 def _model(name: str, checkpoint, count: int):
