@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument('--checkpoint', help='finished checkpoint of the one model given; random masks otherwise')
     parser.add_argument('--train', action='store_true', help='measure training steps instead of inference')
-    parser.add_argument('--forms', nargs='+', default=['training', 'condensed', 'optimised'],
+    parser.add_argument('--forms', nargs='+',
                         help='of authors, training, condensed, optimised, native (default: training '
                         'condensed optimised)')  # fmt: skip
-    parser.add_argument('--runtimes', nargs='+', default=['eager', 'onnxruntime'],
+    parser.add_argument('--runtimes', nargs='+',
                         help='of eager, compile, onnxruntime, openvino, torch_export, executorch, ncnn '
                         '(default: eager onnxruntime)')  # fmt: skip
-    parser.add_argument('--peers', nargs='*', default=[], metavar='FAMILY',
+    parser.add_argument('--peers', nargs='*', metavar='FAMILY',
                         help='also the ShuffleNetV2, MobileNetV3, GhostNet, GhostNetV2 or '
                         'EfficientNet-Lite of nearest multiply-adds')  # fmt: skip
     parser.add_argument('--input-size', type=int, nargs=3, default=[3, 224, 224], metavar=('C', 'H', 'W'))
@@ -112,25 +112,29 @@ def _check(args: argparse.Namespace) -> None:
     from ..benchmark.peers import PEERS
     from ..benchmark.runtimes import RUNTIMES
 
+    if args.train:
+        _check_training(args)
+    args.forms = args.forms or ['training', 'condensed', 'optimised']
+    args.runtimes = args.runtimes or ['eager', 'onnxruntime']
+    args.peers = args.peers or []
     options = (('--forms', args.forms, FORMS), ('--runtimes', args.runtimes, RUNTIMES), ('--peers', args.peers, PEERS))
     for option, given, known in options:
         unknown = [name for name in given if name not in known]
-        if unknown and not args.train:
+        if unknown:
             raise UsageError(f'{option} has {", ".join(unknown)}; choose from {", ".join(known)}.')
-    if args.train:
-        _check_training(args)
     check_input(args.input_size)
     if args.rounds < 1:
         raise UsageError(f'rounds is {args.rounds}; give at least 1.')
 
 
 def _check_training(args: argparse.Namespace) -> None:
-    of_inference = ('peers', 'checkpoint', 'tune', 'memory', 'roofline', 'scaling', 'files', 'png')
-    given = [f'--{name}' for name in of_inference if getattr(args, name)]
+    of_inference = ('forms', 'runtimes', 'peers', 'checkpoint', 'tune', 'memory', 'roofline', 'scaling', 'files', 'png')
+    values = {name: getattr(args, name) for name in of_inference}
+    given = [f'--{name}' for name, value in values.items() if value is not None and value is not False]
     given += [f'several values of --{name}' for name in ('batch', 'threads') if len(getattr(args, name)) > 1]
     if given:
         raise UsageError(
-            f'--train measures training steps and does not take {", ".join(given)}; leave one of them out.'
+            f'--train measures training steps and does not take {", ".join(given)}; leave that out, or --train.'
         )
 
 

@@ -73,8 +73,9 @@ class ConfigRun:
 
     def _prunes(self) -> bool:
         """Whether anything of the network is pruned in training."""
-        hooks = self._merged().get('custom_hooks', [])
-        return any(hook['type'] == 'StagedSparsificationHook' for hook in hooks)
+        kinds = [hook['type'] for hook in self._merged().get('custom_hooks') or []]
+        names = [kind if isinstance(kind, str) else kind.__name__ for kind in kinds]
+        return any(name.rpartition('.')[2] == 'StagedSparsificationHook' for name in names)
 
     def _merged(self) -> 'Config':
         from mmengine.config import Config

@@ -3,7 +3,7 @@
 The words of every instruction stand at the head of ``csrc/plan.cpp``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -44,6 +44,9 @@ class Weights:
                 self._floats += tensor.numel()
         return self._given[key][0]
 
+    def __len__(self) -> int:
+        return self._floats
+
     def rounded(self) -> Tensor:
         """All of them, float32 ``(floats,)``; the first float belongs to none."""
         return torch.cat([torch.zeros(1, dtype=torch.float64), *self._blocks]).float()
@@ -63,17 +66,17 @@ class Plan:
         self.instructions: list[list[int]] = []
         self._weights = Weights()
 
-    def part(self, in_channels: int, out_channels: int, instructions: Iterable[list[int]] = ()) -> 'Plan':
-        """Another plan on the same maps and weights.
-
-        Args:
-            in_channels: channels of its images.
-            out_channels: channels of its result.
-            instructions: of this one, that it begins with.
-        """
-        made = Plan(in_channels, out_channels)
-        made.maps, made.instructions, made._weights = self.maps, [*instructions], self._weights
+    def continued(self, out_channels: int) -> 'Plan':
+        """A plan that begins as this one, with the same maps and weights, and has another result."""
+        made = Plan(self.in_channels, out_channels)
+        made.maps, made.instructions, made._weights = [*self.maps], [*self.instructions], self._weights
         return made
+
+    def begin_weights(self) -> int:
+        """Have further weights laid as those of a plan that begins here; returns where that is."""
+        begin = len(self._weights)
+        self._weights.add(torch.zeros(1))
+        return begin
 
     def add_map(self, channels: int, slot: int, padded: bool = False) -> int:
         """A map of so many channels; maps of one slot share memory, so writing one forgets the others."""

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from ..kernels.library import load
 from ..models import CondenseNetTrunk, ShuffleNetTrunk
 from ..models.condense import condense
-from .native import DeferredConv2d, Head, NativeStages, find_head, native, native_classifier, native_head
+from .native import (
+    DeferredConv2d,
+    Head,
+    NativeClassifier,
+    NativeStages,
+    find_head,
+    native,
+    native_classifier,
+    native_head,
+)
 from .parts import Part, dtype_device, parts, put
 
 
@@ -44,12 +53,12 @@ def native_model(
     found = parts(made, input_size, example)
     _leave_out_dropout(made)
     if isinstance(made, CondenseNetTrunk):
-        head = find_head(made, made.norm, torch.zeros(1, *input_size) if example is None else example)
-        if head is not None and [part.name for part in found] == ['stages']:
-            if _put_classifier(made, found[0].input_shape[1], head):
-                return made
-        if head is not None:
-            _put_head(made, head, native_head(head))
+        images = torch.zeros(1, *input_size) if example is None else example
+        head = find_head(made, made.norm, images)
+        if head is not None and (classifier := native_classifier(made, head, images)) is not None:
+            return _with_classifier(made, head, classifier)
+        if head is not None and (module := native_head(head)) is not None:
+            _put_head(made, head, module)
     changed = 0
     for part in found:
         module = _with_surroundings(made, part) or native(part.module, part.input_shape[1])
@@ -102,22 +111,17 @@ def _leave_out_dropout(model: nn.Module) -> None:
             put(model, name, nn.Identity())
 
 
-def _put_classifier(model: CondenseNetTrunk, channels: int, head: Head) -> bool:
-    """All in front of a classifier's last linear layer as one operator, where the kernels compute all of it."""
-    made = native_classifier(model, channels, head) if hasattr(model, 'fused') else None
-    if made is None:
-        return False
+def _with_classifier(model: CondenseNetTrunk, head: Head, made: NativeClassifier) -> nn.Module:
+    """The model with all in front of its classifier as one operator, beside trunk and head for who asks for them."""
     _put_head(model, head, made.head)
     _defer_stem(model)
     for name, module in dict(stages=made.trunk, norm=nn.Identity(), fused=made.whole).items():
         setattr(model, name, module)
-    return True
+    return model
 
 
-def _put_head(model: CondenseNetTrunk, head: Head, module: Optional[nn.Module]) -> None:
+def _put_head(model: CondenseNetTrunk, head: Head, module: nn.Module) -> None:
     """Pooling, squeeze-and-excitation and the linear layer behind them as one operator, in place of the pooling."""
-    if module is None:
-        return
     names = {module: name for name, module in model.named_modules()}
     put(model, names[head.pool], module)
     for replaced in head[1:]:

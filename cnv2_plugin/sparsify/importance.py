@@ -1,10 +1,11 @@
 """How much each prunable unit matters: what a stage ranks by."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
 
@@ -39,7 +40,7 @@ class UnitImportance:
 
     Raises:
         ValueError: there is no such kind, or it is ``'norm'`` or ``'activation'`` and a layer has no normalisation in
-            front.
+            front, or for ``'activation'`` one with an activation of its own.
     """
 
     def __init__(self, kind: str, layers: Mapping[str, GroupSparseConv2d]) -> None:
@@ -126,21 +127,29 @@ def check_importance_kind(kind: str) -> None:
 
 def _scale(name: str, layer: GroupSparseConv2d, kind: str) -> Tensor:
     """Scales ``(I,)`` of the normalisation in front of a layer."""
-    scale = getattr(getattr(layer, 'norm', None), 'weight', None)
+    norm = getattr(layer, 'norm', nn.Identity())
+    scale = getattr(norm, 'weight', None)
     if not isinstance(scale, Tensor) or scale.shape != (layer.in_channels,):
         raise ValueError(
             f'{name or type(layer).__name__} has no normalisation with a scale for each of its {layer.in_channels} '
             f"inputs in front of it, so importance='{kind}' does not apply; use 'l1' or 'taylor'."
+        )
+    if kind == 'activation' and next(norm.children(), None) is not None:
+        raise ValueError(
+            f'the normalisation in front of {name or type(layer).__name__}, a {type(norm).__name__}, has layers of its '
+            f"own, so what the weights read is not known and importance='activation' does not apply; use another."
         )
     return scale
 
 
 def _activation_magnitude(layer: GroupSparseConv2d, scale: Tensor) -> Tensor:
     """Root mean square of each input of a layer, ``(I,)``, for features that are normal in front of the activation."""
-    quantiles = torch.special.ndtri((torch.arange(QUANTILES, device=scale.device) + 0.5) / QUANTILES)
+    ranks = torch.arange(QUANTILES, dtype=torch.float64, device=scale.device) + 0.5
+    quantiles = torch.special.ndtri(ranks / QUANTILES)
     shift = getattr(layer.get_submodule('norm'), 'bias', None)
     features = scale[:, None] * quantiles.to(scale.dtype) + (0 if shift is None else shift[:, None])
-    activated = layer.get_submodule('act')(features[None, ..., None])[0, ..., 0]
+    act = copy.deepcopy(layer.get_submodule('act')).eval()
+    activated = act(features[None, ..., None])[0, ..., 0]
     return activated.double().square().mean(1).sqrt()
 
 

@@ -46,6 +46,8 @@ def test_what_is_never_pruned_has_no_condensed_form(tmp_path, capsys, monkeypatc
     base = ROOT / 'configs/mmdet/retinanet_condensenetv2-small_fpn_1xb8-12e_fashion-scenes.py'
     never = base.with_name(base.name.replace('12e', '12e-unpruned'))
     costs = [config_runs.ConfigRun(path).cost((3, 160, 160)) for path in (base, never)]
+    renamed = config_runs.ConfigRun(base, ('custom_hooks.0.type=mmengine.StagedSparsificationHook',))
+    assert renamed.cost((3, 160, 160)) == costs[0]
     assert costs[0]['mult_adds'] < costs[1]['mult_adds'] and costs[1]['params'] == costs[0]['params_unpruned']
 
     def call(command, *arguments, options):

@@ -1,5 +1,7 @@
 """What the native kernels compute is what the masked form computes in float64, whatever the shapes."""
 
+import copy
+import pickle
 import random
 from functools import lru_cache
 
@@ -14,6 +16,7 @@ from cnv2_plugin.kernels.operator import native_stages
 from cnv2_plugin.kernels.plan import Plan
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from cnv2_plugin.lowering.native import NativeStages, native
+from cnv2_plugin.toolkits.timm.condensenet import CondenseNet
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 from tests.kernels.cases import differs, finished, native_form
 
@@ -111,34 +114,97 @@ def test_layers_by_themselves(seed, height, width):
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1e-3)
 
 
+def tiny_classifier(**options) -> nn.Module:
+    return finished('condensenetv2', arch=dict(TINY, head_width=21), **{'num_classes': 5, **options})
+
+
 @pytest.mark.parametrize('threads', [1, 2])
 @pytest.mark.parametrize('size', [(32, 32), (53, 37)])
-def test_a_classifier_runs_in_one_operator_and_its_parts_in_others_on_the_same_weights(threads, size):
-    model = finished('condensenetv2', arch=dict(TINY, head_width=21), num_classes=5)
-    form, x, before = native_form(model, (3, *size)), torch.randn(3, 3, *size), torch.get_num_threads()
+@pytest.mark.parametrize('options', [{}, dict(num_classes=0), dict(drop_rate=0.2, in_chans=1)], ids=str)
+def test_a_classifier_runs_in_one_operator_and_its_parts_in_others(threads, size, options):
+    model = tiny_classifier(**options)
+    form, before = native_form(model, (model.in_chans, *size)), torch.get_num_threads()
+    x = torch.randn(3, model.in_chans, *size)
     assert isinstance(form.global_pool.pool, NativeStages) and isinstance(form.norm, nn.Identity)
-    parts = [form.fused, form.stages, form.global_pool.pool]
-    assert len({part.weights.data_ptr() for part in parts}) == 1
     torch.set_num_threads(threads)
     try:
-        assert differs(form, model, x) < 1e-5
+        assert isinstance(form.fused, NativeStages) and differs(form, model, x) < 1e-5
         with torch.no_grad():
             features = model.forward_features(x)
             assert relative_difference(form.forward_features(x), features) < 1e-5
             hidden = model.forward_head(features, pre_logits=True)
             assert relative_difference(form.forward_head(features, pre_logits=True), hidden) < 1e-5
-            assert form(x[:0]).shape == (0, 5)
-            form.reset_classifier(7)
-            assert form(x).shape == (3, 7)
-            form.reset_classifier(0, '')
-            assert relative_difference(form(x), features) < 1e-5
+            assert relative_difference(form.forward_head(form.forward_features(x)), form(x)) < 1e-5
+            assert form(x[:0]).shape == (0, model.num_classes or 21)
     finally:
         torch.set_num_threads(before)
 
 
-def test_a_classifier_that_is_not_computed_as_a_whole_is_in_parts():
-    model = finished('condensenetv2', arch=dict(TINY, head_width=21), num_classes=5)
+def test_the_parts_of_a_classifier_save_their_weights_and_the_whole_reads_them():
+    form, other = (native_form(finished('condensenetv2', seed, arch=dict(TINY, head_width=21)), (3, 32, 32))
+                   for seed in range(2))  # fmt: skip
+    state = form.state_dict()
+    assert not any(name.startswith('fused') for name in state)
+    begins = [state[name].data_ptr() for name in ('stages.weights', 'global_pool.pool.weights')]
+    assert form.fused.weights.data_ptr() == begins[0]
+    assert begins[1] - begins[0] == 4 * state['stages.weights'].numel()
+    other.load_state_dict(
+        {**state, 'stages.plan': other.stages.plan, 'global_pool.pool.plan': other.global_pool.pool.plan}
+    )
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(other.fused.weights, form.fused.weights)
+    copied = copy.deepcopy(form)
+    copied.stages.weights.zero_()
+    assert not copied.fused.weights[: copied.stages.weights.numel()].any() and form.fused.weights.any()
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(pickle.dumps(form))(x), form(x))
+
+
+def test_a_classifier_in_the_native_form_gets_another_last_layer_only():
+    model, x = tiny_classifier(), torch.randn(2, 3, 32, 32)
+    form = native_form(model, (3, 32, 32))
+    form.reset_classifier(7)
+    with torch.no_grad():
+        assert form(x).shape == (2, 7)
+        assert relative_difference(form.forward_head(form.forward_features(x)), form(x)) < 1e-5
+        form.reset_classifier(0)
+        hidden = model.forward_head(model.forward_features(x), pre_logits=True)
+        assert relative_difference(form(x), hidden) < 1e-5
+    for pool in ('', 'max'):
+        with pytest.raises(ValueError, match=f"global_pool='{pool}' does not fit this native form"):
+            form.reset_classifier(0, pool)
+    assert form(x).shape == (2, 21)
+
+
+class Normalised(CondenseNet):
+    """Compares features by their direction."""
+
+    def forward_head(self, x, pre_logits=False):
+        return self.classifier(nn.functional.normalize(super().forward_head(x, pre_logits=True)))
+
+
+def with_another_dropout(model):
+    model.head_drop = nn.LayerNorm(21)
+
+
+def with_a_listener(model):
+    model.act_head.register_forward_hook(lambda *_: None)
+
+
+def with_another_last_activation(model):
     model.norm[1] = nn.GELU()
+
+
+def with_its_own_head(model):
+    model.__class__ = Normalised
+
+
+@pytest.mark.parametrize(
+    'change', [with_another_dropout, with_a_listener, with_another_last_activation, with_its_own_head]
+)
+def test_a_classifier_that_does_more_is_computed_in_parts(change):
+    model = tiny_classifier()
+    change(model)
     form = native_form(model, (3, 32, 32))
     assert form.fused is None and isinstance(form.global_pool.pool, NativeStages)
     assert differs(form, model, torch.randn(2, 3, 32, 32)) < 1e-5

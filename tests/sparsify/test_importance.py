@@ -97,6 +97,19 @@ def test_activation_takes_a_normalisation_without_shift():
     torch.testing.assert_close(UnitImportance('activation', {}).of('', layer), expected, rtol=0.01, atol=0)
 
 
+def test_activation_depends_on_nothing_random():
+    layer = LearnedGroupConv(8, 16, 4, 2, act_layer=nn.RReLU).train()
+    importance = UnitImportance('activation', {'': layer})
+    calls = []
+    layer.act.register_forward_hook(lambda *_: calls.append(0))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        first, second = importance.of('', layer), importance.of('', layer)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize('layer', layers(), ids=['lgc', 'sfr'])
 def test_taylor_is_the_first_order_change_of_the_loss_over_the_steps(layer):
     layer = copy.deepcopy(layer)
@@ -175,6 +188,9 @@ def test_wrong_uses_are_told_in_a_sentence():
     for importance in ('norm', 'activation'):
         with pytest.raises(ValueError, match=f"1 has no .* 8 inputs .* importance='{importance}' .* use 'l1'"):
             StagedSparsifier(bare, 16, importance=importance)
+    activated = LearnedGroupConv(8, 16, 4, 2, norm_layer=timm.layers.BatchNormAct2d, act_layer=nn.Identity)
+    with pytest.raises(ValueError, match='in front of LearnedGroupConv, a BatchNormAct2d, has layers of its own'):
+        StagedSparsifier(activated, 16, importance='activation')
     model = network()
     before = [layer.mask.clone() for layer in model.sparse_layers()]
     with pytest.raises(ValueError, match=r'stages\.0\.layers\.0\.conv_1 has a stage to do but no gradient was seen'):

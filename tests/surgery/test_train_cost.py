@@ -98,10 +98,10 @@ def test_command_prints_ratios_and_writes_json(tmp_path, capsys):
     ('options', 'named'),
     [
         (['--peers', 'ShuffleNetV2', '--roofline'], '--peers, --roofline'),
-        (['--checkpoint', 'trained.pth'], '--checkpoint'),
+        (['--forms', 'condensed', '--tune', '0'], '--forms, --tune'),
         (['--batch', '1', '16', '--threads', '1', '2'], 'several values of --batch, several values of --threads'),
     ],
 )
 def test_options_of_inference_are_refused(options, named, capsys):
     assert main(['benchmark', '--train', *options]) == 2
-    assert f'does not take {named}; leave one of them out' in capsys.readouterr().err
+    assert f'does not take {named}; leave that out, or --train' in capsys.readouterr().err

@@ -7,14 +7,17 @@ from torch import nn
 from ...layers import GroupSparseConv2d
 from ...models.condensenet import DenseStage
 from ...models.shufflenet import ShuffleStage
-from .classifier import native_classifier
+from .classifier import NativeClassifier, native_classifier
 from .dense import dense_stages
 from .head import Head, find_head, native_head
 from .layers import UnsupportedError, single_layer
 from .module import DeferredConv2d, NativeStages
 from .shuffle import shuffle_stages
 
-__all__ = ['DeferredConv2d', 'Head', 'NativeStages', 'find_head', 'native', 'native_classifier', 'native_head']
+__all__ = [
+    'DeferredConv2d', 'Head', 'NativeClassifier', 'NativeStages', 'find_head', 'native', 'native_classifier',
+    'native_head',
+]  # fmt: skip
 
 
 def native(

@@ -36,14 +36,14 @@ def dense_stages(
     Raises:
         UnsupportedError: something in them is not what the kernels compute.
     """
-    plan, features, changes = dense_plan(stages, channels, stem)
+    plan, features, changes = dense_plan(stages, stem, channels)
     affine, act = (None, 0) if final is None else norm_act(*final)
     plan.store(features, range(plan.out_channels), affine, act)
     return NativeStages(plan, changes)
 
 
-def dense_plan(stages: list[DenseStage], channels: int, stem: Optional[nn.Module]) -> DensePlan:
-    """Stages with the stem in front, where given.
+def dense_plan(stages: list[DenseStage], stem: Optional[nn.Module], channels: int = 0) -> DensePlan:
+    """Stages with the stem in front, or of features of so many channels.
 
     Raises:
         UnsupportedError: something in them is not what the kernels compute.
@@ -53,6 +53,7 @@ def dense_plan(stages: list[DenseStage], channels: int, stem: Optional[nn.Module
     plan = Plan(channels if stem is None else stem.in_channels, stages[-1].out_channels)
     changes, features = [], -1
     if stem is not None:
+        channels = stem.out_channels
         if not isinstance(stages[0].pool, nn.Identity) or stem.bias is not None:
             raise UnsupportedError
         changes += [1] * (stem.stride != (1, 1))

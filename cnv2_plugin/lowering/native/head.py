@@ -72,8 +72,13 @@ def find_head(model: nn.Module, after: nn.Module, example: Tensor) -> Optional[H
     return Head(pool, excite, conv, act)
 
 
-def native_head(head: Head) -> Optional[NativeStages]:
-    """Pooling and head in one operator, or None where the kernels do not compute it."""
+def native_head(head: Head, weights: Optional[Tensor] = None) -> Optional[NativeStages]:
+    """Pooling and head in one operator, or None where the kernels do not compute it.
+
+    Args:
+        head: of a model.
+        weights: those of the plan, where they are there already.
+    """
     plan = Plan(head.conv.in_channels, head.conv.out_channels)
     features = plan.add_map(head.conv.in_channels, 0)
     plan.load(features)
@@ -81,7 +86,7 @@ def native_head(head: Head) -> Optional[NativeStages]:
         add_head(plan, head, features)
     except UnsupportedError:
         return None
-    return NativeStages(plan, [TO_ONE_PIXEL])
+    return NativeStages(plan, [TO_ONE_PIXEL], weights)
 
 
 def add_head(plan: Plan, head: Head, features: int) -> None:

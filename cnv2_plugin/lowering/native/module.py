@@ -32,17 +32,18 @@ class NativeStages(nn.Module):
         plan: what to run.
         changes: of height and width, in the numbers of :data:`~cnv2_plugin.kernels.operator.native_stages`.
         weights: those of the plan, where several plans share them.
+        saved: with the model, and told of among its forms; not where others compute the same from the same weights.
     """
 
     weights: Tensor
     plan: Tensor
 
-    def __init__(self, plan: Plan, changes: list[int], weights: Optional[Tensor] = None) -> None:
+    def __init__(self, plan: Plan, changes: list[int], weights: Optional[Tensor] = None, saved: bool = True) -> None:
         super().__init__()
-        self.register_buffer('weights', plan.weights() if weights is None else weights)
-        self.register_buffer('plan', plan.words())
+        self.register_buffer('weights', plan.weights() if weights is None else weights, saved)
+        self.register_buffer('plan', plan.words(), saved)
         self.shape = [plan.out_channels, *changes]
-        self.choices = {'.': 'native'}
+        self.choices = {'.': 'native'} if saved else {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to the result of the part."""

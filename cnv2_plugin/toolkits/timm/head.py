@@ -29,7 +29,8 @@ class TimmModel(nn.Module):
         first_conv: name of the convolution that reads the images.
         final_attribute: name of the trunk's part after the last stage.
         final_is_norm: whether that part only normalises, keeping the width.
-        fused: computes all in front of the classifier at once, where a deployed form does; None otherwise.
+        fused: what computes all in front of the classifier at once in the native form, or None. Set it to None to have
+            ``forward`` call trunk and head one after the other, for hooks on them.
     """
 
     first_conv: str
@@ -68,7 +69,7 @@ class TimmModel(nn.Module):
             self.conv_head = nn.Conv2d(self.num_features, head_width, 1, **dd)
             self.act_head = nn.Hardswish()
         self.head_drop = nn.Dropout(drop_rate)
-        self.fused = None
+        self.fused: Optional[nn.Module] = None
         self.global_pool = nn.Identity()
         self.reset_classifier(num_classes, global_pool)
         if not whole and num_classes > 0:
@@ -111,11 +112,17 @@ class TimmModel(nn.Module):
         """Replace the classifier and, where given, the pooling.
 
         Raises:
-            ValueError: ``global_pool`` changes the width, or is '' with a classifier behind it.
+            ValueError: ``global_pool`` changes the width, is '' with a classifier behind it, or is not the one that the
+                native form computes with its head.
         """
-        if global_pool is None:
-            global_pool = self.global_pool.pool_type
-        pool = SelectAdaptivePool2d(pool_type=global_pool)
+        before = getattr(self.global_pool, 'pool_type', None)
+        global_pool = before if global_pool is None else global_pool
+        pool = self.global_pool if global_pool == before else SelectAdaptivePool2d(pool_type=global_pool)
+        if self.fused is not None and global_pool != before:
+            raise ValueError(
+                f'global_pool={global_pool!r} does not fit this native form, which computes {before!r} with its head; '
+                f'reset the classifier of the model before it is lowered.'
+            )
         if pool.feat_mult() != 1:
             raise ValueError(f"global_pool={global_pool!r} changes the width; use 'avg', 'max', 'avgmax' or ''.")
         if num_classes > 0 and not global_pool:
@@ -124,8 +131,6 @@ class TimmModel(nn.Module):
             )
         if isinstance(getattr(self, 'classifier', None), SelectiveLinear):
             self._model_args = {k: v for k, v in getattr(self, '_model_args', {}).items() if k != 'classifier_keep'}
-        if global_pool != 'avg':
-            self.fused = None
         self.num_classes = num_classes
         self.global_pool = pool
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
