@@ -141,7 +141,7 @@ print(peak() - before)
 
 
 def _bytes(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in [*module.parameters(), *module.buffers()])
+    return sum(t.numel() * t.element_size() for t in module.state_dict().values())
 
 
 RUNTIMES: dict[str, Callable[..., Prepared]] = {

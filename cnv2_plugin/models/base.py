@@ -1,7 +1,7 @@
 """What every trunk shares: deployment, per-stage features and gradient checkpointing."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class DeployMixin(nn.Module):
             ImageSizeError: they are too small for its stages.
         """
         if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
-            check_images(args[0], _first_convolution(self.get_submodule('stem')).weight)
+            check_images(args[0], _first_convolution(self._modules['stem']).weight)
             try:
                 return super().__call__(*args, **kwargs)
             except ImageSizeError as error:
@@ -49,9 +49,10 @@ class DeployMixin(nn.Module):
         return (m for m in self.modules() if isinstance(m, GroupSparseConv2d))
 
 
-def _first_convolution(stem: nn.Module) -> nn.Conv2d:
+def _first_convolution(stem: Optional[nn.Module]) -> nn.Conv2d:
     if isinstance(stem, nn.Conv2d):
         return stem
+    assert stem is not None
     return next(module for module in stem.modules() if isinstance(module, nn.Conv2d))
 
 
