@@ -208,5 +208,5 @@ class TimmModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to logits ``(N, num_classes)``."""
         if self.fused is not None:
-            return self.classifier(self.flatten(self.fused(x)))
+            return self.classifier(self.fused(x).flatten(1))
         return self.forward_head(self.forward_features(x))
