@@ -4,7 +4,7 @@ For each data set and seed a network of timm, by default a small DenseNet, is tr
 images. Copies of it are then fine-tuned on all of them: as it is, after ``to_learned_groups``, and after
 ``to_learned_groups`` and ``add_reactivation``; where asked for also with learned groups in the layers that ONNX Runtime
 computes faster then, and with fewer channels at equal multiply-adds. All get the same number of steps, the same batches
-and the same schedule.
+and the same schedule; with ``--recipe ours`` what is pruned has our recipe, and the dense network teaches the others.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from .arms import ARMS, INPUT_SIZE, NETWORKS, Options
 from .data import NAMES
 from .recipe import Recipe
 from .runs import Place, complete
+from .suites import OURS
 from .surgery import SurgeryRun
 from .tables import markdown
 from .train import unit_masks
@@ -83,6 +84,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=['dense', 'groups', 'reactivation'],
                         help='"latency": learned groups where they are faster in ONNX Runtime; "channels": '
                              'torch-pruning at the multiply-adds of "latency"; dense is always among them')  # fmt: skip
+    parser.add_argument('--recipe', choices=['papers', 'ours'], default='papers',
+                        help='"ours": stages in the first quarter, the learning rate rewound, distilled from the dense '
+                             'arm; fewer channels are distilled too (default: papers)')  # fmt: skip
     parser.add_argument('--at-most', type=float, help='share of the latency that "latency" comes down to')
     parser.add_argument('--growth', type=int, default=16, help='features that a layer of the DenseNet adds')
     parser.add_argument('--blocks', nargs='+', type=int, default=[4, 6, 6], help='layers of each of its blocks')
@@ -127,7 +131,12 @@ def runs(dataset: str, args: argparse.Namespace) -> tuple[SurgeryRun, dict[str, 
         if arm in ('latency', 'channels'):
             layers, mult_adds = faster_layers(options, args)
             own = replace(own, layers=layers) if arm == 'latency' else replace(own, mult_adds=mult_adds)
-        arms[arm] = SurgeryRun(arm, replace(FINE_TUNING, **length), options=own, start=start, **settings)
+        recipe, teacher = replace(FINE_TUNING, **length), None
+        if args.recipe == 'ours' and arm != 'dense':
+            recipe, teacher = replace(recipe, distill=OURS.distill), arms['dense']
+            if arm != 'channels':
+                recipe = replace(recipe, sparsifier=OURS.sparsifier, rewind=OURS.rewind, recalibrate=OURS.recalibrate)
+        arms[arm] = SurgeryRun(arm, recipe, options=own, start=start, teacher=teacher, **settings)
     return start, arms
 
 

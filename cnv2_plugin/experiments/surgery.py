@@ -30,6 +30,7 @@ class SurgeryRun:
         test_images: at most so many to test on.
         options: network and surgery.
         start: the pretraining.
+        teacher: the arm whose network it learns from, where its recipe distils.
     """
 
     arm: str
@@ -39,6 +40,7 @@ class SurgeryRun:
     test_images: int
     options: Options = field(default_factory=Options)
     start: Optional['SurgeryRun'] = None
+    teacher: Optional['SurgeryRun'] = None
 
     @property
     def name(self) -> str:
@@ -46,11 +48,12 @@ class SurgeryRun:
         return f'{self.arm}_{fingerprint(self)}'
 
     def settings(self) -> dict[str, Any]:
-        """Plain values."""
-        return dict(
+        """Plain values; a teacher only where there is one, so that older runs stay what they are."""
+        settings = dict(
             arm=self.arm, recipe=self.recipe.settings(), images=self.images, train_images=self.train_images,
             test_images=self.test_images, options=self.options.settings(), start=self.start and self.start.settings(),
         )  # fmt: skip
+        return {**settings, 'teacher': self.teacher.settings()} if self.teacher else settings
 
     def data(self, place: Place) -> Data:
         """What it trains and tests on."""
@@ -69,7 +72,10 @@ class SurgeryRun:
         model = self.start.trained(seed, place) if self.start else self.options.build()
         predicted = self.operate(model) if self.start else count_cost(model, INPUT_SIZE).mult_adds
         title = f'{self.images}, {ARMS[self.arm].label if self.start else "pretraining"}, seed {seed}'
-        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', title=title, device=place.device)
+        history = fit(
+            model, data, self.recipe, seed, folder / 'checkpoint.pth', title=title,
+            teacher=self.teacher.trained(seed, place) if self.teacher else None, device=place.device,
+        )  # fmt: skip
         counted = count_cost(model, INPUT_SIZE).mult_adds_pruned
         if counted != predicted:
             raise RuntimeError(f'{title}: {counted} multiply-adds are counted where {predicted} were predicted.')
