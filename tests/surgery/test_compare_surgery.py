@@ -69,6 +69,19 @@ def test_every_arm_sees_the_same_batches():
     assert all((a == b).all() and (c == d).all() for (a, c), (b, d) in zip(first, second))
 
 
+def test_our_recipe_prunes_early_and_the_dense_arm_teaches(tool, tmp_path, capsys):
+    arguments = [*SMALLEST, '--datasets', 'digits', '--arms', 'groups', 'reactivation']
+    _, papers = compare_surgery.runs('digits', compare_surgery.arguments().parse_args(arguments))
+    arguments += ['--recipe', 'ours', '--out', str(tmp_path)]
+    _, ours = compare_surgery.runs('digits', compare_surgery.arguments().parse_args(arguments))
+    assert ours['dense'] == papers['dense'] and ours['groups'].name != papers['groups'].name
+    for arm in ('groups', 'reactivation'):
+        assert ours[arm].teacher == ours['dense'] and ours[arm].recipe.distill == 1
+        assert ours[arm].recipe.sparsifier == {'sparse_fraction': 0.25} and ours[arm].recipe.rewind == 1
+    assert tool.main([*arguments, '--epochs', '3']) == 0
+    assert capsys.readouterr().out.count('| digits |') == 3
+
+
 def test_every_arm_starts_from_the_same_weights_and_is_told_by_its_settings(tmp_path):
     args = compare_surgery.arguments().parse_args([*SMALLEST, '--datasets', 'digits'])
     start, arms = compare_surgery.runs('digits', args)
