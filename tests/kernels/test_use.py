@@ -309,8 +309,8 @@ def test_sanitizers_find_nothing(tmp_path):
 @pytest.mark.needs('c++')
 def test_threads_do_not_race(tmp_path):
     """Two callers with three threads each under the thread sanitizer."""
-    model = finished('condensenetv2', arch=dict(TINY, growth=(16, 32)), num_classes=5)
-    form = lower(model, (3, 96, 96), 'native').stages
+    model = finished('condensenetv2', arch=dict(TINY, growth=(16, 32), head_width=40), num_classes=5)
+    form = lower(model, (3, 96, 96), 'native').fused
     images = torch.randn(4, 3, 96, 96)
     sizes = [form.plan.numel(), form.weights.numel(), *images.shape, *form(images).shape[1:]]
     (tmp_path / 'case').write_bytes(
