@@ -60,7 +60,8 @@ def test_config_builds_trains_a_step_and_predicts(path, tmp_path):
     runner = Runner.from_cfg(cfg)
     hooks = [type(hook).__name__ for hook in runner.hooks]
     layers = sparse_layers(runner.model)
-    assert ('StagedSparsificationHook' in hooks) == any(not layer.deploy for layer in layers)
+    prunes = any(not layer.deploy for layer in layers) and 'unpruned' not in path.stem
+    assert ('StagedSparsificationHook' in hooks) == prunes
     assert path.parent.name != 'deploy' or (layers and all(layer.deploy for layer in layers))
     check_metafile(path, cfg, runner.model)
     runner._train_loop = runner.build_train_loop(cfg.train_cfg)
@@ -108,9 +109,10 @@ def test_our_recipe_rewinds_the_rate_after_the_last_stage(path):
     cfg = Config.fromfile(path)
     epochs, epoch_length = cfg.train_cfg.max_epochs, 10
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
+    iterations = 1251 if 'in1k' in path.stem else 50
     for one in cfg.param_scheduler:
         if not one.by_epoch:
-            one.end = one.end * epoch_length // 1251
+            one.end = one.end * epoch_length // iterations
     schedulers = [
         PARAM_SCHEDULERS.build(one, default_args=dict(optimizer=optimizer, epoch_length=epoch_length))
         for one in cfg.param_scheduler
