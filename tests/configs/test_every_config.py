@@ -46,7 +46,8 @@ def check_metafile(path, cfg, model):
     told = next(model for model in models if model['Name'] == path.stem).get('Metadata')
     if told:
         cost = count_cost(model, input_size(path))
-        assert (told['FLOPs'], told['Parameters']) == (cost.mult_adds_pruned, cost.params_pruned)
+        pruned, unpruned = (cost.mult_adds_pruned, cost.params_pruned), (cost.mult_adds, cost.params)
+        assert (told['FLOPs'], told['Parameters']) == (unpruned if 'unpruned' in path.stem else pruned)
 
 
 def input_size(path):
