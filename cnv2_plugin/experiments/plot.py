@@ -61,7 +61,7 @@ def plot_runs(points: Sequence[Point], path: Union[str, Path]) -> None:
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     timed = [point for point in points if point.latency is not None]
     panels = [(points, [p.mult_adds / 1e6 for p in points], 'multiply-adds (M)')]
@@ -85,8 +85,11 @@ def plot_runs(points: Sequence[Point], path: Union[str, Path]) -> None:
                 elinewidth=0.8, label=point.name,
             )  # fmt: skip
         axis.set_xscale('log')
+        wide = max(costs) > 5 * min(costs)
+        if wide:
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.xaxis.set_minor_formatter(ScalarFormatter() if max(costs) < 10 * min(costs) else NullFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter() if wide else ScalarFormatter())
         axis.margins(x=0.15)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3, which='both')
