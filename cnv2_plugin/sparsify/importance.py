@@ -149,7 +149,7 @@ def _activation_magnitude(layer: GroupSparseConv2d, scale: Tensor) -> Tensor:
     shift = getattr(layer.get_submodule('norm'), 'bias', None)
     features = scale[:, None] * quantiles.to(scale.dtype) + (0 if shift is None else shift[:, None])
     act = copy.deepcopy(layer.get_submodule('act')).eval()
-    activated = act(features[None, ..., None])[0, ..., 0]
+    activated = act.forward(features[None, ..., None])[0, ..., 0]  # no hooks: these are no features of an image
     return activated.double().square().mean(1).sqrt()
 
 
