@@ -50,7 +50,7 @@ def nearest_peers(
         families: which families, keys of ``PEERS``.
 
     Raises:
-        ValueError: an unknown family.
+        ValueError: an unknown family, or images that a family does not take.
     """
     unknown = [family for family in families if family not in PEERS]
     if unknown:
@@ -58,7 +58,18 @@ def nearest_peers(
     chosen = {}
     for family in families:
         made = {name: make().eval() for name, make in PEERS[family].items()}
-        distance = {name: abs(count_mult_adds(model, input_size) - mult_adds) for name, model in made.items()}
+        distance = {name: abs(_count(model, input_size, family) - mult_adds) for name, model in made.items()}
         name = min(distance, key=distance.get)
         chosen[name] = made[name]
     return chosen
+
+
+def _count(model: nn.Module, input_size: tuple[int, int, int], family: str) -> int:
+    try:
+        return count_mult_adds(model, input_size)
+    except RuntimeError as error:
+        size = 'x'.join(map(str, input_size))
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f'{family} does not take images of {size} ({reason}); give larger ones, or leave {family} out.'
+        ) from error

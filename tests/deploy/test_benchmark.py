@@ -106,6 +106,8 @@ def test_nearest_peers():
     assert name == 'shufflenet_v2_x1_0'
     with pytest.raises(ValueError, match='there are no peers AlexNet; choose from ShuffleNetV2'):
         nearest_peers(1, families=('AlexNet',))
+    with pytest.raises(ValueError, match='GhostNetV2 does not take images of 3x32x32 .*leave GhostNetV2 out'):
+        nearest_peers(1, (3, 32, 32), families=('GhostNetV2',))
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ STAND_INS = {
 SHORTER = {
     'train': ['--cfg-options', 'train_dataloader.dataset.indices=256', 'val_dataloader.dataset.indices=250'],
     'test': ['--cfg-options', 'test_dataloader.dataset.indices=250'],
-    'benchmark': ['--input-size', '3', '32', '32', '--rounds', '1', '--warmup', '1', '--quiet'],
+    'benchmark': ['--input-size', '3', '64', '64', '--rounds', '1', '--warmup', '1', '--quiet'],
 }
 """What is added to commands that would take minutes."""
 
