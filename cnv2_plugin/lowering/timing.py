@@ -1,5 +1,6 @@
 """Timing of callables in interleaved rounds, and the sessions of ONNX Runtime that are timed."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,10 @@ def interleave(
     progress: Optional[Progress] = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Any, Timing]:
-    """Time every runner once a round, in turn, so that a drift of the machine meets all alike.
+    """Time every runner once a round, so that a drift of the machine meets all alike.
+
+    Every round has an order of its own, from a fixed seed: what a runner leaves in the caches makes the next one
+    faster or slower, and would always meet the same one.
 
     Args:
         runners: callables without arguments.
@@ -56,8 +60,10 @@ def interleave(
         for _ in range(warmup):
             run()
     seconds: dict[Any, list[float]] = {key: [] for key in runners}
+    order, generator = list(runners.items()), random.Random(0)
     for i in range(rounds):
-        for key, run in runners.items():
+        generator.shuffle(order)
+        for key, run in order:
             start = clock()
             run()
             seconds[key].append(clock() - start)
