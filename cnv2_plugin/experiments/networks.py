@@ -87,6 +87,8 @@ NETWORKS = {
     'condensenetv2-s': Network('condensenetv2', dict(layers=(2, 3, 4, 4), growth=(8, 8, 16, 32), **_V2)),
     'shufflenetv2-s': Network('shufflenetv2', _shuffle((44, 88, 176), (2, 4, 2), 16, 272)),
     'sfr-shufflenetv2-s': Network('sfr_shufflenetv2', _shuffle((44, 88, 176), (2, 4, 2), 16, 216, **_SFR)),
+    'condensenetv2-s-bare': Network('condensenetv2', dict(layers=(2, 3, 4, 4), growth=(8, 8, 16, 32), **_V1)),
+    'sfr-shufflenetv2-s-bare': Network('shufflenetv2', _shuffle((44, 88, 176), (2, 4, 2), 16, 216)),
     'mobilenetv3-s': Network('mobilenetv3', dict(width=0.3)),
     'dense-l': Network('condensenet', dict(layers=(4, 6, 8), growth=(4, 8, 18), **_DENSE)),
     'condensenet-l': Network('condensenet', dict(layers=(4, 7, 8), growth=(8, 16, 32), **_V1)),
@@ -96,4 +98,7 @@ NETWORKS = {
     'mobilenetv3-l': Network('mobilenetv3', dict(width=0.95)),
     'condensenetv2-xs': Network('condensenetv2', dict(layers=(2, 3, 3), growth=(8, 8, 16), stem_stride=2, **_V2)),
 }
-"""Networks by name; ``-s`` have 1.1 M, ``-l`` 5.0 M multiply-adds after pruning, ``-xs`` is for quick tests."""
+"""Networks by name; ``-s`` have 1.1 M, ``-l`` 5.0 M multiply-adds after pruning, ``-xs`` is for quick tests.
+
+``-bare`` are the same without reactivation, and nothing in its place.
+"""

@@ -108,6 +108,13 @@ def ours(size: str) -> list[NetworkRun]:
     return [*(run for pair in zip(never, runs) for run in pair), late, peer]
 
 
+def reactivation(size: str) -> list[NetworkRun]:
+    """The two trunks that reactivate, never pruned, and the same trunks without reactivation."""
+    notes = {'': 'with reactivation', '-bare': 'without'}
+    networks = (f'condensenetv2-{size}', f'sfr-shufflenetv2-{size}')
+    return [_run(name + suffix, 'never', NEVER, note) for name in networks for suffix, note in notes.items()]
+
+
 def confirmation(size: str) -> list[NetworkRun]:
     """The decisive pairs once more, on all training images: our recipe, its teachers, and the unpruned peer."""
     taught = [run for run in ours(size) if run.name.endswith(('_never', '_ours'))]
@@ -149,6 +156,7 @@ SUITES = {
     'pruning-s': lambda: pruning('s'),
     'schedules-s': lambda: schedules('s'),
     'ours-s': lambda: ours('s'),
+    'reactivation-s': lambda: reactivation('s'),
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),
     'ours-l': lambda: ours('l'),
