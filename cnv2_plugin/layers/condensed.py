@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .norm import is_batch_norm
 from .permute import ChannelGather, ChannelScatterSum, ChannelShuffle
 
 
@@ -81,11 +82,12 @@ def gather_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
         index: the gathered channels, ``(K,)``.
 
     Raises:
-        TypeError: ``norm`` is no batch normalisation.
+        TypeError: ``norm`` is no batch normalisation, or more than that.
     """
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+    if not is_batch_norm(norm):
         raise TypeError(
-            f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}.'
+            f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}; build '
+            f'the model with norm_layer=torch.nn.BatchNorm2d, and give its activation as act_layer.'
         )
     reference = norm.weight if norm.affine else norm.running_mean
     gathered = nn.BatchNorm2d(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import ChannelGather, ChannelScatterSum, GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
+from ..layers.norm import is_batch_norm
 from ..models.condensenet import DenseLayer, DenseStage
 from ..models.shufflenet import ShuffleStage, ShuffleUnit
 from .graph import (
@@ -81,7 +82,7 @@ def add_module(graph: Graph, module: nn.Module, x: int, site: str) -> int:
         return x
     if isinstance(module, nn.Conv2d) and module.padding_mode == 'zeros' and not isinstance(module.padding, str):
         return _add_conv(graph, module, module.padding, x, site)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+    if is_batch_norm(module) and module.running_mean is not None:
         return graph.add(_affine(module), x)
     if isinstance(module, POINTWISE):
         return graph.add(Pointwise(_out_of_place(module)), x)

@@ -183,6 +183,18 @@ def test_inplace_activations_do_not_reach_into_shared_values():
     assert not any(getattr(module, 'inplace', False) for module in lowered.stages.modules())
 
 
+@pytest.mark.parametrize('runtime', ['onnxruntime', 'native'])
+def test_norms_that_activate_are_lowered_with_their_activation(runtime):
+    model = timm.create_model('sfr_shufflenetv2_x0_5', norm_layer=timm.layers.BatchNormAct2d)
+    model = condense(hostile(model))
+    x = torch.randn(2, 3, 64, 64)
+    if runtime == 'native':
+        with pytest.raises(ValueError, match='no part of this model|not built'):
+            lower(model, (3, 64, 64), runtime)
+        return
+    assert relative_difference(lower(model, (3, 64, 64), runtime)(x), model(x)) < 1e-5
+
+
 def test_lowered_parts_stay_in_eval_mode():
     model = small()
     lowered = lower(model, (3, 32, 32))

@@ -1,8 +1,10 @@
 """What users of the layers rely on: arguments, gradients, state dicts, scripting, tracing, export, errors."""
 
 import copy
+from functools import partial
 
 import pytest
+import timm.layers
 import timm.utils
 import torch
 from torch import nn
@@ -231,6 +233,18 @@ def test_only_batch_norm_condenses():
         layer.switch_to_deploy()
     assert not layer.deploy
     assert torch.equal(layer(x), expected)
+
+
+def test_batch_norm_that_activates_is_not_condensed_without_its_activation():
+    layer = LearnedGroupConv(12, 24, 4, 1, norm_layer=timm.layers.BatchNormAct2d)
+    with pytest.raises(TypeError, match='by BatchNormAct2d; build the model with .*act_layer'):
+        layer.switch_to_deploy()
+    assert not layer.deploy
+    layer = LearnedGroupConv(12, 24, 4, 1, norm_layer=partial(timm.layers.BatchNormAct2d, apply_act=False)).eval()
+    x = torch.randn(2, 12, 5, 5)
+    expected = layer(x)
+    layer.switch_to_deploy()
+    assert relative_difference(layer(x), expected) < 1e-5
 
 
 def test_sync_batch_norm_condenses_to_batch_norm():

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...kernels.plan import ACTIVATIONS, Plan
 from ...layers import ChannelGather, ChannelScatterSum, GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
+from ...layers.norm import is_batch_norm
 from .module import NativeStages
 
 Affine = tuple[Tensor, Tensor]
@@ -98,7 +99,7 @@ def norm_act(norm: nn.Module, act: nn.Module) -> tuple[Affine, int]:
 
 
 def affine_of(norm: nn.Module) -> Affine:
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.running_var is None:
+    if not is_batch_norm(norm) or norm.running_mean is None or norm.running_var is None:
         raise UnsupportedError
     scale = (norm.running_var.detach().double() + norm.eps).rsqrt()
     if norm.weight is not None:
