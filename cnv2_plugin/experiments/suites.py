@@ -21,13 +21,6 @@ NEVER = replace(PAPERS, masks='none')
 RANDOM = replace(PAPERS, masks='random')
 GIVEN = replace(PAPERS, masks='given')
 
-SCHEDULES = {
-    'cubic': (dict(spacing='cubic'), 'cubic spacing over the first half'),
-    'cubic-late': (dict(spacing='cubic', start=0.1, sparse_fraction=0.7), 'cubic spacing from a tenth to 0.7'),
-    'early': (dict(sparse_fraction=0.25), 'even spacing over the first quarter'),
-}
-"""Other schedules by the suffix of the run: options of the sparsifier, and what the table says."""
-
 ABLATION = {
     'cubic': (dict(sparsifier=dict(spacing='cubic')), 'cubic spacing over the first half'),
     'early': (dict(sparsifier=dict(sparse_fraction=0.25)), 'even spacing over the first quarter'),
@@ -85,27 +78,24 @@ def pruning(size: str) -> list[NetworkRun]:
     ]
 
 
-def schedules(size: str) -> list[NetworkRun]:
-    """CondenseNetV2 pruned by the papers' schedule and by others."""
-    network = f'condensenetv2-{size}'
-    others = [
-        _run(network, suffix, replace(PAPERS, sparsifier=options), note)
-        for suffix, (options, note) in SCHEDULES.items()
-    ]
-    return [_run(network), *others]
-
-
 def ours(size: str) -> list[NetworkRun]:
-    """Our recipe on every family that is pruned, its teachers, and the unpruned peer with the same help."""
+    """Our recipe on every family that is pruned, each behind its teacher."""
     never = [_run(f'{family}-{size}', 'never', NEVER, 'never pruned (upper bound)') for family in _PRUNED]
     runs = [
         _run(teacher.network, 'ours', OURS, 'our recipe, distilled from the trunk never pruned', teacher=teacher)
         for teacher in never
     ]
+    return [run for pair in zip(never, runs) for run in pair]
+
+
+def distilled(size: str) -> list[NetworkRun]:
+    """The teacher of our recipe without the rest of it: for the papers' schedule, and for the unpruned peer."""
+    teacher = ours(size)[0]
     taught = replace(PAPERS, distill=OURS.distill)
-    late = _run(never[0].network, 'distilled', taught, "the papers' schedule, distilled as well", teacher=never[0])
-    peer = _run(f'shufflenetv2-{size}', 'distilled', taught, f'distilled from {never[0].name}', teacher=never[0])
-    return [*(run for pair in zip(never, runs) for run in pair), late, peer]
+    return [
+        _run(teacher.network, 'distilled', taught, "the papers' schedule, distilled as well", teacher=teacher),
+        _run(f'shufflenetv2-{size}', 'distilled', taught, f'distilled from {teacher.name}', teacher=teacher),
+    ]
 
 
 def reactivation(size: str) -> list[NetworkRun]:
@@ -117,9 +107,8 @@ def reactivation(size: str) -> list[NetworkRun]:
 
 def confirmation(size: str) -> list[NetworkRun]:
     """The decisive pairs once more, on all training images: our recipe, its teachers, and the unpruned peer."""
-    taught = [run for run in ours(size) if run.name.endswith(('_never', '_ours'))]
     peer = [run for run in headline(size) if run.network == f'shufflenetv2-{size}']
-    return [_on_all_images(run) for run in (*taught, *peer)]
+    return [_on_all_images(run) for run in (*ours(size), *peer)]
 
 
 def _on_all_images(run: NetworkRun) -> NetworkRun:
@@ -154,14 +143,13 @@ def _run(
 SUITES = {
     'headline-s': lambda: headline('s'),
     'pruning-s': lambda: pruning('s'),
-    'schedules-s': lambda: schedules('s'),
     'ours-s': lambda: ours('s'),
+    'distilled-s': lambda: distilled('s'),
     'reactivation-s': lambda: reactivation('s'),
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),
     'ours-l': lambda: ours('l'),
     'confirmation-s': lambda: confirmation('s'),
-    'confirmation-l': lambda: confirmation('l'),
     'ablation': lambda: ablation('condensenetv2-s', 'fashion-mnist', 10_000, 6),
     'ablation-digits': lambda: ablation('condensenetv2-xs', 'digits', None, 10),
 }

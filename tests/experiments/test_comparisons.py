@@ -22,9 +22,7 @@ from .test_runs import smallest
 pytest.importorskip('timm')
 pytest.importorskip('sklearn')
 
-ONE_NETWORK = [
-    name for name in suites.SUITES if name.startswith(('pruning', 'schedules', 'ablation')) and '-l' not in name
-]
+ONE_NETWORK = [name for name in suites.SUITES if name.startswith(('pruning', 'ablation')) and '-l' not in name]
 
 
 def main(tmp_path, *arguments):
@@ -40,7 +38,7 @@ def check_table(table, runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [*ONE_NETWORK, 'ours-s'])
+@pytest.mark.parametrize('name', [*ONE_NETWORK, 'ours-s', 'distilled-s', 'reactivation-s'])
 def test_a_suite_becomes_a_table_and_a_picture(name, tmp_path, monkeypatch, capsys):
     small = [smallest(run, 'condensenetv2-xs' if name in ONE_NETWORK else None) for run in suites.SUITES[name]()]
     monkeypatch.setitem(suites.SUITES, name, lambda: small)
