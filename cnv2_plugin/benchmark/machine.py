@@ -29,7 +29,7 @@ class Roofline:
         return max(mult_adds / self.mult_adds, weight_bytes / self.bandwidth) * 1e3
 
 
-def roofline(rounds: int = 20) -> Roofline:
+def roofline(rounds: int = 100) -> Roofline:
     """Measure with the threads that PyTorch has at the moment."""
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     source = torch.randn(32 * 2**20)
