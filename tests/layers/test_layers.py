@@ -247,6 +247,15 @@ def test_batch_norm_that_activates_is_not_condensed_without_its_activation():
     assert relative_difference(layer(x), expected) < 1e-5
 
 
+def test_batch_norm_with_parametrised_weights_condenses():
+    layer = finished('lgc')
+    torch.nn.utils.parametrize.register_parametrization(layer.norm, 'weight', nn.Softplus())
+    x = torch.randn(2, 12, 5, 5)
+    expected = layer(x)
+    layer.switch_to_deploy()
+    assert relative_difference(layer(x), expected) < 1e-5
+
+
 def test_sync_batch_norm_condenses_to_batch_norm():
     layer = nn.SyncBatchNorm.convert_sync_batchnorm(finished('lgc'))
     x = torch.randn(2, 12, 5, 5)
