@@ -69,7 +69,7 @@ def _count(model: nn.Module, input_size: tuple[int, int, int], family: str) -> i
         return count_mult_adds(model, input_size)
     except RuntimeError as error:
         size = 'x'.join(map(str, input_size))
-        reason = str(error).splitlines()[0]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f'{family} does not take images of {size} ({reason}); give larger ones, or leave {family} out.'
+            f'{family} does not take images of {size} ({reason}); give 3x224x224 or the like, or leave {family} out.'
         ) from error

@@ -100,7 +100,7 @@ def distilled(size: str) -> list[NetworkRun]:
 
 def reactivation(size: str) -> list[NetworkRun]:
     """The two trunks that reactivate, never pruned, and the same trunks without reactivation."""
-    notes = {'': 'with reactivation', '-bare': 'without'}
+    notes = {'': 'never pruned, with reactivation', '-bare': 'never pruned, without'}
     networks = (f'condensenetv2-{size}', f'sfr-shufflenetv2-{size}')
     return [_run(name + suffix, 'never', NEVER, note) for name in networks for suffix, note in notes.items()]
 

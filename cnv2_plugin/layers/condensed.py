@@ -87,16 +87,16 @@ def gather_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
     if not is_batch_norm(norm):
         raise TypeError(
             f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}; build '
-            f'the model with norm_layer=torch.nn.BatchNorm2d, and give its activation as act_layer.'
+            f'the model with norm_layer=torch.nn.BatchNorm2d, and give an activation as act_layer.'
         )
     reference = norm.weight if norm.affine else norm.running_mean
     gathered = nn.BatchNorm2d(
         index.numel(), norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
         device=index.device, dtype=None if reference is None else reference.dtype,
     )  # fmt: skip
-    with torch.no_grad():
-        for name, target in [*gathered.named_parameters(), *gathered.named_buffers()]:
-            source = getattr(norm, name)
+    for name, target in [*gathered.named_parameters(), *gathered.named_buffers()]:
+        source = getattr(norm, name)
+        with torch.no_grad():
             target.copy_(source[index] if source.ndim else source)
-            target.requires_grad_(source.requires_grad)
+        target.requires_grad_(source.requires_grad)
     return gathered

@@ -42,7 +42,7 @@ def interleave(
     """Time every runner once a round, so that a drift of the machine meets all alike.
 
     Every round has an order of its own, from a fixed seed: what a runner leaves in the caches makes the next one
-    faster or slower, and would always meet the same one.
+    faster or slower, and would always meet the same one. No runner follows itself.
 
     Args:
         runners: callables without arguments.
@@ -62,7 +62,10 @@ def interleave(
     seconds: dict[Any, list[float]] = {key: [] for key in runners}
     order, generator = list(runners.items()), random.Random(0)
     for i in range(rounds):
+        last = order[-1]
         generator.shuffle(order)
+        if order[0] is last:
+            order.append(order.pop(0))
         for key, run in order:
             start = clock()
             run()

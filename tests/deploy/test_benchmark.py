@@ -35,12 +35,14 @@ def test_every_form_computes_the_same(form):
 
 def test_rounds_are_interleaved():
     calls = []
-    runners = {name: (lambda name=name: calls.append(name)) for name in 'ab'}
-    timings = interleave(runners, rounds=9, warmup=1)
-    rounds = [''.join(calls[i : i + 2]) for i in range(2, len(calls), 2)]
-    assert calls[:2] == ['a', 'b'] and len(rounds) == 9
-    assert set(rounds) == {'ab', 'ba'}, 'a runner always follows the same one'
-    assert all(t.rounds == 9 and 0 <= t.min <= t.median <= t.max for t in timings.values())
+    runners = {name: (lambda name=name: calls.append(name)) for name in 'abc'}
+    timings = interleave(runners, rounds=60, warmup=1)
+    assert calls[:3] == ['a', 'b', 'c'] and len(calls) == 3 + 60 * 3
+    measured = calls[3:]
+    assert all(set(measured[i : i + 3]) == set('abc') for i in range(0, len(measured), 3))
+    followers = {first + second for first, second in zip(measured, measured[1:])}
+    assert followers == {'ab', 'ac', 'ba', 'bc', 'ca', 'cb'}, 'a runner follows itself, or always the same one'
+    assert all(t.rounds == 60 and 0 <= t.min <= t.median <= t.max for t in timings.values())
 
 
 def test_timing_summarises_milliseconds():

@@ -240,11 +240,36 @@ def test_batch_norm_that_activates_is_not_condensed_without_its_activation():
     with pytest.raises(TypeError, match='by BatchNormAct2d; build the model with .*act_layer'):
         layer.switch_to_deploy()
     assert not layer.deploy
-    layer = LearnedGroupConv(12, 24, 4, 1, norm_layer=partial(timm.layers.BatchNormAct2d, apply_act=False)).eval()
+
+
+class ActivatingNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Float32Norm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x.float()).type_as(x)
+
+
+without_act = partial(timm.layers.BatchNormAct2d, apply_act=False)
+split = partial(timm.layers.SplitBatchNorm2d, num_splits=2)
+
+
+@pytest.mark.parametrize('norm_layer', [without_act, split, Float32Norm])
+def test_classes_that_compute_batch_norm_condense(norm_layer):
+    layer = randomize_norms(LearnedGroupConv(12, 24, 4, 1, norm_layer=norm_layer)).eval()
     x = torch.randn(2, 12, 5, 5)
     expected = layer(x)
     layer.switch_to_deploy()
     assert relative_difference(layer(x), expected) < 1e-5
+
+
+def test_a_class_whose_own_forward_activates_is_not_condensed():
+    layer = randomize_norms(LearnedGroupConv(12, 24, 4, 1, norm_layer=ActivatingNorm))
+    with pytest.raises(TypeError, match='ActivatingNorm'):
+        layer.switch_to_deploy()
+    assert not layer.deploy and layer.norm.training
 
 
 def test_batch_norm_with_parametrised_weights_condenses():
@@ -254,6 +279,7 @@ def test_batch_norm_with_parametrised_weights_condenses():
     expected = layer(x)
     layer.switch_to_deploy()
     assert relative_difference(layer(x), expected) < 1e-5
+    assert layer.norm.weight.requires_grad
 
 
 def test_sync_batch_norm_condenses_to_batch_norm():
