@@ -141,6 +141,17 @@ def test_too_little_memory_is_one_sentence(runtime, threads):
 
 
 @pytest.mark.needs('onnx', 'onnxruntime')
+@pytest.mark.parametrize(
+    ('place', 'told'), [(torch.float64, 'torch.float64 on cpu'), ('meta', 'torch.float32 on meta')]
+)
+def test_a_model_of_another_type_or_elsewhere_is_told(place, told):
+    model = tiny().to(place)
+    with pytest.raises(
+        ValueError, match=rf'is {told}; the native kernels take float32 on the CPU, so .*\.float\(\)\.cpu\(\)'
+    ):
+        lower(model, (3, 32, 32), runtime='native')
+
+
 def test_a_file_opened_without_the_library_names_the_operator(tmp_path):
     path = tmp_path / 'native.onnx'
     export_onnx(tiny(), path, (3, 32, 32), native=True)
