@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..layers import GroupSparseConv2d
+from ..lowering.timing import interleaved_seconds
 from ..sparsify import condense_while_training
 from .authors_form import restated
 
@@ -203,14 +204,10 @@ def _costs_of(
             steps[memory_format, form] = _step(
                 deepcopy(module).to(memory_format=layout), images.to(memory_format=layout)
             )
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    for i in range(-warmup, rounds):
-        progress(f'{name}: round {i + 1} of {rounds}' if i >= 0 else f'{name}: warming up')
-        for key, step in steps.items():
-            start = time.process_time()
-            step()
-            if i >= 0:
-                seconds[key].append(time.process_time() - start)
+    progress(f'{name}: warming up')
+    seconds = interleaved_seconds(
+        steps, rounds, warmup, lambda text: progress(f'{name}: {text}'), clock=time.process_time
+    )
     return [
         StepCost(
             name, form, memory_format, batch, statistics.median(taken),

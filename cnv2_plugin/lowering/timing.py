@@ -39,6 +39,22 @@ def interleave(
     progress: Optional[Progress] = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Any, Timing]:
+    """Latency of every runner over the rounds of :func:`interleaved_seconds`, which takes the same arguments.
+
+    Raises:
+        ValueError: ``rounds`` is below 1.
+    """
+    seconds = interleaved_seconds(runners, rounds, warmup, progress, clock)
+    return {key: Timing.of(values) for key, values in seconds.items()}
+
+
+def interleaved_seconds(
+    runners: Mapping[Any, Runner],
+    rounds: int = 40,
+    warmup: int = 5,
+    progress: Optional[Progress] = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Any, list[float]]:
     """Time every runner once a round, so that a drift of the machine meets all alike.
 
     Every round has an order of its own, from a fixed seed: what a runner leaves in the caches makes the next one
@@ -50,6 +66,9 @@ def interleave(
         warmup: calls of each runner before the first round.
         progress: called with a short text now and then.
         clock: tells the seconds; ``time.process_time`` leaves out what other programs take from a single thread.
+
+    Returns:
+        Seconds of every round, in their order, by runner.
 
     Raises:
         ValueError: ``rounds`` is below 1.
@@ -72,7 +91,7 @@ def interleave(
             seconds[key].append(clock() - start)
         if progress and (i + 1) % max(1, rounds // 10) == 0:
             progress(f'round {i + 1} of {rounds}')
-    return {key: Timing.of(values) for key, values in seconds.items()}
+    return seconds
 
 
 def onnx_session(model: Union[Path, bytes], threads: int = 1) -> 'InferenceSession':

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
+from ..layers.norm import is_batch_norm
 
 IMPORTANCES = ('l1', 'norm', 'activation', 'taylor')
 """L1 norm as in the papers, the same scaled by the normalisation in front or by the activations that the weights read,
@@ -134,7 +135,7 @@ def _scale(name: str, layer: GroupSparseConv2d, kind: str) -> Tensor:
             f'{name or type(layer).__name__} has no normalisation with a scale for each of its {layer.in_channels} '
             f"inputs in front of it, so importance='{kind}' does not apply; use 'l1' or 'taylor'."
         )
-    if kind == 'activation' and next(norm.children(), None) is not None:
+    if kind == 'activation' and next(norm.children(), None) is not None and not is_batch_norm(norm):
         raise ValueError(
             f'the normalisation in front of {name or type(layer).__name__}, a {type(norm).__name__}, has layers of its '
             f"own, so what the weights read is not known and importance='activation' does not apply; use another."

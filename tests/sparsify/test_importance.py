@@ -1,6 +1,7 @@
 """What stages rank connections by: each importance against itself written out, resumed, and refused in a sentence."""
 
 import copy
+from functools import partial
 
 import pytest
 import timm
@@ -199,3 +200,16 @@ def test_wrong_uses_are_told_in_a_sentence():
     with pytest.raises(ValueError, match=r'the normalisation in front of stages\.0\.layers\.0\.conv_1 has NaN'):
         StagedSparsifier(model, 16, importance='norm').set_progress(1)
     assert all(torch.equal(a, layer.mask) for a, layer in zip(before, model.sparse_layers()))
+
+
+def test_activation_importance_reads_a_norm_whose_activation_is_off():
+    plain = LearnedGroupConv(8, 16, 4, 2)
+    norm_layer = partial(timm.layers.BatchNormAct2d, apply_act=False)
+    other = LearnedGroupConv(8, 16, 4, 2, norm_layer=norm_layer)
+    for norm in (plain.norm, other.norm):
+        norm.weight.data.copy_(torch.linspace(-1, 2, 8))
+        norm.bias.data.copy_(torch.linspace(0.5, -0.5, 8))
+    other.conv.weight.data.copy_(plain.conv.weight.data)
+    for layer in (plain, other):
+        StagedSparsifier(layer, 16, importance='activation').set_progress(1)
+    assert torch.equal(plain.mask, other.mask)
