@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,10 +75,12 @@ def commands(block: Block) -> list[str]:
 
 def run_python(block: Block, page: Path, namespace: dict) -> None:
     """Run a block in the page's namespace, unless it takes a runtime or kernels that are not installed."""
-    if any(f'import {name}\n' in block.text and find_spec(name.split('.')[0]) is None for name in OPTIONAL):
-        return
+    where = f'{page.name}, block in line {block.line}'
+    for name in OPTIONAL:
+        if f'import {name}\n' in block.text and find_spec(name.split('.')[0]) is None:
+            return leave_out(where, name)
     if lacks_kernels() and re.search(r"onnxruntime_library|'native'", block.text):
-        return
+        return leave_out(where, 'kernels')
     code = compile('\n' * block.line + block.text, str(page), 'exec')
     exec(code, namespace)
 
@@ -123,12 +126,15 @@ def run_bash(block: Block) -> None:
 
 def run_cnv2(arguments: list[str]) -> None:
     """``cnv2`` in this process, unless it takes what is not installed; ``--help`` ends well too."""
+    command = ' '.join(arguments)
     if arguments[0] == 'export' and lacks_runtime(arguments):
-        return
+        return leave_out(command, 'its runtime')
     if lacks_kernels() and '--native' in arguments:
-        return
-    missing = ['native'] * lacks_kernels() + ['compile'] * (not has_compiler())
-    arguments = [argument for argument in arguments if argument not in missing]
+        return leave_out(command, 'kernels')
+    for form, what in [('native', 'kernels')] * lacks_kernels() + [('compile', 'a compiler')] * (not has_compiler()):
+        if form in arguments:
+            leave_out(f'{form} of {command}', what)
+            arguments = [argument for argument in arguments if argument != form]
     if arguments[0] == 'benchmark':
         options = next(i for i, argument in enumerate(arguments) if argument.startswith('-'))
         arguments = ['benchmark', FAST_MODEL, *arguments[options:]]
@@ -137,6 +143,15 @@ def run_cnv2(arguments: list[str]) -> None:
     except SystemExit as exit_:
         code = exit_.code
     assert code in (0, None), f'cnv2 {" ".join(arguments)} ended with {code}'
+
+
+class LeftOutWarning(UserWarning):
+    """A part of a page that does not run on this stack."""
+
+
+def leave_out(what: str, missing: str) -> None:
+    """Tell what was not run, for pytest's summary of warnings."""
+    warnings.warn(f'{what}: left out without {missing}', LeftOutWarning, stacklevel=2)
 
 
 def lacks_runtime(arguments: list[str]) -> bool:

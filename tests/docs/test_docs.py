@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tests.docs.blocks import PAGES, ROOT, blocks, commands, knows, run_bash, run_config, run_python
+from tests.docs.blocks import PAGES, ROOT, LeftOutWarning, blocks, commands, knows, run_bash, run_config, run_python
 from tests.helpers import installed
 
 HEAVY = ('README', 'surgery', 'runtimes', 'deployment', 'method')
@@ -40,6 +40,7 @@ def test_every_block_runs(page, tmp_path, monkeypatch, capsys):
     namespace = {'__name__': page.stem}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
+        warnings.simplefilter('always', LeftOutWarning)
         for block in blocks(page):
             if 'local-dir:' in block.text and installed('timm<1.0.16'):
                 pytest.skip(f'timm before 1.0.16 has no local-dir:, so {page.name} ran up to line {block.line}')
