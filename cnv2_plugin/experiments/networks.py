@@ -5,11 +5,13 @@ Every network keeps the resolution that images of this size leave it: the stem h
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import timm
 from torch import nn
+
+from ..layers import SparseFeatureReactivation
 
 _DENSE = dict(groups_1x1=1, groups_3x3=1, groups_sfr=0, condense_factor=1, sparse_factor=1)
 _V1 = dict(groups_1x1=4, groups_3x3=4, groups_sfr=0, condense_factor=4, sparse_factor=4)
@@ -25,18 +27,25 @@ class Network:
         family: ``'condensenet'``, ``'condensenetv2'``, ``'shufflenetv2'``, ``'sfr_shufflenetv2'``, ``'mobilenetv3'``
             or ``'densenet'`` (timm's).
         options: the arch of our families, the arguments of the others.
+        zero_sfr: reactivation starts with convolutions of 0, so that it changes nothing before the first step.
     """
 
     family: str
     options: dict[str, Any] = field(default_factory=dict)
+    zero_sfr: bool = False
 
     def build(self, in_chans: int = 1, num_classes: int = 10) -> nn.Module:
         """The network before training, for images ``(N, in_chans, 32, 32)``."""
-        return _BUILDERS[self.family](self.options, dict(in_chans=in_chans, num_classes=num_classes))
+        model = _BUILDERS[self.family](self.options, dict(in_chans=in_chans, num_classes=num_classes))
+        for layer in model.modules() if self.zero_sfr else ():
+            if isinstance(layer, SparseFeatureReactivation):
+                nn.init.zeros_(layer.conv.weight)
+        return model
 
     def settings(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; what was added later only where it is set, so that older runs stay what they are."""
+        settings = asdict(self)
+        return settings if self.zero_sfr else {k: v for k, v in settings.items() if k != 'zero_sfr'}
 
 
 def _condensenet(family: str) -> Callable[..., nn.Module]:
@@ -98,7 +107,10 @@ NETWORKS = {
     'mobilenetv3-l': Network('mobilenetv3', dict(width=0.95)),
     'condensenetv2-xs': Network('condensenetv2', dict(layers=(2, 3, 3), growth=(8, 8, 16), stem_stride=2, **_V2)),
 }
+NETWORKS |= {
+    f'{name}-zero': replace(NETWORKS[name], zero_sfr=True) for name in ('condensenetv2-s', 'sfr-shufflenetv2-s')
+}
 """Networks by name; ``-s`` have 1.1 M, ``-l`` 5.0 M multiply-adds after pruning, ``-xs`` is for quick tests.
 
-``-bare`` are the same without reactivation, and nothing in its place.
+``-bare`` are the same without reactivation, and nothing in its place; ``-zero`` start with reactivation of 0.
 """

@@ -99,8 +99,12 @@ def distilled(size: str) -> list[NetworkRun]:
 
 
 def reactivation(size: str) -> list[NetworkRun]:
-    """The two trunks that reactivate, never pruned, and the same trunks without reactivation."""
-    notes = {'': 'never pruned, with reactivation', '-bare': 'never pruned, without'}
+    """The two trunks that reactivate, never pruned, with reactivation that starts at 0, and without any."""
+    notes = {
+        '': 'never pruned, with reactivation',
+        '-zero': 'never pruned, reactivation starts at 0',
+        '-bare': 'never pruned, without',
+    }
     networks = (f'condensenetv2-{size}', f'sfr-shufflenetv2-{size}')
     return [_run(name + suffix, 'never', NEVER, note) for name in networks for suffix, note in notes.items()]
 

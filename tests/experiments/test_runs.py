@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from cnv2_plugin.experiments.data import augmented, batches, load
 from cnv2_plugin.experiments.networks import NETWORKS
 from cnv2_plugin.experiments.recipe import Recipe
 from cnv2_plugin.experiments.runs import BusyError, NetworkRun, Place, complete, finished
+from cnv2_plugin.layers import SparseFeatureReactivation
 
 pytest.importorskip('timm')
 pytest.importorskip('sklearn')
+
+RESULTS = Path(__file__).parents[2] / 'configs' / 'fashion_mnist' / 'results'
 
 
 def smallest(run, network=None):
@@ -65,6 +69,32 @@ def test_headline_networks_have_equal_multiply_adds_and_train(name):
 
 
 OURS = dict(sparsifier=dict(importance='taylor', spacing='cubic'), rewind=1.0, recalibrate=2)
+
+
+def reactivations(model):
+    return [module for module in model.modules() if isinstance(module, SparseFeatureReactivation)]
+
+
+@pytest.mark.parametrize('name', ['condensenetv2-s', 'sfr-shufflenetv2-s'])
+def test_reactivation_that_starts_at_zero_changes_nothing_and_learns(name):
+    images = torch.randn(4, 1, 32, 32)
+    model = NETWORKS[f'{name}-zero'].build()
+    assert not any(layer.conv.weight.any() for layer in reactivations(model))
+    assert all(layer.conv.weight.any() for layer in reactivations(NETWORKS[name].build()))
+    before = model.eval()(images)
+    hooks = [layer.register_forward_hook(lambda *_: torch.zeros_like(_[-1])) for layer in reactivations(model)]
+    assert hooks and torch.equal(model(images), before)
+    for hook in hooks:
+        hook.remove()
+    model.train()(images).square().sum().backward()
+    assert all(layer.conv.weight.grad.any() for layer in reactivations(model))
+
+
+def test_every_kept_result_is_of_a_run_with_its_settings():
+    place = Place(RESULTS, RESULTS)
+    seeded = [(run, seed) for suite in suites.SUITES.values() for run in suite() for seed in range(3)]
+    kept = {f'{run.name}_seed{seed}.json' for run, seed in seeded if finished(run, seed, place)}
+    assert kept and kept == {path.name for path in RESULTS.glob('*_seed*.json')}
 
 
 @pytest.mark.parametrize(('stop', 'options'), [(1, {}), (2, {}), (3, {}), (1, OURS), (3, OURS)])
