@@ -11,8 +11,6 @@ from typing import Any
 import timm
 from torch import nn
 
-from ..layers import SparseFeatureReactivation
-
 _DENSE = dict(groups_1x1=1, groups_3x3=1, groups_sfr=0, condense_factor=1, sparse_factor=1)
 _V1 = dict(groups_1x1=4, groups_3x3=4, groups_sfr=0, condense_factor=4, sparse_factor=4)
 _V2 = {**_V1, 'groups_sfr': 4}
@@ -27,25 +25,24 @@ class Network:
         family: ``'condensenet'``, ``'condensenetv2'``, ``'shufflenetv2'``, ``'sfr_shufflenetv2'``, ``'mobilenetv3'``
             or ``'densenet'`` (timm's).
         options: the arch of our families, the arguments of the others.
-        zero_sfr: reactivation starts with convolutions of 0, so that it changes nothing before the first step.
+        zero_init_sfr: reactivation starts at 0, see :class:`~cnv2_plugin.models.ShuffleNetTrunk`.
     """
 
     family: str
     options: dict[str, Any] = field(default_factory=dict)
-    zero_sfr: bool = False
+    zero_init_sfr: bool = False
 
     def build(self, in_chans: int = 1, num_classes: int = 10) -> nn.Module:
         """The network before training, for images ``(N, in_chans, 32, 32)``."""
-        model = _BUILDERS[self.family](self.options, dict(in_chans=in_chans, num_classes=num_classes))
-        for layer in model.modules() if self.zero_sfr else ():
-            if isinstance(layer, SparseFeatureReactivation):
-                nn.init.zeros_(layer.conv.weight)
-        return model
+        ends: dict[str, Any] = dict(in_chans=in_chans, num_classes=num_classes)
+        if self.zero_init_sfr:
+            ends['zero_init_sfr'] = True
+        return _BUILDERS[self.family](self.options, ends)
 
     def settings(self) -> dict[str, Any]:
         """Plain values; what was added later only where it is set, so that older runs stay what they are."""
         settings = asdict(self)
-        return settings if self.zero_sfr else {k: v for k, v in settings.items() if k != 'zero_sfr'}
+        return settings if self.zero_init_sfr else {k: v for k, v in settings.items() if k != 'zero_init_sfr'}
 
 
 def _condensenet(family: str) -> Callable[..., nn.Module]:
@@ -108,7 +105,7 @@ NETWORKS = {
     'condensenetv2-xs': Network('condensenetv2', dict(layers=(2, 3, 3), growth=(8, 8, 16), stem_stride=2, **_V2)),
 }
 NETWORKS |= {
-    f'{name}-zero': replace(NETWORKS[name], zero_sfr=True) for name in ('condensenetv2-s', 'sfr-shufflenetv2-s')
+    f'{name}-zero': replace(NETWORKS[name], zero_init_sfr=True) for name in ('condensenetv2-s', 'sfr-shufflenetv2-s')
 }
 """Networks by name; ``-s`` have 1.1 M, ``-l`` 5.0 M multiply-adds after pruning, ``-xs`` is for quick tests.
 

@@ -99,14 +99,20 @@ def distilled(size: str) -> list[NetworkRun]:
 
 
 def reactivation(size: str) -> list[NetworkRun]:
-    """The two trunks that reactivate, never pruned, with reactivation that starts at 0, and without any."""
+    """The two trunks that reactivate, never pruned, with reactivation that starts at 0, and without any.
+
+    The trunk that gains by the start at 0 is pruned too.
+    """
     notes = {
         '': 'never pruned, with reactivation',
         '-zero': 'never pruned, reactivation starts at 0',
         '-bare': 'never pruned, without',
     }
     networks = (f'condensenetv2-{size}', f'sfr-shufflenetv2-{size}')
-    return [_run(name + suffix, 'never', NEVER, note) for name in networks for suffix, note in notes.items()]
+    never = [_run(name + suffix, 'never', NEVER, note) for name in networks for suffix, note in notes.items()]
+    teacher = next(run for run in never if run.network == f'sfr-shufflenetv2-{size}-zero')
+    note = 'our recipe, reactivation starts at 0, distilled from the trunk never pruned'
+    return [*never, _run(teacher.network, 'ours', OURS, note, teacher=teacher)]
 
 
 def confirmation(size: str) -> list[NetworkRun]:

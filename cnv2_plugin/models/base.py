@@ -6,7 +6,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..layers import GroupSparseConv2d
+from ..layers import GroupSparseConv2d, SparseFeatureReactivation
 from .condense import condense
 
 
@@ -104,3 +104,13 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def start_reactivation_at_zero(model: nn.Module) -> None:
+    """Set the convolutions of every reactivation to 0: at first it changes no feature, and learns from the first step.
+
+    The convolution, not the normalisation in front: with weight and bias 0 before a ReLU it would never learn.
+    """
+    for layer in model.modules():
+        if isinstance(layer, SparseFeatureReactivation):
+            nn.init.zeros_(layer.conv.weight)

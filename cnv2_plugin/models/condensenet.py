@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..archs import CondenseNetArch
 from ..layers import LearnedGroupConv, SparseFeatureReactivation, SpatialGroupConv2d, SqueezeExcite
 from ..layers.reactivation import ActLayer, NormLayer
-from .base import DeployMixin, init_weights, too_small
+from .base import DeployMixin, init_weights, start_reactivation_at_zero, too_small
 
 
 class DenseLayer(nn.Module):
@@ -152,6 +152,7 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         act_layer: makes every activation of the trunk; by default the arch's own (hard-swish from
             ``arch.hswish_from``, ReLU before it and after the last stage).
         deploy: build the group-convolution form.
+        zero_init_sfr: reactivation starts at 0, so that it changes no feature before the first step.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         deploy: bool = False,
         device: Device = None,
         dtype: Optional[torch.dtype] = None,
+        zero_init_sfr: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -190,6 +192,8 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         self.num_features = channels
         self.smallest_input = arch.smallest_input
         self.apply(init_weights)
+        if zero_init_sfr:
+            start_reactivation_at_zero(self)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map ``(N, in_chans, H, W)`` to the first features ``(N, 2 * k_1, H', W')``."""

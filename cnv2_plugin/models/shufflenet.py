@@ -13,7 +13,7 @@ from ..archs import ShuffleNetArch
 from ..layers import SparseFeatureReactivation
 from ..layers.permute import ChannelShuffle
 from ..layers.reactivation import ActLayer, NormLayer
-from .base import DeployMixin, init_weights
+from .base import DeployMixin, init_weights, start_reactivation_at_zero
 
 
 def conv_norm(
@@ -150,6 +150,7 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         norm_layer: makes a normalisation from a channel count; batch normalisation by default.
         act_layer: makes every activation; ReLU by default.
         deploy: build the group-convolution form of reactivation.
+        zero_init_sfr: reactivation starts at 0, so that it changes no feature before the first step.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         deploy: bool = False,
         device: Device = None,
         dtype: Optional[torch.dtype] = None,
+        zero_init_sfr: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -182,6 +184,8 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         self.num_features = arch.final_width
         self.smallest_input = 1
         self.apply(init_weights)
+        if zero_init_sfr:
+            start_reactivation_at_zero(self)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map ``(N, in_chans, H, W)`` to the first features ``(N, stem_width, H / 4, W / 4)``."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from cnv2_plugin.archs import VARIANTS
 from cnv2_plugin.deploy import condense
-from cnv2_plugin.layers import GroupSparseConv2d
+from cnv2_plugin.layers import GroupSparseConv2d, SparseFeatureReactivation
 from cnv2_plugin.toolkits.openmmlab import CondenseNet, CondenseNetV2, SFRShuffleNetV2
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
@@ -171,6 +171,14 @@ def test_init_cfg_of_mmengine_is_applied():
     backbone = CondenseNetV2(THREE, init_cfg=dict(type='Constant', layer='Conv2d', val=0.25))
     backbone.init_weights()
     assert bool((backbone.stem.weight == 0.25).all())
+
+
+@pytest.mark.parametrize('cfg', [dict(type='CondenseNetV2', arch=THREE), dict(type='SFRShuffleNetV2', arch=SHUFFLE)])
+def test_reactivation_starts_at_zero_where_the_config_says_so(cfg):
+    backbone = MODELS.build(dict(cfg, zero_init_sfr=True))
+    backbone.init_weights()
+    layers = [module for module in backbone.modules() if isinstance(module, SparseFeatureReactivation)]
+    assert layers and not any(layer.conv.weight.any() for layer in layers)
 
 
 def test_switch_to_deploy_is_idempotent():

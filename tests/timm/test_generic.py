@@ -14,7 +14,7 @@ from timm.models._features_fx import FeatureGraphNet
 from torch import nn
 
 from cnv2_plugin.archs import VARIANTS, CondenseNetArch
-from cnv2_plugin.layers import GroupSparseConv2d
+from cnv2_plugin.layers import GroupSparseConv2d, SparseFeatureReactivation
 
 from ..helpers import randomize_norms
 
@@ -323,3 +323,23 @@ def test_custom_entry_points_keep_their_family():
 def test_all_names_of_the_contract_are_registered():
     assert set(VARIANTS) | set(CUSTOM) <= set(timm.list_models())
     assert timm.list_models('condensenet*', pretrained=True) == ['condensenetv2_c']
+
+
+@pytest.mark.parametrize('name', ['condensenetv2_a', 'sfr_shufflenetv2_x0_5'])
+def test_reactivation_that_starts_at_zero_changes_nothing_and_learns(name):
+    torch.manual_seed(0)
+    papers = create(name, num_classes=5)
+    torch.manual_seed(0)
+    model = create(name, num_classes=5, zero_init_sfr=True)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, SparseFeatureReactivation)}
+    changed = {f'{n}.conv.weight' for n in layers}
+    for key, value in papers.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]) == (key not in changed)
+    x = images(model)
+    before = model.eval()(x)
+    hooks = [layer.register_forward_hook(lambda *given: torch.zeros_like(given[-1])) for layer in layers.values()]
+    assert hooks and torch.equal(model(x), before)
+    for hook in hooks:
+        hook.remove()
+    model.train()(x).square().sum().backward()
+    assert all(layer.conv.weight.grad.any() for layer in layers.values())

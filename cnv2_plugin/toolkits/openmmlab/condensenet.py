@@ -23,7 +23,8 @@ class CondenseNetV2(OpenMMLabBackbone, CondenseNetTrunk, BaseModule):
             :class:`~cnv2_plugin.archs.CondenseNetArch`.
         lgc_drop_rate: dropout probability inside the learned group convolutions.
         **options: see :class:`OpenMMLabBackbone`: ``in_channels``, ``out_indices``, ``frozen_stages``, ``norm_eval``,
-            ``norm_cfg``, ``act_cfg``, ``with_cp``, ``out_norm``, ``deploy``, ``init_cfg``.
+            ``norm_cfg``, ``act_cfg``, ``with_cp``, ``out_norm``, ``deploy``, ``init_cfg``; and
+            :class:`~cnv2_plugin.models.CondenseNetTrunk`: ``zero_init_sfr``.
 
     Raises:
         ValueError: ``arch`` names no variant, or a field of it does not fit.
