@@ -140,7 +140,6 @@ def test_too_little_memory_is_one_sentence(runtime, threads):
     assert done.stdout.count('then 4096.0') == 2, done.stdout
 
 
-@pytest.mark.needs('onnx', 'onnxruntime')
 @pytest.mark.parametrize(
     ('place', 'told'), [(torch.float64, 'torch.float64 on cpu'), ('meta', 'torch.float32 on meta')]
 )
@@ -152,6 +151,7 @@ def test_a_model_of_another_type_or_elsewhere_is_told(place, told):
         lower(model, (3, 32, 32), runtime='native')
 
 
+@pytest.mark.needs('onnx', 'onnxruntime')
 def test_a_file_opened_without_the_library_names_the_operator(tmp_path):
     path = tmp_path / 'native.onnx'
     export_onnx(tiny(), path, (3, 32, 32), native=True)
