@@ -49,6 +49,6 @@ for argument in "$@"; do
     fi
 done
 say "Fast tests"
-"$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
+"$PYTHON" -m pytest -q -n 2 -r s --durations=15 "$@"
 say "Slow tests"
-"$PYTHON" -m pytest -q -n 2 --durations=15 -m slow "$@"
+"$PYTHON" -m pytest -q -n 2 -r s --durations=15 -m slow "$@"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cnv2_plugin.cli import command_names, main
 from cnv2_plugin.deploy.runtimes import RUNTIMES
-from tests.helpers import has_compiler, lacks_kernels
+from tests.helpers import has_compiler, installed, lacks_kernels
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -74,8 +74,10 @@ def commands(block: Block) -> list[str]:
 
 
 def run_python(block: Block, page: Path, namespace: dict) -> None:
-    """Run a block in the page's namespace, unless it takes a runtime or kernels that are not installed."""
+    """Run a block in the page's namespace, unless it takes a package, a version or kernels that are not installed."""
     where = f'{page.name}, block in line {block.line}'
+    if "'local-dir:" in block.text and installed('timm<1.0.16'):
+        return leave_out(where, 'timm 1.0.16')
     for name in OPTIONAL:
         if f'import {name}\n' in block.text and find_spec(name.split('.')[0]) is None:
             return leave_out(where, name)
@@ -86,7 +88,9 @@ def run_python(block: Block, page: Path, namespace: dict) -> None:
 
 
 def run_config(block: Block, page: Path) -> None:
-    """Read a config through mmengine, and build what it defines."""
+    """Read a config through mmengine, and build what it defines, unless it is not installed."""
+    if find_spec('mmengine') is None:
+        return leave_out(f'{page.name}, config in line {block.line}', 'mmengine')
     from mmengine.config import Config
     from mmengine.registry import HOOKS, MODELS, DefaultScope, init_default_scope
 

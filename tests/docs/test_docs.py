@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.docs.blocks import PAGES, ROOT, LeftOutWarning, blocks, commands, knows, run_bash, run_config, run_python
-from tests.helpers import installed
 
 HEAVY = ('README', 'surgery', 'runtimes', 'deployment', 'method')
 NEEDS = {
@@ -18,7 +17,7 @@ NEEDS = {
     'method': ('matplotlib',),
     'surgery': ('matplotlib', 'onnx', 'onnxruntime'),
 }
-"""Packages without which a page cannot run; the other pages run on every stack, up to a config of OpenMMLab."""
+"""Packages without which a page cannot run; the other pages run on every stack, but for blocks that are told."""
 
 LANGUAGES = ('python', 'bash', '', 'text', 'console', 'html', 'json')
 
@@ -42,11 +41,8 @@ def test_every_block_runs(page, tmp_path, monkeypatch, capsys):
         warnings.simplefilter('ignore')
         warnings.simplefilter('always', LeftOutWarning)
         for block in blocks(page):
-            if 'local-dir:' in block.text and installed('timm<1.0.16'):
-                pytest.skip(f'timm before 1.0.16 has no local-dir:, so {page.name} ran up to line {block.line}')
             try:
                 if block.is_config:
-                    pytest.importorskip('mmengine')
                     run_config(block, page)
                 elif block.language == 'python':
                     run_python(block, page, namespace)
@@ -67,12 +63,10 @@ def released_file_becomes_a_model(namespace, folder):
     torch.save(dict(state_dict=state), folder / 'released.pth')
     with pytest.raises(RuntimeError, match='hswish_from'):
         namespace['from_released_file'](folder / 'released.pth', 7)
-    full = official.NETS['110-cifar'] if hasattr(official, 'NETS') else None
-    if full is not None:
-        state = official.random_state_dict(full, None, torch.Generator().manual_seed(0))
-        torch.save(dict(state_dict=state), folder / 'released.pth')
-        model, finished = namespace['from_released_file'](folder / 'released.pth', 7)
-        assert finished and model.num_classes == 7
+    state = official.random_state_dict(official.NETS['110-cifar'], None, torch.Generator().manual_seed(0))
+    torch.save(dict(state_dict=state), folder / 'released.pth')
+    model, finished = namespace['from_released_file'](folder / 'released.pth', 7)
+    assert finished and model.num_classes == 7
 
 
 def quickstart_drew_its_pictures(namespace, folder):

@@ -228,12 +228,17 @@ def test_the_whole_way_in_onnx_runtime():
     assert report.share == report.latency.after / report.latency.before
 
 
-@pytest.mark.skipif(installed('torch<2.6'), reason='PyTorch before 2.6 traces it')
 @pytest.mark.needs('onnx', 'onnxscript', 'onnxruntime')
 def test_a_network_that_cannot_be_exported_is_told():
+    """PyTorch before 2.6 traces one path of it, which is what is measured then (docs/stacks.md)."""
+
     class Odd(nn.Sequential):
         def forward(self, x):
             return super().forward(x if x.sum().item() < 1 else -x)
 
+    odd = [Odd(*network()).eval()]
+    if installed('torch<2.6'):
+        assert RuntimeLatency(rounds=1).networks(odd, SIZE)[0] > 0
+        return
     with pytest.raises(ValueError, match="Odd cannot be exported to be measured in onnxruntime .*'multiply-adds'"):
-        RuntimeLatency(rounds=1).networks([Odd(*network()).eval()], SIZE)
+        RuntimeLatency(rounds=1).networks(odd, SIZE)

@@ -20,6 +20,7 @@ from tests.helpers import installed
 
 from ..helpers import finish_pruning, randomize_norms, relative_difference
 from ..reference import official
+from .stand_ins import in_the_hub
 
 NAME = 'condensenetv2_c'
 NET = official.small('c')
@@ -96,15 +97,23 @@ def test_the_address_of_c_is_the_released_one():
     assert config.url == VARIANTS[NAME].url and config.url.endswith('/?dl=1')
 
 
-@pytest.mark.skipif(installed('timm<=1.0.9'), reason='timm 1.0.9 takes no cache_dir')
-def test_address_is_fetched_once_under_our_own_name(released, images, expected, tmp_path, capfd):
+@pytest.mark.parametrize('cache', ['cache_dir', "torch.hub's"])
+def test_address_is_fetched_once_under_our_own_name(cache, released, images, expected, tmp_path, capfd, monkeypatch):
+    if cache == 'cache_dir' and installed('timm<=1.0.9'):
+        pytest.skip('timm 1.0.9 takes no cache_dir')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    folder, kwargs = tmp_path / 'checkpoints', {}
+    if cache == 'cache_dir':
+        folder = tmp_path / 'own'
+        kwargs = dict(cache_dir=folder)
     with Server(released.read_bytes()) as server:
         for _ in range(2):
-            model = create(dict(url=server.url), cache_dir=tmp_path)
+            model = create(dict(url=server.url), **kwargs)
             with torch.no_grad():
                 assert relative_difference(model(images), expected) < 1e-5
         assert server.asked == ['/f/4e4a5246fc6249829ab0/?dl=1']
-    (file,) = tmp_path.iterdir()
+    assert list(tmp_path.iterdir()) == [folder]
+    (file,) = folder.iterdir()
     assert file.name.startswith(NAME) and file.suffix == '.pth'
     assert capfd.readouterr().err == ''
     assert 'state_dict' not in model.pretrained_cfg and model.default_cfg is model.pretrained_cfg
@@ -261,11 +270,6 @@ def test_torchvision_file(tmp_path):
         timm.create_model('sfr_shufflenetv2_x0_5', **source)
 
 
-def needs_local_dir():
-    if installed('timm<1.0.16'):
-        pytest.skip('timm before 1.0.16 has no local-dir:')
-
-
 @pytest.mark.parametrize('source', ['local-dir', 'hf-hub'])
 @pytest.mark.parametrize('form', ['training', 'deployed', 'deployed, classifier halved'])
 @pytest.mark.parametrize('name', [*OWN, 'sfr_shufflenetv2_x0_5'])
@@ -279,10 +283,9 @@ def test_hub_folders_load_back(name, form, source, tmp_path, monkeypatch):
     save_for_hub(model, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {'README.md', 'config.json', 'model.safetensors'}
     assert json.loads((tmp_path / 'config.json').read_text())['architecture'] == name
-    monkeypatch.setattr('timm.models._hub.hf_hub_download', lambda repo_id, filename, **_: str(tmp_path / filename))
-    if source == 'local-dir':
-        needs_local_dir()
-    location = f'local-dir:{tmp_path}' if source == 'local-dir' else 'hf-hub:someone/something'
+    if source == 'local-dir' and installed('timm<1.0.16'):
+        pytest.skip('timm before 1.0.16 has no local-dir:')
+    location = f'local-dir:{tmp_path}' if source == 'local-dir' else in_the_hub(tmp_path, monkeypatch)
     loaded = timm.create_model(location, pretrained=True).eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -295,12 +298,12 @@ def test_hub_folders_load_back(name, form, source, tmp_path, monkeypatch):
             assert relative_difference(deployed(x), model(x)) < 1e-5
 
 
-def test_a_deployed_model_with_a_new_classifier_is_saved_as_it_is(tmp_path):
-    needs_local_dir()
+def test_a_deployed_model_with_a_new_classifier_is_saved_as_it_is(tmp_path, monkeypatch):
     model = condense(finish_pruning(timm.create_model('condensenet_50_cifar')), classifier_keep=0.5)
     model.reset_classifier(3)
     save_for_hub(model, tmp_path)
-    assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True).classifier.in_features == model.num_features
+    read = timm.create_model(in_the_hub(tmp_path, monkeypatch), pretrained=True)
+    assert read.classifier.in_features == model.num_features
 
 
 def test_only_timm_models_are_saved_for_the_hub(tmp_path):

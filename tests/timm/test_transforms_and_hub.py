@@ -11,7 +11,9 @@ from torchvision import transforms
 from cnv2_plugin.archs import VARIANTS
 from cnv2_plugin.deploy import condense
 from cnv2_plugin.toolkits.timm import save_for_hub
-from tests.helpers import finish_pruning, installed, randomize_norms
+from tests.helpers import finish_pruning, randomize_norms
+
+from .stand_ins import in_the_hub
 
 
 @pytest.mark.parametrize('name', ['condensenetv2_a', 'condensenetv2_c', 'condensenet_50_cifar', 'shufflenetv2_x0_5'])
@@ -39,9 +41,8 @@ def test_transforms_are_those_of_the_variant(name):
     assert train(image).shape == variant.input_size
 
 
-@pytest.mark.skipif(installed('timm<1.0.16'), reason='timm before 1.0.16 has no local-dir:')
 @pytest.mark.parametrize('deployed', [False, True])
-def test_a_folder_for_the_hub_has_weights_card_and_config(deployed, tmp_path):
+def test_a_folder_for_the_hub_has_weights_card_and_config(deployed, tmp_path, monkeypatch):
     model = finish_pruning(randomize_norms(timm.create_model('condensenet_50_cifar', num_classes=4))).eval()
     model = condense(model) if deployed else model
     save_for_hub(model, tmp_path, model_card=dict(description='Digits.', license='apache-2.0'))
@@ -55,7 +56,7 @@ def test_a_folder_for_the_hub_has_weights_card_and_config(deployed, tmp_path):
     assert ('standard group convolutions' in card.text) == deployed
     config = json.loads((tmp_path / 'config.json').read_text())
     assert config['architecture'] == 'condensenet_50_cifar' and bool(config['model_args'].get('deploy')) == deployed
-    read = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    read = timm.create_model(in_the_hub(tmp_path, monkeypatch), pretrained=True).eval()
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(read(x), model(x)) and read.num_classes == 4
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from huggingface_hub import ModelCard
 from timm.models._hub import generate_readme, save_for_hf
 from torch import nn
 
@@ -81,4 +82,7 @@ def _card(model: nn.Module, fields: Mapping[str, Any]) -> str:
         'Image size': ' x '.join(map(str, model.pretrained_cfg['input_size'][1:])),
     }
     tags = ['image-classification', 'timm', 'condensenet']
-    return generate_readme(dict(tags=tags, license='unknown', details=details, usage=_USAGE) | dict(fields), name)
+    fields = dict(tags=tags, license='unknown', details=details, usage=_USAGE) | dict(fields)
+    card = ModelCard(generate_readme(fields, name))
+    card.data.tags = list(fields['tags'])  # timm 1.0.9 writes its own
+    return str(card)
