@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -12,6 +12,7 @@ from torch import nn
 from ..analysis import count_cost
 from ..sparsify import add_reactivation, to_learned_groups
 from .data import SIZE
+from .recipe import not_as_by_default
 
 INPUT_SIZE = (1, SIZE, SIZE)
 NETWORKS = ('densenet', 'mobilenetv2_100', 'resnet26')
@@ -53,9 +54,8 @@ class Options:
         return model
 
     def settings(self) -> dict[str, Any]:
-        """Plain values; those that are as by default are left out, so that new options change no old run."""
-        default = Options()
-        return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
+        """Plain values, see :func:`~cnv2_plugin.experiments.recipe.not_as_by_default`."""
+        return not_as_by_default(self)
 
 
 def _dense(model: nn.Module, options: Options) -> int:

@@ -5,11 +5,13 @@ Every network keeps the resolution that images of this size leave it: the stem h
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
 from torch import nn
+
+from .recipe import not_as_by_default
 
 _DENSE = dict(groups_1x1=1, groups_3x3=1, groups_sfr=0, condense_factor=1, sparse_factor=1)
 _V1 = dict(groups_1x1=4, groups_3x3=4, groups_sfr=0, condense_factor=4, sparse_factor=4)
@@ -40,9 +42,8 @@ class Network:
         return _BUILDERS[self.family](self.options, ends)
 
     def settings(self) -> dict[str, Any]:
-        """Plain values; what was added later only where it is set, so that older runs stay what they are."""
-        settings = asdict(self)
-        return settings if self.zero_init_sfr else {k: v for k, v in settings.items() if k != 'zero_init_sfr'}
+        """Plain values, see :func:`~cnv2_plugin.experiments.recipe.not_as_by_default`."""
+        return not_as_by_default(self)
 
 
 def _condensenet(family: str) -> Callable[..., nn.Module]:

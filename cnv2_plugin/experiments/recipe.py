@@ -1,10 +1,13 @@
 """How a network is trained and pruned in an experiment: plain values, so that a run can be told by them."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from ..sparsify import cosine_with_rewind
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,18 @@ class Recipe:
         return self.rate * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup))) / 2
 
     def settings(self) -> dict[str, Any]:
-        """Plain values; those that are as by default are left out, so that new options change no old run."""
-        default = Recipe()
-        return {name: value for name, value in asdict(self).items() if value != getattr(default, name)}
+        """Plain values, see :func:`not_as_by_default`."""
+        return not_as_by_default(self)
+
+
+def not_as_by_default(settings: 'DataclassInstance') -> dict[str, Any]:
+    """Fields of a dataclass as plain values; those that are as by default are left out.
+
+    So a run keeps its fingerprint when an option is added of which it takes the default.
+    """
+    values = asdict(settings)
+    for known in fields(settings):
+        default = known.default if known.default_factory is MISSING else known.default_factory()
+        if values[known.name] == default:
+            del values[known.name]
+    return values
