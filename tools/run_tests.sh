@@ -16,13 +16,15 @@ while [ $# -gt 0 ]; do
     esac
 done
 . tools/_environment.sh
+run_pytest() { "$PYTHON" -m pytest -q -n 2 -r s --durations=15 "$@"; }
 export OMP_NUM_THREADS=1  # two test processes share the cores
 if [ "$STACK" != openmmlab ]; then
     . tools/_stack.sh
     install_stack "$STACK"
     [ -z "$INSTALL_ONLY" ] || exit 0
     say "Tests of the stack $STACK"
-    exec "$PYTHON" -m pytest -q -n 2 -r s --durations=15 "$@"
+    run_pytest "$@"
+    exit
 fi
 echo "The first run installs for 5 to 20 minutes; the tests take up to an hour on 2 cores."
 choose_python
@@ -45,10 +47,11 @@ say "Style"
 for argument in "$@"; do
     if [[ $argument == -m* ]]; then
         say "Tests that -m asks for"
-        exec "$PYTHON" -m pytest -q -n 2 --durations=15 "$@"
+        run_pytest "$@"
+        exit
     fi
 done
 say "Fast tests"
-"$PYTHON" -m pytest -q -n 2 -r s --durations=15 "$@"
+run_pytest "$@"
 say "Slow tests"
-"$PYTHON" -m pytest -q -n 2 -r s --durations=15 -m slow "$@"
+run_pytest -m slow "$@"
