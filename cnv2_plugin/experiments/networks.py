@@ -100,6 +100,7 @@ NETWORKS = {
     'dense-l': Network('condensenet', dict(layers=(4, 6, 8), growth=(4, 8, 18), **_DENSE)),
     'condensenet-l': Network('condensenet', dict(layers=(4, 7, 8), growth=(8, 16, 32), **_V1)),
     'condensenetv2-l': Network('condensenetv2', dict(layers=(4, 6, 8), growth=(8, 16, 32), **_V2)),
+    'condensenetv2-l-bare': Network('condensenetv2', dict(layers=(4, 6, 8), growth=(8, 16, 32), **_V1)),
     'shufflenetv2-l': Network('shufflenetv2', _shuffle((80, 160, 320), (3, 6, 3), 24, 960)),
     'sfr-shufflenetv2-l': Network('sfr_shufflenetv2', _shuffle((80, 160, 320), (3, 6, 3), 24, 784, **_SFR)),
     'mobilenetv3-l': Network('mobilenetv3', dict(width=0.95)),

@@ -1,5 +1,6 @@
 """The lists of runs behind the tables, in the order in which they are worked through."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Optional
 
@@ -98,21 +99,19 @@ def distilled(size: str) -> list[NetworkRun]:
     ]
 
 
-def reactivation(size: str) -> list[NetworkRun]:
-    """The two trunks that reactivate, never pruned, with reactivation that starts at 0, and without any.
+def reactivation(size: str, families: Iterable[str], variants: Iterable[str]) -> list[NetworkRun]:
+    """Trunks that reactivate, never pruned, with variants: reactivation from 0 (``'zero'``), or none (``'bare'``).
 
-    The trunk that gains by the start at 0 is pruned too.
+    SFR-ShuffleNetV2, which gains by the start at 0, is pruned from it too.
     """
-    notes = {
-        '': 'never pruned, with reactivation',
-        '-zero': 'never pruned, reactivation starts at 0',
-        '-bare': 'never pruned, without',
-    }
-    networks = (f'condensenetv2-{size}', f'sfr-shufflenetv2-{size}')
-    never = [_run(name + suffix, 'never', NEVER, note) for name in networks for suffix, note in notes.items()]
-    teacher = next(run for run in never if run.network == f'sfr-shufflenetv2-{size}-zero')
+    notes = {'zero': 'never pruned, reactivation starts at 0', 'bare': 'never pruned, without'}
+    runs = []
+    for network in (f'{family}-{size}' for family in families):
+        runs.append(_run(network, 'never', NEVER, 'never pruned, with reactivation'))
+        runs += [_run(f'{network}-{variant}', 'never', NEVER, notes[variant]) for variant in variants]
     note = 'our recipe, reactivation starts at 0, distilled from the trunk never pruned'
-    return [*never, _run(teacher.network, 'ours', OURS, note, teacher=teacher)]
+    teachers = [run for run in runs if run.network == f'sfr-shufflenetv2-{size}-zero']
+    return [*runs, *(_run(teacher.network, 'ours', OURS, note, teacher=teacher) for teacher in teachers)]
 
 
 def confirmation(size: str) -> list[NetworkRun]:
@@ -155,10 +154,11 @@ SUITES = {
     'pruning-s': lambda: pruning('s'),
     'ours-s': lambda: ours('s'),
     'distilled-s': lambda: distilled('s'),
-    'reactivation-s': lambda: reactivation('s'),
+    'reactivation-s': lambda: reactivation('s', ('condensenetv2', 'sfr-shufflenetv2'), ('zero', 'bare')),
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),
     'ours-l': lambda: ours('l'),
+    'reactivation-l': lambda: reactivation('l', ('condensenetv2',), ('bare',)),
     'confirmation-s': lambda: confirmation('s'),
     'ablation': lambda: ablation('condensenetv2-s', 'fashion-mnist', 10_000, 6),
     'ablation-digits': lambda: ablation('condensenetv2-xs', 'digits', None, 10),
