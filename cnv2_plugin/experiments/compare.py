@@ -10,7 +10,7 @@ from typing import Optional
 import torch
 
 from ..archs import closest
-from . import latency
+from . import latency, train_time
 from .config_runs import ConfigRun
 from .plot import Point, plot_runs
 from .runs import NetworkRun, Place, complete_all, finished
@@ -47,7 +47,10 @@ def arguments() -> argparse.ArgumentParser:
         action='store_true',
         help='of the suites, measure the finished networks as exported, on an idle machine',
     )
-    parser.add_argument('--rounds', type=int, default=200, help='of the latency (default: 200)')
+    parser.add_argument(
+        '--training-time', action='store_true', help='of the suites, measure how long they train, on an idle machine'
+    )
+    parser.add_argument('--rounds', type=int, default=200, help='of what is measured (default: 200)')
     parser.add_argument(
         '--plot', type=Path, metavar='PNG', help='of the suites, accuracy over multiply-adds and latency'
     )
@@ -80,6 +83,8 @@ def compare_suites(args: argparse.Namespace) -> None:
         complete_all([(run, seed) for seed in args.seeds for run in runs], place)
     if args.latency:
         latency.measure(runs, args.seeds[0], place, args.rounds)
+    if args.training_time:
+        train_time.measure(runs, place, args.rounds)
     show_suites(runs, args.seeds, place, args.plot)
 
 
@@ -93,7 +98,7 @@ def show_suites(runs: list[NetworkRun], seeds: list[int], place: Place, picture:
         if figures:
             fastest = min(times.get(run.name, {}).values(), default=None)
             points.append(Point(run.name, accuracies(figures), figures[0]['mult_adds'], fastest))
-    print(network_table(found, times), end='')
+    print(network_table(found, times, train_time.measured(place)), end='')
     if picture is not None:
         plot_runs(points, picture)
 

@@ -99,19 +99,32 @@ def distilled(size: str) -> list[NetworkRun]:
     ]
 
 
+def parts(size: str) -> list[NetworkRun]:
+    """What our recipe may not need: the teacher, and groups that are learnt."""
+    teacher = ours(size)[0]
+    without = replace(OURS, masks='random')
+    return [
+        _run(teacher.network, 'rewound', replace(PAPERS, rewind=OURS.rewind), "the papers' schedule, then rewound"),
+        _run(teacher.network, 'random-ours', without, 'random groups, else our recipe', teacher=teacher),
+    ]
+
+
 def reactivation(size: str, families: Iterable[str], variants: Iterable[str]) -> list[NetworkRun]:
     """Trunks that reactivate, never pruned, with variants: reactivation from 0 (``'zero'``), or none (``'bare'``).
 
-    SFR-ShuffleNetV2, which gains by the start at 0, is pruned from it too.
+    Two are pruned too: SFR-ShuffleNetV2 from 0, by which it gains, and CondenseNetV2 without.
     """
     notes = {'zero': 'never pruned, reactivation starts at 0', 'bare': 'never pruned, without'}
-    runs = []
+    never = []
     for network in (f'{family}-{size}' for family in families):
-        runs.append(_run(network, 'never', NEVER, 'never pruned, with reactivation'))
-        runs += [_run(f'{network}-{variant}', 'never', NEVER, notes[variant]) for variant in variants]
-    note = 'our recipe, reactivation starts at 0, distilled from the trunk never pruned'
-    teachers = [run for run in runs if run.network == f'sfr-shufflenetv2-{size}-zero']
-    return [*runs, *(_run(teacher.network, 'ours', OURS, note, teacher=teacher) for teacher in teachers)]
+        never.append(_run(network, 'never', NEVER, 'never pruned, with reactivation'))
+        never += [_run(f'{network}-{variant}', 'never', NEVER, notes[variant]) for variant in variants]
+    notes = {
+        'sfr-shufflenetv2-s-zero': 'our recipe, reactivation starts at 0, distilled from the trunk never pruned',
+        'condensenetv2-s-bare': 'our recipe, without, distilled from the trunk never pruned',
+    }
+    taught = [run for run in never if run.network in notes]
+    return [*never, *(_run(run.network, 'ours', OURS, notes[run.network], teacher=run) for run in taught)]
 
 
 def confirmation(size: str) -> list[NetworkRun]:
@@ -154,6 +167,7 @@ SUITES = {
     'pruning-s': lambda: pruning('s'),
     'ours-s': lambda: ours('s'),
     'distilled-s': lambda: distilled('s'),
+    'parts-s': lambda: parts('s'),
     'reactivation-s': lambda: reactivation('s', ('condensenetv2', 'sfr-shufflenetv2'), ('zero', 'bare')),
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),

@@ -26,17 +26,22 @@ def mean_and_each(values: Sequence[float]) -> str:
 def network_table(
     found: Sequence[tuple[str, Sequence[dict[str, Any]]]],
     latency: Optional[Mapping[str, Mapping[str, float]]] = None,
+    training: Optional[Mapping[str, float]] = None,
 ) -> str:
     """Runs with their figures, one seed each; a run without any figures is left out.
 
     Args:
         found: label of a run, and the figures of its seeds that are there.
         latency: least milliseconds by name of the run and form; no columns where no run of the table has any.
+        training: seconds of the whole training by name of the run, measured side by side; where no run of the table has
+            any, what a CPU took for the runs themselves.
     """
-    header = ['run', 'multiply-adds (M)', 'parameters (k)', 'test accuracy, mean ± spread (seeds)', 'each seed',
-              'training, CPU seconds']  # fmt: skip
     found = [(label, figures) for label, figures in found if figures]
-    timed = {name: ms for name, ms in (latency or {}).items() if name in {one[0]['name'] for _, one in found}}
+    names = {figures[0]['name'] for _, figures in found}
+    timed = {name: ms for name, ms in (latency or {}).items() if name in names}
+    seconds = {name: f'{value:.0f}' for name, value in (training or {}).items() if name in names}
+    header = ['run', 'multiply-adds (M)', 'parameters (k)', 'test accuracy, mean ± spread (seeds)', 'each seed',
+              'training, one core (s)' if seconds else 'training, CPU seconds']  # fmt: skip
     if timed:
         header += ['latency, standard (ms)', 'native (ms)']
     rows = []
@@ -45,7 +50,7 @@ def network_table(
         row = [
             label, f'{figures[0]["mult_adds"] / 1e6:.3f}', f'{figures[0]["params"] / 1e3:.1f}',
             mean_and_spread(values), ' / '.join(f'{value:.2f}' for value in values),
-            processor_seconds(figures),
+            seconds.get(figures[0]['name'], '') if seconds else processor_seconds(figures),
         ]  # fmt: skip
         if timed:
             own = timed.get(figures[0]['name'], {})

@@ -59,7 +59,7 @@ def fit(
         CheckpointError: the checkpoint is damaged.
         ValueError: it is of another recipe or seed, or masks or a teacher are missing.
     """
-    training = _Training(model, data, recipe, seed, masks, teacher, device)
+    training = Training(model, data, recipe, seed, masks, teacher, device)
     if checkpoint is not None and checkpoint.exists():
         training.load(load_checkpoint(checkpoint), checkpoint)
     remaining = range(len(training.history), recipe.epochs)
@@ -77,7 +77,7 @@ def fit(
 STEPS_BEFORE_CAPTURE = 3
 
 
-class _Training:
+class Training:
     """A model with its optimiser, its sparsifier and what happened so far."""
 
     def __init__(
@@ -118,12 +118,11 @@ class _Training:
         generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
         self.model.train()
         losses, start = torch.zeros((), dtype=torch.float64, device=self.target['device']), time.process_time()
-        for i, (images, labels) in enumerate(self._batches(generator)):
+        for i, (images, labels) in enumerate(self.batches(generator)):
             step = epoch * self.steps + i
             for group in self.optimizer.param_groups:
                 group['lr'] = recipe.learning_rate((step + 1) / total)
-            losses += self._gradients(images, labels)
-            self.optimizer.step()
+            losses += self.step(images, labels)
             if self.sparsifier is not None and self.sparsifier.step():
                 self._recalibrate(step)
                 self._pack_when_finished()
@@ -164,10 +163,17 @@ class _Training:
             restore_masked(self.model)
         self.model.eval().to(device='cpu', memory_format=torch.contiguous_format)
 
-    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training images in a new order, augmented, where the model is."""
         recipe = self.recipe
         for images, labels in batches(self.data, recipe.batch_size, recipe.shift, recipe.flip, generator):
             yield images.to(**self.target), labels.to(self.target['device'])
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Change the weights once; returns the loss of the batch."""
+        loss = self._gradients(images, labels)
+        self.optimizer.step()
+        return loss
 
     def _gradients(self, images: Tensor, labels: Tensor) -> Tensor:
         """Leave the gradients of a batch in the parameters; returns its loss."""
@@ -196,7 +202,7 @@ class _Training:
         recipe = self.recipe
         if recipe.recalibrate:
             generator = torch.Generator().manual_seed(self.seed * 1_000_000 + step)
-            recalibrate_norms(self.model, self._batches(generator), recipe.recalibrate)
+            recalibrate_norms(self.model, self.batches(generator), recipe.recalibrate)
 
     def _pack_when_finished(self) -> None:
         wanted = self.recipe.condense and self.sparsifier is not None

@@ -38,7 +38,7 @@ def check_table(table, runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [*ONE_NETWORK, 'ours-s', 'distilled-s', 'reactivation-s'])
+@pytest.mark.parametrize('name', [*ONE_NETWORK, 'ours-s', 'distilled-s', 'parts-s', 'reactivation-s'])
 def test_a_suite_becomes_a_table_and_a_picture(name, tmp_path, monkeypatch, capsys):
     small = [smallest(run, 'condensenetv2-xs' if name in ONE_NETWORK else None) for run in suites.SUITES[name]()]
     monkeypatch.setitem(suites.SUITES, name, lambda: small)
@@ -52,13 +52,16 @@ def test_a_suite_becomes_a_table_and_a_picture(name, tmp_path, monkeypatch, caps
 def test_the_headline_is_trained_timed_and_drawn(tmp_path, monkeypatch, capsys):
     small = [smallest(run) for run in suites.headline('s')]
     never = smallest(suites.pruning('s')[0])
+    timed_runs = {run.name for run in [*small, never]}
     monkeypatch.setitem(suites.SUITES, 'headline-s', lambda: [*small, never])
-    assert main(tmp_path, 'headline-s', '--latency', '--rounds', '2', '--plot', str(tmp_path / 'runs.png')) == 0
+    measured = ['--latency', '--training-time', '--rounds', '2']
+    assert main(tmp_path, 'headline-s', *measured, '--plot', str(tmp_path / 'runs.png')) == 0
     table = capsys.readouterr().out
     check_table(table, [*small, never])
-    assert 'latency, standard (ms)' in table
+    assert 'latency, standard (ms)' in table and 'training, one core (s)' in table
+    assert json.loads((tmp_path / 'results/training_time.json').read_text())['seconds'].keys() == timed_runs
     timed = json.loads((tmp_path / 'results/latency.json').read_text())
-    assert timed['networks'].keys() == {run.name for run in [*small, never]} and timed['rounds'] == 2
+    assert timed['networks'].keys() == timed_runs and timed['rounds'] == 2
     assert timed['machine']['cores'] and all(ms > 0 for row in timed['networks'].values() for ms in row.values())
     assert timed['networks'][never.name].keys() == {'standard'}
     assert Image.open(tmp_path / 'runs.png').width > 1000

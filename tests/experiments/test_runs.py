@@ -99,7 +99,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(stop, options, tmp_path, mo
 
     whole, stopped = build(), build()
     history = train.fit(whole, data, recipe, 0)
-    first = train._Training(stopped, data, recipe, 0)
+    first = train.Training(stopped, data, recipe, 0)
     for epoch in range(stop):
         first.run_epoch(epoch)
     torch.save(first.state(), tmp_path / 'checkpoint.pth')

@@ -1,0 +1,91 @@
+"""Training time of runs: steps of all in the same interleaved rounds, since the runs themselves met many machines."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any, Optional
+
+import torch
+
+from ..benchmark import machine
+from ..checkpoints import atomic_path
+from ..lowering.timing import Progress, Runner, interleaved_seconds
+from .data import SIZE, Data, Images
+from .networks import NETWORKS
+from .recipe import Recipe
+from .runs import NetworkRun, Place
+from .train import Training, sparse_layers
+
+FILE = 'training_time.json'
+"""Beside the results: one measurement, replaced as a whole, since figures of two of them do not compare."""
+
+
+def measure(
+    runs: Sequence[NetworkRun], place: Place, rounds: int = 20, progress: Optional[Progress] = None
+) -> dict[str, Any]:
+    """Time steps of every run on one core and write what the whole training takes beside the results.
+
+    A step makes a batch, computes loss (with a teacher's, where there is one) and gradients, and changes the weights.
+    What is pruned in stages is timed before the first and after the last one, and each counts for its share of the
+    training; the teacher's own training does not count. The networks have random weights and masks.
+
+    Args:
+        runs: any, finished or not.
+        place: of the results.
+        rounds: interleaved steps of each network.
+        progress: called with a short text now and then.
+
+    Returns:
+        What was written: ``seconds`` (of the whole training by run: the median step times the number of steps),
+        ``machine``, ``rounds``, ``date``, ``command``.
+    """
+    steps = {(run.name, phase): _step(run, recipe) for run in runs for phase, (recipe, _) in _phases(run).items()}
+    timed = interleaved_seconds(steps, rounds, 2, progress, time.process_time)
+    seconds = {
+        run.name: round(sum(median(timed[run.name, phase]) * count for phase, (_, count) in _phases(run).items()), 1)
+        for run in runs
+    }
+    found = dict(
+        seconds=seconds, machine=machine(), rounds=rounds, date=time.strftime('%Y-%m-%d', time.gmtime()),
+        command=place.command,
+    )  # fmt: skip
+    with atomic_path(place.results / FILE) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + '\n')
+    return found
+
+
+def measured(place: Place) -> dict[str, float]:
+    """Seconds of the whole training by run; empty where nothing was measured."""
+    path = place.results / FILE
+    return json.loads(path.read_text())['seconds'] if path.exists() else {}
+
+
+def _phases(run: NetworkRun) -> dict[str, tuple[Recipe, float]]:
+    """A recipe whose first step is one of that phase, and the number of such steps, by name of the phase."""
+    recipe = replace(run.recipe, rate=0.0)
+    steps = float(recipe.epochs * (train_images(run) // recipe.batch_size))
+    final = replace(recipe, masks='random')
+    if recipe.masks == 'none' or not sparse_layers(NETWORKS[run.network].build()):
+        return {'all': (recipe, steps)}
+    if recipe.masks != 'learned':
+        return {'all': (final, steps)}
+    before = recipe.sparsifier.get('sparse_fraction', 0.5) * steps
+    return {'before': (recipe, before), 'after': (final, steps - before)}
+
+
+def train_images(run: NetworkRun) -> int:
+    """How many images a run trains on."""
+    whole = {'digits': 1347, 'fashion-mnist': 60_000}[run.images]
+    return min(run.train_images or whole, whole)
+
+
+def _step(run: NetworkRun, recipe: Recipe) -> Runner:
+    pixels = torch.randint(256, (recipe.batch_size, 1, SIZE, SIZE), dtype=torch.uint8)
+    images = Images(pixels, torch.arange(recipe.batch_size) % 10)
+    teacher = None if run.teacher is None else NETWORKS[run.teacher.network].build()
+    training = Training(NETWORKS[run.network].build(), Data(images, images, 128.0, 64.0), recipe, 0, teacher=teacher)
+    training.model.train()
+    generator = torch.Generator()
+    return lambda: [training.step(*batch) for batch in training.batches(generator)]
