@@ -103,7 +103,7 @@ def test_markers_of_one_s_own_are_run_once(arguments, runs, tmp_path):
     environment = dict(PATH=f'{tmp_path / "bin"}:{os.environ["PATH"]}', VIRTUAL_ENV=str(tmp_path))
     result = run_script(tmp_path / 'copy', *arguments, **environment)
     assert result.returncode == 0, result.stderr
-    found = re.findall('^-m pytest -q -n 2 -r s --durations=15(.*)$', result.stdout, re.MULTILINE)
+    found = re.findall('^-m pytest -q -n 2 -r fEs --durations=15(.*)$', result.stdout, re.MULTILINE)
     assert found == runs
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import SparseFeatureReactivation
 from ..models import ShuffleNetTrunk
+from ..models.base import start_reactivation_at_zero
 from .io import CheckpointError, find_state_dict, load_checkpoint
 
 _TORCHVISION_PARTS = {
@@ -89,9 +90,7 @@ def init_from_shufflenet(model: nn.Module, source: Union[str, Path, nn.Module, M
                 f'give a ShuffleNetV2 of the same width, without reactivation.'
             )
     model.load_state_dict({key: value for key, value in state.items() if key not in head}, strict=False)
-    for module in model.modules():
-        if isinstance(module, SparseFeatureReactivation):
-            nn.init.zeros_(module.conv.weight)
+    start_reactivation_at_zero(model)
     return head
 
 

@@ -57,8 +57,8 @@ def interleaved_seconds(
 ) -> dict[Any, list[float]]:
     """Time every runner once a round, so that a drift of the machine meets all alike.
 
-    Every round has an order of its own, from a fixed seed: what a runner leaves in the caches makes the next one
-    faster or slower, and would always meet the same one. No runner follows itself.
+    Three and more are shuffled every round, from a fixed seed: what a runner leaves in the caches makes the next one
+    faster or slower, and would always meet the same one. No runner follows itself, so that two take turns.
 
     Args:
         runners: callables without arguments.
@@ -81,9 +81,9 @@ def interleaved_seconds(
     seconds: dict[Any, list[float]] = {key: [] for key in runners}
     order, generator = list(runners.items()), random.Random(0)
     for i in range(rounds):
-        last = order[-1]
+        last = order[-1:]
         generator.shuffle(order)
-        if order[0] is last:
+        if last and order[:1] == last:
             order.append(order.pop(0))
         for key, run in order:
             start = clock()

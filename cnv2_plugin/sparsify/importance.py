@@ -6,6 +6,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers import GroupSparseConv2d
 from ..layers.norm import is_batch_norm
@@ -135,12 +136,19 @@ def _scale(name: str, layer: GroupSparseConv2d, kind: str) -> Tensor:
             f'{name or type(layer).__name__} has no normalisation with a scale for each of its {layer.in_channels} '
             f"inputs in front of it, so importance='{kind}' does not apply; use 'l1' or 'taylor'."
         )
-    if kind == 'activation' and next(norm.children(), None) is not None and not is_batch_norm(norm):
+    if kind == 'activation' and _may_activate(norm):
         raise ValueError(
-            f'the normalisation in front of {name or type(layer).__name__}, a {type(norm).__name__}, has layers of its '
-            f"own, so what the weights read is not known and importance='activation' does not apply; use another."
+            f'the normalisation in front of {name or type(layer).__name__}, a {type(norm).__name__}, may do more than '
+            f"normalise, so what the weights read is not known and importance='activation' does not apply; use another."
         )
     return scale
+
+
+def _may_activate(norm: nn.Module) -> bool:
+    """Whether a norm has layers of its own, or is a batch norm whose ``forward`` computes other things."""
+    if is_batch_norm(norm):
+        return False
+    return isinstance(norm, _BatchNorm) or not all(isinstance(child, nn.Identity) for child in norm.children())
 
 
 def _activation_magnitude(layer: GroupSparseConv2d, scale: Tensor) -> Tensor:

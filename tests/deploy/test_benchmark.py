@@ -33,6 +33,13 @@ def test_every_form_computes_the_same(form):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_no_runner_and_two_that_take_turns():
+    calls = []
+    assert interleave({}, 3) == {}
+    interleave({'a': lambda: calls.append('a'), 'b': lambda: calls.append('b')}, 4, warmup=0)
+    assert ''.join(calls) in ('abababab', 'babababa')
+
+
 def test_rounds_are_interleaved():
     calls = []
     runners = {name: (lambda name=name: calls.append(name)) for name in 'abc'}

@@ -77,8 +77,10 @@ def reactivations(model):
 
 @pytest.mark.parametrize('name', ['condensenetv2-s', 'sfr-shufflenetv2-s'])
 def test_networks_named_zero_start_without_reactivation(name):
-    assert not any(layer.conv.weight.any() for layer in reactivations(NETWORKS[f'{name}-zero'].build()))
-    assert all(layer.conv.weight.any() for layer in reactivations(NETWORKS[name].build()))
+    zero, papers = (reactivations(NETWORKS[network].build()) for network in (f'{name}-zero', name))
+    assert papers and len(zero) == len(papers)
+    assert not any(layer.conv.weight.any() for layer in zero)
+    assert all(layer.conv.weight.any() for layer in papers)
 
 
 def test_every_kept_result_is_of_a_run_with_its_settings():

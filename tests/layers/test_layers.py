@@ -265,6 +265,14 @@ def test_classes_that_compute_batch_norm_condense(norm_layer):
     assert relative_difference(layer(x), expected) < 1e-5
 
 
+def test_trying_a_norm_runs_no_hook_and_nan_does_not_make_it_another_norm():
+    layer, seen = LearnedGroupConv(12, 24, 4, 1, norm_layer=without_act), []
+    layer.norm.running_var[0] = float('nan')
+    layer.norm.register_forward_hook(lambda *_: seen.append(1))
+    layer.switch_to_deploy()
+    assert layer.deploy and not seen
+
+
 def test_a_class_whose_own_forward_activates_is_not_condensed():
     layer = randomize_norms(LearnedGroupConv(12, 24, 4, 1, norm_layer=ActivatingNorm))
     with pytest.raises(TypeError, match='ActivatingNorm'):

@@ -182,6 +182,11 @@ def test_an_infinite_gradient_is_not_counted():
     assert not sparsifier.importance.seen[''].any()
 
 
+class ActivatingNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
 def test_wrong_uses_are_told_in_a_sentence():
     with pytest.raises(ValueError, match="importance is 'l2'; it takes 'l1', 'norm', 'activation' or 'taylor'"):
         StagedSparsifier(network(), 16, importance='l2')
@@ -189,9 +194,10 @@ def test_wrong_uses_are_told_in_a_sentence():
     for importance in ('norm', 'activation'):
         with pytest.raises(ValueError, match=f"1 has no .* 8 inputs .* importance='{importance}' .* use 'l1'"):
             StagedSparsifier(bare, 16, importance=importance)
-    activated = LearnedGroupConv(8, 16, 4, 2, norm_layer=timm.layers.BatchNormAct2d, act_layer=nn.Identity)
-    with pytest.raises(ValueError, match='in front of LearnedGroupConv, a BatchNormAct2d, has layers of its own'):
-        StagedSparsifier(activated, 16, importance='activation')
+    for norm_layer in (timm.layers.BatchNormAct2d, ActivatingNorm, partial(timm.layers.GroupNormAct, num_groups=4)):
+        activated = LearnedGroupConv(8, 16, 4, 2, norm_layer=norm_layer, act_layer=nn.Identity)
+        with pytest.raises(ValueError, match='in front of LearnedGroupConv, a .*Norm.*, may do more than normalise'):
+            StagedSparsifier(activated, 16, importance='activation')
     model = network()
     before = [layer.mask.clone() for layer in model.sparse_layers()]
     with pytest.raises(ValueError, match=r'stages\.0\.layers\.0\.conv_1 has a stage to do but no gradient was seen'):
@@ -213,3 +219,13 @@ def test_activation_importance_reads_a_norm_whose_activation_is_off():
     for layer in (plain, other):
         StagedSparsifier(layer, 16, importance='activation').set_progress(1)
     assert torch.equal(plain.mask, other.mask)
+    grouped = partial(timm.layers.GroupNormAct, num_groups=4, apply_act=False)
+    StagedSparsifier(LearnedGroupConv(8, 16, 4, 2, norm_layer=grouped), 16, importance='activation').set_progress(1)
+
+
+def test_nan_in_a_norm_with_a_forward_of_its_own_is_told_as_in_any():
+    layer = LearnedGroupConv(8, 16, 4, 2, norm_layer=partial(timm.layers.BatchNormAct2d, apply_act=False))
+    sparsifier = StagedSparsifier(layer, 16, importance='activation')
+    layer.norm.weight.data[0] = float('nan')
+    with pytest.raises(ValueError, match='the normalisation in front of .* has NaN'):
+        sparsifier.set_progress(1)

@@ -61,6 +61,27 @@ def test_a_folder_for_the_hub_has_weights_card_and_config(deployed, tmp_path, mo
     assert torch.equal(read(x), model(x)) and read.num_classes == 4
 
 
+@pytest.mark.parametrize(
+    ('fields', 'expected'),
+    [
+        (dict(tags=('mine', 'b')), dict(tags=['mine', 'b'], license='unknown')),
+        (dict(tags='mine'), dict(tags=['mine'])),
+        (dict(tags=iter(['a: b', '@me'])), dict(tags=['a: b', '@me'])),
+        (dict(tags=None), dict(tags=['image-classification', 'timm', 'condensenet'])),
+        (dict(license='other', license_name='Mine: v1'), dict(license='other', license_name='Mine: v1')),
+        (dict(details={'Dataset': 'A: b', 'Pretrain Dataset': ['C']}), dict(datasets=['a: b', 'c'])),
+    ],
+    ids=['several tags', 'one tag', 'tags that YAML quotes', 'no tags', 'licence', 'data sets'],
+)
+def test_fields_of_one_s_own_are_read_from_the_card(fields, expected, tmp_path):
+    from huggingface_hub import ModelCard
+
+    save_for_hub(timm.create_model('condensenet_50_cifar'), tmp_path, fields)
+    card = ModelCard.load(tmp_path / 'README.md')
+    assert card.data.to_dict().items() >= expected.items()
+    assert card.data.library_name == 'timm' and card.text.lstrip().startswith('# Model card for condensenet_50_cifar')
+
+
 def test_a_card_of_the_folder_stays(tmp_path):
     (tmp_path / 'README.md').write_text('mine')
     save_for_hub(timm.create_model('condensenet_50_cifar'), tmp_path)

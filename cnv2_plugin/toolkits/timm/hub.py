@@ -1,12 +1,12 @@
 """A model as the folder that timm and the Hugging Face hub load: weights, configuration and model card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCardData
 from timm.models._hub import generate_readme, save_for_hf
 from torch import nn
 
@@ -39,7 +39,7 @@ def save_for_hub(model: nn.Module, directory: Union[str, Path], model_card: Opti
         model: made by ``timm.create_model``.
         directory: folder; made where it does not exist.
         model_card: fields of timm's model cards to add or replace: ``description``, ``license``, ``details``,
-            ``usage``, ``citation``, ``tags``.
+            ``usage``, ``citation``, ``tags`` (one or several; by default the task, ``timm`` and ``condensenet``).
 
     Raises:
         ValueError: the model was not made by ``timm.create_model``.
@@ -81,8 +81,22 @@ def _card(model: nn.Module, fields: Mapping[str, Any]) -> str:
         'Classes': model.num_classes,
         'Image size': ' x '.join(map(str, model.pretrained_cfg['input_size'][1:])),
     }
-    tags = ['image-classification', 'timm', 'condensenet']
-    fields = dict(tags=tags, license='unknown', details=details, usage=_USAGE) | dict(fields)
-    card = ModelCard(generate_readme(fields, name))
-    card.data.tags = list(fields['tags'])  # timm 1.0.9 writes its own
-    return str(card)
+    fields = dict(license='unknown', details=details, usage=_USAGE) | dict(fields)
+    fields['tags'] = _listed(fields.get('tags') or ['image-classification', 'timm', 'condensenet'])
+    text = generate_readme(fields, name).split('\n---\n', 1)[1]
+    return f'---\n{_header(fields).to_yaml()}\n---\n{text}'
+
+
+def _header(fields: Mapping[str, Any]) -> ModelCardData:
+    """What the hub reads of a card, by its own library: timm 1.0.9 has fixed tags, and none quotes what YAML needs."""
+    details = fields['details']
+    datasets = [_listed(details[key]) for key in ('Dataset', 'Pretrain Dataset') if key in details]
+    return ModelCardData(
+        library_name=fields.get('library_name', 'timm'), pipeline_tag='image-classification', tags=fields['tags'],
+        license=fields['license'], license_name=fields.get('license_name'), license_link=fields.get('license_link'),
+        datasets=[name.lower() for names in datasets for name in names] or None,
+    )  # fmt: skip
+
+
+def _listed(value: Union[str, Iterable[str]]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
