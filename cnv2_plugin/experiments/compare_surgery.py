@@ -3,13 +3,15 @@
 For each data set and seed a network of timm, by default a small DenseNet, is trained on the first half of the training
 images. Copies of it are then fine-tuned on all of them: as it is, after ``to_learned_groups``, and after
 ``to_learned_groups`` and ``add_reactivation``; where asked for also with learned groups in the layers that ONNX Runtime
-computes faster then, and with fewer channels at equal multiply-adds. All get the same number of steps, the same batches
-and the same schedule; with ``--recipe ours`` what is pruned has our recipe, and the dense network teaches the others.
+computes faster then, and with fewer channels at equal multiply-adds. All get the same number of steps and the same
+batches. By ``--recipe papers`` all have one schedule; by ``--recipe ours`` each, the dense one as well, learns from the
+dense network of the papers' schedule, with our recipe's learning rate and stages.
 """
 
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..benchmark import Measurement, benchmark, machine
+from ..benchmark import Measurement, benchmark, machine, random_finished
 from ..checkpoints import atomic_path
 from ..deploy import RuntimeLatency
 from ..sparsify import plan_learned_groups
@@ -32,12 +34,13 @@ from .runs import Place, complete
 from .suites import OURS
 from .surgery import SurgeryRun
 from .tables import markdown
-from .train import unit_masks
+from .train import sparse_layers
 
 EPOCHS = {'digits': 12, 'fashion-mnist': 5}
 PRETRAINING = Recipe(rate=0.1, warmup=0.1, label_smoothing=0.05, flip=False)
 FINE_TUNING = replace(PRETRAINING, rate=0.05)
-COLOURS = ('tab:gray', 'tab:blue', 'tab:orange', 'tab:green', 'tab:red')
+MARKERS = 'os^Dv'
+RESULTS = Path('configs/fashion_mnist/surgery')
 NETWORK_NOTES = {
     'densenet': 'timm densenet121 with growth_rate=growth and block_config=blocks',
     'mobilenetv2_100': 'timm mobilenetv2_100, stride 1 in the stem',
@@ -47,6 +50,7 @@ NETWORK_NOTES = {
 def main(argv: Optional[list[str]] = None) -> int:
     """Train what is missing, measure, print and write."""
     args = arguments().parse_args(argv)
+    args.command = f'python tools/compare_surgery.py {shlex.join(sys.argv[1:] if argv is None else argv)}'.strip()
     torch.set_num_threads(1)
     try:
         figures = {name: compare(name, args) for name in args.datasets}
@@ -55,7 +59,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         return 1
     text = table(figures)
     outcome = dict(
-        settings={key: value for key, value in vars(args).items() if key not in ('out', 'fashion_mnist')},
+        settings={key: value for key, value in vars(args).items() if key not in ('out', 'results', 'fashion_mnist')},
         network=NETWORK_NOTES.get(args.network, f'timm {args.network}'), input_size=INPUT_SIZE,
         machine=machine(), datasets=figures,
     )  # fmt: skip
@@ -84,9 +88,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=['dense', 'groups', 'reactivation'],
                         help='"latency": learned groups where they are faster in ONNX Runtime; "channels": '
                              'torch-pruning at the multiply-adds of "latency"; dense is always among them')  # fmt: skip
-    parser.add_argument('--recipe', choices=['papers', 'ours'], default='papers',
-                        help='"ours": stages in the first quarter, the learning rate rewound, distilled from the dense '
-                             'arm; fewer channels are distilled too (default: papers)')  # fmt: skip
+    parser.add_argument('--recipe', nargs='+', choices=['papers', 'ours'], default=['papers'],
+                        help='one or both; "ours": stages in the first quarter, the learning rate rewound, distilled '
+                             'from the dense network of the papers\' schedule (default: papers)')  # fmt: skip
     parser.add_argument('--at-most', type=float, help='share of the latency that "latency" comes down to')
     parser.add_argument('--growth', type=int, default=16, help='features that a layer of the DenseNet adds')
     parser.add_argument('--blocks', nargs='+', type=int, default=[4, 6, 6], help='layers of each of its blocks')
@@ -94,15 +98,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--factor', type=int, default=4, help='C of the learned groups and S of the reactivation')
     parser.add_argument('--rounds', type=int, default=100, help='rounds of the latency measurement')
     parser.add_argument('--device', default='cpu', help='that trains (default: cpu)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/surgery'))
+    parser.add_argument('--results', type=Path, default=RESULTS,
+                        help=f'folder of the JSON files of finished runs (default: {RESULTS})')  # fmt: skip
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/surgery'), help='folder of table, figures, picture and checkpoints'
+    )
     return parser
 
 
 def compare(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Accuracy of every arm and seed, multiply-adds, and the latency of the first seed's networks."""
+    """Accuracy of every arm and seed, multiply-adds, and latency."""
     start, arms = runs(dataset, args)
-    folder = args.out / dataset
-    place = Place(folder, folder, args.fashion_mnist, 'python tools/compare_surgery.py', args.device)
+    place = Place(args.results / dataset, args.out / dataset, args.fashion_mnist, args.command, args.device)
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for seed in args.seeds:
         pretraining = complete(start, seed, place)
@@ -113,31 +120,40 @@ def compare(dataset: str, args: argparse.Namespace) -> dict[str, Any]:
         train_images=first['train_images'], test_images=first['test_images'], steps=first['steps'],
         pretrain_steps=pretraining['steps'], arms={arm: _of_all_seeds(each) for arm, each in found.items()},
     )  # fmt: skip
-    for row in measured({arm: run.trained(args.seeds[0], place) for arm, run in arms.items()}, args.rounds):
+    for row in measured({arm: run.untrained() for arm, run in arms.items()}, args.rounds):
         figures['arms'][row.model].setdefault('latency', {})[row.form] = row.as_dict()
     return figures
 
 
 def runs(dataset: str, args: argparse.Namespace) -> tuple[SurgeryRun, dict[str, SurgeryRun]]:
-    """The pretraining, and the runs that go on from it, by arm."""
+    """The pretraining, and the runs that go on from it, by arm; those of our recipe end in ``-ours``."""
     settings = dict(images=dataset, train_images=args.train_images, test_images=args.test_images)
     network = Options(args.growth, tuple(args.blocks), network=args.network)
     options = replace(network, groups=args.groups, factor=args.factor)
     length = dict(epochs=args.epochs or EPOCHS[dataset], batch_size=args.batch_size)
     start = SurgeryRun('pretrained', replace(PRETRAINING, **length), options=network, **settings)
-    arms = {}
-    for arm in ['dense', *(arm for arm in ARMS if arm in args.arms and arm != 'dense')]:
-        own = {'dense': network, 'latency': options, 'channels': network}.get(arm, options)
-        if arm in ('latency', 'channels'):
-            layers, mult_adds = faster_layers(options, args)
-            own = replace(own, layers=layers) if arm == 'latency' else replace(own, mult_adds=mult_adds)
-        recipe, teacher = replace(FINE_TUNING, **length), None
-        if args.recipe == 'ours' and arm != 'dense':
-            recipe, teacher = replace(recipe, distill=OURS.distill), arms['dense']
-            if arm != 'channels':
-                recipe = replace(recipe, sparsifier=OURS.sparsifier, rewind=OURS.rewind, recalibrate=OURS.recalibrate)
-        arms[arm] = SurgeryRun(arm, recipe, options=own, start=start, teacher=teacher, **settings)
+    recipe = replace(FINE_TUNING, **length)
+    dense = SurgeryRun('dense', recipe, options=network, start=start, **settings)
+    taught = replace(
+        recipe, sparsifier=OURS.sparsifier, rewind=OURS.rewind, distill=OURS.distill, recalibrate=OURS.recalibrate
+    )
+    arms = {'dense': dense}
+    for name in args.recipe:
+        for arm in (arm for arm in ARMS if arm == 'dense' or arm in args.arms):
+            own = options_of(arm, network, options, args)
+            if name == 'ours':
+                arms[f'{arm}-ours'] = replace(dense, arm=arm, options=own, recipe=taught, teacher=dense)
+            else:
+                arms[arm] = replace(dense, arm=arm, options=own)
     return start, arms
+
+
+def options_of(arm: str, network: Options, options: Options, args: argparse.Namespace) -> Options:
+    """Network and surgery of an arm; those that are not pruned in groups are told by the network alone."""
+    if arm not in ('latency', 'channels'):
+        return network if arm == 'dense' else options
+    layers, mult_adds = faster_layers(options, args)
+    return replace(options, layers=layers) if arm == 'latency' else replace(network, mult_adds=mult_adds)
 
 
 def faster_layers(options: Options, args: argparse.Namespace) -> tuple[tuple[str, ...], int]:
@@ -146,7 +162,7 @@ def faster_layers(options: Options, args: argparse.Namespace) -> tuple[tuple[str
     They are measured once and kept in a file, so that a later sitting has the same.
     """
     asked = dict(options.settings(), at_most=args.at_most)
-    path = args.out / f'faster_layers_{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.json'
+    path = args.results / f'faster_layers_{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]}.json'
     if not path.exists():
         latency = RuntimeLatency(rounds=args.rounds, progress=lambda text: print(text, file=sys.stderr))
         report = plan_learned_groups(
@@ -157,7 +173,7 @@ def faster_layers(options: Options, args: argparse.Namespace) -> tuple[tuple[str
             asked=asked, layers=[layer.name for layer in report.layers], mult_adds=report.mult_adds_after,
             machine=machine(), report=str(report).splitlines(), timings=[vars(layer) for layer in report.layers],
         )  # fmt: skip
-        args.out.mkdir(parents=True, exist_ok=True)
+        args.results.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + '\n')
     found = json.loads(path.read_text())
@@ -173,7 +189,7 @@ def _of_all_seeds(each: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measured(models: dict[str, nn.Module], rounds: int) -> list[Measurement]:
     """Latency in ONNX Runtime, one image, one thread, all networks and forms in the same interleaved rounds."""
-    pruned = {arm: model for arm, model in models.items() if unit_masks(model)}
+    pruned = {arm: random_finished(model) for arm, model in models.items() if sparse_layers(model)}
     plain = {arm: model for arm, model in models.items() if arm not in pruned}
     with tqdm(desc='latency', unit='report') as progress:
         return benchmark(
@@ -189,6 +205,12 @@ def latency(arm: dict) -> tuple[Optional[float], ...]:
     return timings.get('condensed', plain), timings.get('optimised', plain)
 
 
+def label(arm: str) -> str:
+    """What tables call an arm, with its recipe where that is ours."""
+    name, _, recipe = arm.partition('-')
+    return f'{ARMS[name].label}, our recipe' if recipe else ARMS[name].label
+
+
 def table(figures: dict) -> str:
     """Everything as Markdown."""
     header = ['data', 'network', 'accuracy, mean (each seed)', 'multiply-adds (M)', 'parameters (k)', 'condensed (ms)',
@@ -200,7 +222,7 @@ def table(figures: dict) -> str:
             each = ' / '.join(f'{a:.2f}' for a in values['accuracy'])
             times = [cell for t, d in zip(latency(values), dense) for cell in (f'{t:.3f}', f'{t / d:.2f}')]
             rows.append([
-                dataset, ARMS[arm].label, f'{fmean(values["accuracy"]):.2f} ({each})',
+                dataset, label(arm), f'{fmean(values["accuracy"]):.2f} ({each})',
                 f'{values["mult_adds"] / 1e6:.2f}', f'{values["params"] / 1e3:.0f}', *times,
             ])  # fmt: skip
         notes.append(
@@ -218,10 +240,11 @@ def plot(figures: dict, path: Path) -> None:
     figure, axes = plt.subplots(1, len(figures), figsize=(5.2 * len(figures), 4), layout='constrained', squeeze=False)
     for axis, (dataset, found) in zip(axes[0], figures.items()):
         dense = latency(found['arms']['dense'])[1]
-        for (arm, values), colour, marker in zip(found['arms'].items(), COLOURS, 'os^Dv'):
+        for i, (arm, values) in enumerate(found['arms'].items()):
+            colour, marker = f'C{i}', MARKERS[i % len(MARKERS)]
             work, mean = values['mult_adds'] / 1e6, fmean(values['accuracy'])
-            label = f'{ARMS[arm].label}\n({latency(values)[1] / dense:.2f} of the latency, as exported)'
-            axis.scatter([work] * len(values['accuracy']), values['accuracy'], color=colour, marker=marker, label=label)
+            text = f'{label(arm)}\n({latency(values)[1] / dense:.2f} of the latency, as exported)'
+            axis.scatter([work] * len(values['accuracy']), values['accuracy'], color=colour, marker=marker, label=text)
             axis.scatter([work], [mean], color=colour, marker='_', s=400)
         axis.set(title=dataset, xlabel='multiply-adds (M)', ylabel='test accuracy (%)')
         axis.grid(alpha=0.3)

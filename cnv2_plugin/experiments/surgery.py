@@ -14,7 +14,7 @@ from . import data as image_sets
 from .arms import ARMS, INPUT_SIZE, Options
 from .data import Data
 from .recipe import Recipe
-from .runs import Place, complete, fingerprint
+from .runs import Place, complete, fingerprint, run_folder
 from .train import accuracy, fit, unit_masks
 
 
@@ -87,21 +87,20 @@ class SurgeryRun:
         )  # fmt: skip
 
     def trained(self, seed: int, place: Place) -> nn.Module:
-        """The masked network of a run, which is trained first where it has to be.
-
-        Raises:
-            FileNotFoundError: the run is finished, but its weights have been removed.
-        """
+        """The masked network of a run, which is trained where it has to be, and again where its weights are gone."""
         complete(self, seed, place)
-        path = place.work / f'{self.name}_seed{seed}' / 'model.pth'
-        if not path.exists():
-            raise FileNotFoundError(
-                f'{path} is missing, though its figures are there; remove {place.results} to train again.'
-            )
+        folder = run_folder(self, seed, place)
+        if not (folder / 'model.pth').exists():
+            self.perform(seed, folder, place)
+        model = self.untrained()
+        model.load_state_dict(load_checkpoint(folder / 'model.pth')['state_dict'])
+        return model.eval()
+
+    def untrained(self) -> nn.Module:
+        """The network with its surgery, and random weights."""
         model = self.options.build()
         if self.start:
             self.operate(model)
-        model.load_state_dict(load_checkpoint(path)['state_dict'])
         return model.eval()
 
     def operate(self, model: nn.Module) -> int:

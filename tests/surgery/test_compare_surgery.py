@@ -22,6 +22,10 @@ SMALLEST = (
 )  # fmt: skip
 
 
+def folders(tmp_path):
+    return ['--results', str(tmp_path / 'results'), '--out', str(tmp_path / 'out')]
+
+
 @pytest.fixture
 def tool():
     pytest.importorskip('sklearn')
@@ -29,7 +33,7 @@ def tool():
 
 
 def test_writes_table_figures_and_picture_and_trains_only_once(tool, tmp_path, capsys, monkeypatch):
-    arguments = [*SMALLEST, '--datasets', 'digits', '--out', str(tmp_path / 'out')]
+    arguments = [*SMALLEST, '--datasets', 'digits', *folders(tmp_path)]
     assert tool.main(arguments) == 0
     table = capsys.readouterr().out
     assert table == (tmp_path / 'out' / 'table.md').read_text()
@@ -48,10 +52,12 @@ def test_writes_table_figures_and_picture_and_trains_only_once(tool, tmp_path, c
     monkeypatch.setattr(surgery, 'fit', None)
     assert tool.main(arguments) == 0
     again = json.loads((tmp_path / 'out' / 'figures.json').read_text())['datasets']['digits']['arms']
+    (kept,) = (tmp_path / 'results' / 'digits').glob('dense_*_seed0.json')
+    assert json.loads(kept.read_text())['command'].startswith('python tools/compare_surgery.py --epochs 1')
     assert {arm: values['accuracy'] for arm, values in again.items()} == {
         arm: values['accuracy'] for arm, values in arms.items()
     }
-    assert not [path for path in (tmp_path / 'out').rglob('.*')]
+    assert not [*tmp_path.rglob('.*')]
 
 
 def test_every_arm_sees_the_same_batches():
@@ -72,14 +78,19 @@ def test_every_arm_sees_the_same_batches():
 def test_our_recipe_prunes_early_and_the_dense_arm_teaches(tool, tmp_path, capsys):
     arguments = [*SMALLEST, '--datasets', 'digits', '--arms', 'groups', 'reactivation']
     _, papers = compare_surgery.runs('digits', compare_surgery.arguments().parse_args(arguments))
-    arguments += ['--recipe', 'ours', '--out', str(tmp_path)]
+    arguments += [*folders(tmp_path), '--recipe', 'ours']
     _, ours = compare_surgery.runs('digits', compare_surgery.arguments().parse_args(arguments))
-    assert ours['dense'] == papers['dense'] and ours['groups'].name != papers['groups'].name
-    for arm in ('groups', 'reactivation'):
+    assert list(ours) == ['dense', 'dense-ours', 'groups-ours', 'reactivation-ours']
+    assert ours['dense'] == papers['dense'] and ours['groups-ours'].name != papers['groups'].name
+    assert len({repr(run.recipe) for arm, run in ours.items() if arm != 'dense'}) == 1
+    for arm in ('dense-ours', 'groups-ours', 'reactivation-ours'):
         assert ours[arm].teacher == ours['dense'] and ours[arm].recipe.distill == 1
         assert ours[arm].recipe.sparsifier == {'sparse_fraction': 0.25} and ours[arm].recipe.rewind == 1
+    _, both = compare_surgery.runs('digits', compare_surgery.arguments().parse_args([*arguments, 'papers']))
+    assert both == {**papers, **ours}
     assert tool.main([*arguments, '--epochs', '3']) == 0
-    assert capsys.readouterr().out.count('| digits |') == 3
+    table = capsys.readouterr().out
+    assert table.count('| digits |') == 4 and table.count(', our recipe |') == 3 and '| dense |' in table
 
 
 def test_every_arm_starts_from_the_same_weights_and_is_told_by_its_settings(tmp_path):
@@ -95,19 +106,19 @@ def test_every_arm_starts_from_the_same_weights_and_is_told_by_its_settings(tmp_
         assert torch.equal(model(images), before)
     other, _ = compare_surgery.runs('digits', compare_surgery.arguments().parse_args([*SMALLEST, '--growth', '8']))
     assert other.name != start.name
-    (tmp_path / f'{start.name}_seed0' / 'model.pth').unlink()
-    with pytest.raises(FileNotFoundError, match='to train again'):
-        start.trained(0, place)
+    for path in (tmp_path / f'{start.name}_seed0').iterdir():
+        path.unlink()
+    assert torch.equal(start.trained(0, place)(images), before)
 
 
 def test_bad_input_is_told_in_a_sentence(tool, tmp_path, capsys):
-    arguments = [*SMALLEST, '--out', str(tmp_path), '--fashion-mnist', str(tmp_path), '--datasets', 'fashion-mnist']
+    arguments = [*SMALLEST, *folders(tmp_path), '--fashion-mnist', str(tmp_path), '--datasets', 'fashion-mnist']
     assert tool.main(arguments) == 1
     assert 'lay it with tools/prepare_fashion_mnist.py' in capsys.readouterr().err
-    arguments = [*SMALLEST, '--out', str(tmp_path), '--datasets', 'digits', '--batch-size', '100']
+    arguments = [*SMALLEST, *folders(tmp_path), '--datasets', 'digits', '--batch-size', '100']
     assert tool.main(arguments) == 1
     assert 'do not fill a batch of 100' in capsys.readouterr().err
-    assert not (tmp_path / 'table.md').exists()
+    assert not [*tmp_path.rglob('table.md')]
 
 
 class Told:
@@ -127,7 +138,7 @@ class Told:
 
 def test_layers_chosen_by_latency_are_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_surgery, 'RuntimeLatency', Told)
-    arguments = [*SMALLEST, '--out', str(tmp_path), '--arms', 'channels', 'latency', '--network', 'mobilenetv2_100']
+    arguments = [*SMALLEST, *folders(tmp_path), '--arms', 'channels', 'latency', '--network', 'mobilenetv2_100']
     args = compare_surgery.arguments().parse_args(arguments)
     _, arms = compare_surgery.runs('digits', args)
     assert list(arms) == ['dense', 'latency', 'channels']
@@ -137,7 +148,7 @@ def test_layers_chosen_by_latency_are_measured_once_and_kept(tmp_path, monkeypat
     assert set(surgery.unit_masks(model)) == set(arms['latency'].options.layers)
     monkeypatch.setattr(compare_surgery, 'RuntimeLatency', None)
     assert compare_surgery.runs('digits', args)[1] == arms
-    (kept,) = tmp_path.glob('faster_layers_*.json')
+    (kept,) = (tmp_path / 'results').glob('faster_layers_*.json')
     found = json.loads(kept.read_text())
     assert 'In told 10.000 ms become 9.000 ms (0.90 of the latency).' in found['report']
     assert [layer['latency_after'] for layer in found['timings']] == [0.5, 0.5]
@@ -149,10 +160,13 @@ def test_dense_chosen_groups_and_fewer_channels_from_end_to_end(tool, tmp_path, 
     monkeypatch.setattr(compare_surgery, 'RuntimeLatency', Told)
     blocks = SMALLEST[: SMALLEST.index('--blocks')]
     arguments = [*blocks, '--blocks', '2', '--datasets', 'digits', '--arms', 'latency', 'channels']
-    assert tool.main([*arguments, '--out', str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count('| digits |') == 3
-    arms = json.loads((tmp_path / 'figures.json').read_text())['datasets']['digits']['arms']
-    assert list(arms) == ['dense', 'latency', 'channels']
+    recipes = ['--recipe', 'papers', 'ours', '--epochs', '3']
+    assert tool.main([*arguments, *recipes, *folders(tmp_path)]) == 0
+    assert capsys.readouterr().out.count('| digits |') == 6
+    arms = json.loads((tmp_path / 'out' / 'figures.json').read_text())['datasets']['digits']['arms']
+    assert list(arms) == ['dense', 'latency', 'channels', 'dense-ours', 'latency-ours', 'channels-ours']
+    for arm in ('dense', 'latency', 'channels'):
+        assert arms[arm]['mult_adds'] == arms[f'{arm}-ours']['mult_adds']
     assert arms['channels']['mult_adds'] <= arms['latency']['mult_adds'] < arms['dense']['mult_adds']
     assert set(arms['latency']['latency']) == {'condensed', 'optimised'}
     assert set(arms['channels']['latency']) == {'as published'}
