@@ -118,7 +118,7 @@ def fit(model, train, test, epochs: int, batch_size: int) -> dict[str, list]:
     """Train with every pruning stage in the first half; returns what happened at each epoch.
 
     After each stage the normalisations are measured anew on ten training batches, so that the test of that epoch is one
-    of the weights that are left; training goes on as it would without.
+    of the weights that are left; training goes on as it would without. Accuracy is taken on both sides of that too.
     """
     images, labels = train
     steps = len(images) // batch_size
@@ -137,10 +137,15 @@ def fit(model, train, test, epochs: int, batch_size: int) -> dict[str, list]:
             optimizer.step()
             scheduler.step()
             if sparsifier.step():
+                running = accuracy(predict(model, test[0]), test[1])
+                model.train()
                 recalibrate_norms(model, (shift(some) for some in images.split(batch_size)), num_batches=10)
+                measured = accuracy(predict(model, test[0]), test[1])
+                model.train()
                 stages = reached(model)
                 history['stages'] += [
-                    dict(epoch=epoch + (i + 1) / steps, kind=kind, stage=stages[kind])
+                    dict(epoch=epoch + (i + 1) / steps, kind=kind, stage=stages[kind],
+                         running_statistics=running, measured_anew=measured)
                     for kind in stages if stages[kind] != before[kind]
                 ]  # fmt: skip
                 before = stages
@@ -188,6 +193,14 @@ def plot(history: dict[str, list], path: Path) -> None:
         for stage in history['stages']:
             colour, style, _ = STAGES[stage['kind']]
             axis.axvline(stage['epoch'], color=colour, alpha=0.6, linestyle=style)
+    places = [stage['epoch'] for stage in history['stages']]
+    for key, label, filled in (
+        ('running_statistics', 'right after a stage', 'none'),
+        ('measured_anew', 'the same weights, statistics measured anew', 'tab:green'),
+    ):
+        values = [stage[key] for stage in history['stages']]
+        axes[1].plot(places, values, 'o', color='tab:green', markerfacecolor=filled, label=label)
+    axes[1].legend(loc='lower right', fontsize='small')
     for stage in history['stages']:
         colour, _, height = STAGES[stage['kind']]
         axes[0].annotate(

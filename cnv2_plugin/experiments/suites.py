@@ -26,6 +26,7 @@ ABLATION = {
     'cubic': (dict(sparsifier=dict(spacing='cubic')), 'cubic spacing over the first half'),
     'early': (dict(sparsifier=dict(sparse_fraction=0.25)), 'even spacing over the first quarter'),
     'earliest': (dict(sparsifier=dict(sparse_fraction=0.1)), 'even spacing over the first tenth'),
+    'start': (dict(sparsifier=dict(start=0.2)), 'even spacing from a fifth of training to the half'),
     'norm': (dict(sparsifier=dict(importance='norm')), 'L1 scaled by the normalisation in front'),
     'activation': (dict(sparsifier=dict(importance='activation')), 'L1 scaled by the activations that are read'),
     'taylor': (dict(sparsifier=dict(importance='taylor')), 'first-order Taylor importance'),

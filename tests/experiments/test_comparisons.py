@@ -38,7 +38,7 @@ def check_table(table, runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [*ONE_NETWORK, 'ours-s', 'distilled-s', 'parts-s', 'reactivation-s'])
+@pytest.mark.parametrize('name', [*ONE_NETWORK, 'ours-s', 'distilled-s', 'parts-s', 'reactivation-s', 'confirmation-s'])
 def test_a_suite_becomes_a_table_and_a_picture(name, tmp_path, monkeypatch, capsys):
     small = [smallest(run, 'condensenetv2-xs' if name in ONE_NETWORK else None) for run in suites.SUITES[name]()]
     monkeypatch.setitem(suites.SUITES, name, lambda: small)

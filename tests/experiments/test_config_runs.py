@@ -41,6 +41,32 @@ def test_configs_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert 'other settings' in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_detectors_pruned_early_and_never_from_end_to_end(tmp_path, capsys, monkeypatch):
+    pytest.importorskip('mmdet')
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    prepare, scenes = pytest.importorskip('prepare_fashion_mnist'), pytest.importorskip('make_scenes')
+    assert prepare.main([str(tmp_path / 'data'), '--digits']) == 0
+    data = tmp_path / 'scenes'
+    assert scenes.main([str(data), '--source', str(tmp_path / 'data'), '--train', '32', '--val', '4']) == 0
+    capsys.readouterr()
+    options = [
+        'train_cfg.max_epochs=4', 'train_cfg.val_interval=4', 'train_dataloader.batch_size=2',
+        *(f'{part}_dataloader.dataset.data_root={data}/' for part in ('train', 'val', 'test')),
+        *(f'{part}_evaluator.ann_file={data}/annotations/val.json' for part in ('val', 'test')),
+    ]  # fmt: skip
+    base = ROOT / 'configs/mmdet/retinanet_condensenetv2-small_sfrfpn_1xb8-12e-early_fashion-scenes.py'
+    arguments = [
+        str(base), str(base).replace('early', 'unpruned'), '--seeds', '0', '--input', '3', '160', '160',
+        '--metrics', 'coco/bbox_mAP', '--work-dirs', str(tmp_path / 'work'), '--cfg-options', *options,
+    ]  # fmt: skip
+    assert compare.main(arguments) == 0
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert ['early' in row[0] for row in rows] == [True, False]
+    assert rows[0][4] == rows[0][5] != '' and rows[1][4] != '' and rows[1][5] == ''
+    assert float(rows[0][1]) < float(rows[1][1])
+
+
 def test_what_is_never_pruned_has_no_condensed_form(tmp_path, capsys, monkeypatch):
     pytest.importorskip('mmdet')
     base = ROOT / 'configs/mmdet/retinanet_condensenetv2-small_fpn_1xb8-12e_fashion-scenes.py'
