@@ -110,22 +110,20 @@ def parts(size: str) -> list[NetworkRun]:
     ]
 
 
-def reactivation(size: str, families: Iterable[str], variants: Iterable[str]) -> list[NetworkRun]:
+def reactivation(
+    size: str, families: Iterable[str], variants: Iterable[str], pruned: Iterable[str] = ()
+) -> list[NetworkRun]:
     """Trunks that reactivate, never pruned, with variants: reactivation from 0 (``'zero'``), or none (``'bare'``).
 
-    Two are pruned too: SFR-ShuffleNetV2 from 0, by which it gains, and CondenseNetV2 without.
+    Those named in ``pruned`` are pruned by our recipe as well.
     """
     notes = {'zero': 'never pruned, reactivation starts at 0', 'bare': 'never pruned, without'}
     never = []
     for network in (f'{family}-{size}' for family in families):
         never.append(_run(network, 'never', NEVER, 'never pruned, with reactivation'))
         never += [_run(f'{network}-{variant}', 'never', NEVER, notes[variant]) for variant in variants]
-    notes = {
-        'sfr-shufflenetv2-s-zero': 'our recipe, reactivation starts at 0, distilled from the trunk never pruned',
-        'condensenetv2-s-bare': 'our recipe, without, distilled from the trunk never pruned',
-    }
-    taught = [run for run in never if run.network in notes]
-    return [*never, *(_run(run.network, 'ours', OURS, notes[run.network], teacher=run) for run in taught)]
+    teachers = [run for run in never if run.network in pruned]
+    return [*never, *(_run(run.network, 'ours', OURS, 'the same by our recipe', teacher=run) for run in teachers)]
 
 
 def confirmation(size: str) -> list[NetworkRun]:
@@ -169,7 +167,12 @@ SUITES = {
     'ours-s': lambda: ours('s'),
     'distilled-s': lambda: distilled('s'),
     'parts-s': lambda: parts('s'),
-    'reactivation-s': lambda: reactivation('s', ('condensenetv2', 'sfr-shufflenetv2'), ('zero', 'bare')),
+    'reactivation-s': lambda: reactivation(
+        's',
+        ('condensenetv2', 'sfr-shufflenetv2'),
+        ('zero', 'bare'),
+        ('condensenetv2-s-zero', 'condensenetv2-s-bare', 'sfr-shufflenetv2-s-zero'),
+    ),
     'headline-l': lambda: headline('l'),
     'pruning-l': lambda: pruning('l'),
     'ours-l': lambda: ours('l'),
