@@ -21,6 +21,9 @@ from .train import Training, sparse_layers
 FILE = 'training_time.json'
 """Beside the results: one measurement, replaced as a whole, since figures of two of them do not compare."""
 
+LONG = 1000
+"""Epochs of the one batch that is timed: as many steps as any number of stages needs."""
+
 
 def measure(
     runs: Sequence[NetworkRun], place: Place, rounds: int = 20, progress: Optional[Progress] = None
@@ -64,8 +67,8 @@ def measured(place: Place) -> dict[str, float]:
 
 def _phases(run: NetworkRun) -> dict[str, tuple[Recipe, float]]:
     """A recipe whose first step is one of that phase, and the number of such steps, by name of the phase."""
-    recipe = replace(run.recipe, rate=0.0)
-    steps = float(recipe.epochs * (train_images(run) // recipe.batch_size))
+    steps = float(run.recipe.epochs * (train_images(run) // run.recipe.batch_size))
+    recipe = replace(run.recipe, rate=0.0, epochs=LONG)
     final = replace(recipe, masks='random')
     if recipe.masks == 'none' or not sparse_layers(NETWORKS[run.network].build()):
         return {'all': (recipe, steps)}
