@@ -1,24 +1,22 @@
 """Latency of finished runs' networks as they are exported, all in the same interleaved rounds."""
 
-import json
-import time
 from collections.abc import Sequence
 from typing import Any, Optional
 
 from torch import nn
 
-from ..benchmark import benchmark, machine, random_finished
+from ..benchmark import benchmark, random_finished
 from ..benchmark.forms import training
-from ..checkpoints import atomic_path
 from ..kernels import available
 from ..lowering.timing import Progress
 from .data import SIZE
+from .measurement import keep, kept
 from .networks import NETWORKS
 from .runs import NetworkRun, Place, decoded_masks, finished
 from .train import set_masks, sparse_layers
 
 FILE = 'latency.json'
-"""Beside the results: one measurement, replaced as a whole, since figures of two of them do not compare."""
+"""Beside the results, see :mod:`~cnv2_plugin.experiments.measurement`."""
 
 INPUT_SIZE = (1, SIZE, SIZE)
 RUNTIME = 'onnxruntime'
@@ -68,19 +66,12 @@ def measure(
     for one in measured:
         form = NATIVE if one.form == NATIVE else 'standard'
         networks.setdefault(one.model, {})[form] = round(one.timing.min, 4)
-    found = dict(
-        networks=networks, machine=machine(), rounds=rounds, date=time.strftime('%Y-%m-%d', time.gmtime()),
-        command=place.command,
-    )  # fmt: skip
-    with atomic_path(place.results / FILE) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + '\n')
-    return found
+    return keep(place, FILE, rounds, networks=networks)
 
 
 def measured(place: Place) -> dict[str, dict[str, float]]:
     """Least milliseconds by run and form (``'standard'``, ``'native'``); empty where nothing was measured."""
-    path = place.results / FILE
-    return json.loads(path.read_text())['networks'] if path.exists() else {}
+    return kept(place, FILE, 'networks')
 
 
 def rebuilt(run: NetworkRun, figures: dict[str, Any]) -> nn.Module:

@@ -1,6 +1,5 @@
 """Training time of runs: steps of all in the same interleaved rounds, since the runs themselves met many machines."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,17 +8,16 @@ from typing import Any, Optional
 
 import torch
 
-from ..benchmark import machine
-from ..checkpoints import atomic_path
 from ..lowering.timing import Progress, Runner, interleaved_seconds
 from .data import SIZE, Data, Images
+from .measurement import keep, kept
 from .networks import NETWORKS
 from .recipe import Recipe
 from .runs import NetworkRun, Place
 from .train import Training, sparse_layers
 
 FILE = 'training_time.json'
-"""Beside the results: one measurement, replaced as a whole, since figures of two of them do not compare."""
+"""Beside the results, see :mod:`~cnv2_plugin.experiments.measurement`."""
 
 LONG = 1000
 """Epochs of the one batch that is timed: as many steps as any number of stages needs."""
@@ -50,24 +48,17 @@ def measure(
         run.name: round(sum(median(timed[run.name, phase]) * count for phase, (_, count) in _phases(run).items()), 1)
         for run in runs
     }
-    found = dict(
-        seconds=seconds, machine=machine(), rounds=rounds, date=time.strftime('%Y-%m-%d', time.gmtime()),
-        command=place.command,
-    )  # fmt: skip
-    with atomic_path(place.results / FILE) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + '\n')
-    return found
+    return keep(place, FILE, rounds, seconds=seconds)
 
 
 def measured(place: Place) -> dict[str, float]:
     """Seconds of the whole training by run; empty where nothing was measured."""
-    path = place.results / FILE
-    return json.loads(path.read_text())['seconds'] if path.exists() else {}
+    return kept(place, FILE, 'seconds')
 
 
 def _phases(run: NetworkRun) -> dict[str, tuple[Recipe, float]]:
     """A recipe whose first step is one of that phase, and the number of such steps, by name of the phase."""
-    steps = float(run.recipe.epochs * (train_images(run) // run.recipe.batch_size))
+    steps = float(run.recipe.epochs * (_train_images(run) // run.recipe.batch_size))
     recipe = replace(run.recipe, rate=0.0, epochs=LONG)
     final = replace(recipe, masks='random')
     if recipe.masks == 'none' or not sparse_layers(NETWORKS[run.network].build()):
@@ -78,7 +69,7 @@ def _phases(run: NetworkRun) -> dict[str, tuple[Recipe, float]]:
     return {'before': (recipe, before), 'after': (final, steps - before)}
 
 
-def train_images(run: NetworkRun) -> int:
+def _train_images(run: NetworkRun) -> int:
     """How many images a run trains on."""
     whole = {'digits': 1347, 'fashion-mnist': 60_000}[run.images]
     return min(run.train_images or whole, whole)
