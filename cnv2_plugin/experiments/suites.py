@@ -69,12 +69,13 @@ def headline(size: str) -> list[NetworkRun]:
 
 
 def pruning(size: str) -> list[NetworkRun]:
-    """One trunk, CondenseNetV2, pruned in every way and not at all."""
+    """One trunk, CondenseNetV2, pruned in every way and not at all (our recipe learns from the latter)."""
     network = f'condensenetv2-{size}'
-    papers = _run(network)
+    never, papers = _run(network, 'never', NEVER, 'never pruned (upper bound)'), _run(network)
     return [
-        _run(network, 'never', NEVER, 'never pruned (upper bound)'),
+        never,
         papers,
+        _taught(never),
         _run(network, 'scratch', GIVEN, 'from scratch with the final masks', masks_of=papers),
         _run(network, 'random', RANDOM, 'random groups'),
     ]
@@ -83,11 +84,7 @@ def pruning(size: str) -> list[NetworkRun]:
 def ours(size: str) -> list[NetworkRun]:
     """Our recipe on every family that is pruned, each behind its teacher."""
     never = [_run(f'{family}-{size}', 'never', NEVER, 'never pruned (upper bound)') for family in _PRUNED]
-    runs = [
-        _run(teacher.network, 'ours', OURS, 'our recipe, distilled from the trunk never pruned', teacher=teacher)
-        for teacher in never
-    ]
-    return [run for pair in zip(never, runs) for run in pair]
+    return [run for teacher in never for run in (teacher, _taught(teacher))]
 
 
 def distilled(size: str) -> list[NetworkRun]:
@@ -134,6 +131,10 @@ def confirmation(size: str) -> list[NetworkRun]:
 
 def _on_all_images(run: NetworkRun) -> NetworkRun:
     return replace(run, name=f'{run.name}_60k', train_images=None, teacher=run.teacher and _on_all_images(run.teacher))
+
+
+def _taught(teacher: NetworkRun) -> NetworkRun:
+    return _run(teacher.network, 'ours', OURS, 'our recipe, distilled from the trunk never pruned', teacher=teacher)
 
 
 def ablation(network: str, images: str, train_images: Optional[int], epochs: int) -> list[NetworkRun]:
