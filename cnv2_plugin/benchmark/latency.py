@@ -76,6 +76,7 @@ def benchmark(
     folder: Optional[Union[str, Path]] = None,
     memory: bool = False,
     choices: Optional[Mapping[str, Mapping[str, str]]] = None,
+    warmup_each_round: int = 0,
 ) -> list[Measurement]:
     """Measure every form of every model in every runtime, all in the same interleaved rounds.
 
@@ -93,6 +94,7 @@ def benchmark(
         folder: where exported files are kept and found again; a temporary folder by default.
         memory: also measure the peak memory of ONNX Runtime.
         choices: for each model the optimised form's form by layer, in place of the default table's.
+        warmup_each_round: unmeasured calls right before each measured one, see :func:`interleave`.
 
     Raises:
         ValueError: an unknown form or runtime, or a count below 1.
@@ -118,7 +120,10 @@ def benchmark(
             work[name, form] = count_mult_adds(counted, input_size)
             optimize = form in ('optimised', NATIVE)
             prepared[name, form, runtime] = RUNTIMES[runtime](module, images, threads, place, optimize)
-        timings = interleave({key: item.run for key, item in prepared.items()}, rounds, warmup, report)
+        timings = interleave(
+            {key: item.run for key, item in prepared.items()}, rounds, warmup, report,
+            warmup_each_round=warmup_each_round,
+        )  # fmt: skip
         peaks = {}
         if memory:
             for key, item in prepared.items():

@@ -188,13 +188,16 @@ def _of_all_seeds(each: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured(models: dict[str, nn.Module], rounds: int) -> list[Measurement]:
-    """Latency in ONNX Runtime, one image, one thread, all networks and forms in the same interleaved rounds."""
+    """Latency in ONNX Runtime, one image, one thread, all networks and forms in the same interleaved rounds.
+
+    Each measured call follows one of the same network: the weights of a ResNet-26 are larger than most caches.
+    """
     pruned = {arm: random_finished(model) for arm, model in models.items() if sparse_layers(model)}
     plain = {arm: model for arm, model in models.items() if arm not in pruned}
     with tqdm(desc='latency', unit='report') as progress:
         return benchmark(
             pruned, ('condensed', 'optimised'), ('onnxruntime',), INPUT_SIZE, rounds=rounds,
-            peers=plain, progress=lambda text: (progress.set_postfix_str(text), progress.update()),
+            peers=plain, warmup_each_round=1, progress=lambda text: (progress.set_postfix_str(text), progress.update()),
         )  # fmt: skip
 
 

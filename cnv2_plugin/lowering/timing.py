@@ -38,13 +38,14 @@ def interleave(
     warmup: int = 5,
     progress: Optional[Progress] = None,
     clock: Callable[[], float] = time.perf_counter,
+    warmup_each_round: int = 0,
 ) -> dict[Any, Timing]:
     """Latency of every runner over the rounds of :func:`interleaved_seconds`, which takes the same arguments.
 
     Raises:
         ValueError: ``rounds`` is below 1.
     """
-    seconds = interleaved_seconds(runners, rounds, warmup, progress, clock)
+    seconds = interleaved_seconds(runners, rounds, warmup, progress, clock, warmup_each_round)
     return {key: Timing.of(values) for key, values in seconds.items()}
 
 
@@ -54,6 +55,7 @@ def interleaved_seconds(
     warmup: int = 5,
     progress: Optional[Progress] = None,
     clock: Callable[[], float] = time.perf_counter,
+    warmup_each_round: int = 0,
 ) -> dict[Any, list[float]]:
     """Time every runner once a round, so that a drift of the machine meets all alike.
 
@@ -66,6 +68,8 @@ def interleaved_seconds(
         warmup: calls of each runner before the first round.
         progress: called with a short text now and then.
         clock: tells the seconds; ``time.process_time`` leaves out what other programs take from a single thread.
+        warmup_each_round: unmeasured calls right before each measured one. Networks whose weights are larger than the
+            caches push each other's out; one brings them back to where a network has them that runs over and over.
 
     Returns:
         Seconds of every round, in their order, by runner.
@@ -86,6 +90,8 @@ def interleaved_seconds(
         if last and order[:1] == last:
             order.append(order.pop(0))
         for key, run in order:
+            for _ in range(warmup_each_round):
+                run()
             start = clock()
             run()
             seconds[key].append(clock() - start)

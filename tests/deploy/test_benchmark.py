@@ -52,6 +52,20 @@ def test_rounds_are_interleaved():
     assert all(t.rounds == 60 and 0 <= t.min <= t.median <= t.max for t in timings.values())
 
 
+def test_a_call_that_is_not_measured_before_each_that_is():
+    calls = []
+    ticks = iter(range(100))
+
+    def clock():
+        calls.append('|')
+        return next(ticks)
+
+    runners = {name: (lambda name=name: calls.append(name)) for name in 'ab'}
+    timings = interleave(runners, rounds=2, warmup=0, clock=clock, warmup_each_round=1)
+    assert ''.join(calls) in ('a|a|b|b|' * 2, 'b|b|a|a|' * 2)
+    assert all(t.min == t.max == 1000 for t in timings.values())
+
+
 def test_timing_summarises_milliseconds():
     assert Timing.of([0.003, 0.001, 0.002]) == Timing(1.0, 2.0, 3.0, 3)
 
