@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import timm
 import torch
@@ -28,7 +28,7 @@ class Options:
         groups: of learned groups and of reactivation.
         factor: condense factor of the learned groups, sparse factor of the reactivation.
         network: of :data:`NETWORKS`.
-        layers: names of the convolutions that the arm ``'latency'`` lets learn groups.
+        layers: names of the convolutions that get groups; None for all that can.
         mult_adds: what the arm ``'channels'`` comes down to.
     """
 
@@ -37,7 +37,7 @@ class Options:
     groups: int = 4
     factor: int = 4
     network: str = 'densenet'
-    layers: tuple[str, ...] = ()
+    layers: Optional[tuple[str, ...]] = None
     mult_adds: int = 0
 
     def build(self) -> nn.Module:
@@ -63,21 +63,17 @@ def _dense(model: nn.Module, options: Options) -> int:
 
 
 def _groups(model: nn.Module, options: Options) -> int:
-    return to_learned_groups(model, options.groups, options.factor, input_size=INPUT_SIZE).mult_adds_after
+    if options.layers == ():
+        return _dense(model, options)
+    return to_learned_groups(
+        model, options.groups, options.factor, include=options.layers, input_size=INPUT_SIZE
+    ).mult_adds_after
 
 
 def _reactivation(model: nn.Module, options: Options) -> int:
     predicted = _groups(model, options)
     added = add_reactivation(model, options.groups, options.factor, min_channels=options.growth, input_size=INPUT_SIZE)
     return predicted + added.mult_adds_after - added.mult_adds_before
-
-
-def _chosen_groups(model: nn.Module, options: Options) -> int:
-    if not options.layers:
-        return _dense(model, options)
-    return to_learned_groups(
-        model, options.groups, options.factor, include=options.layers, input_size=INPUT_SIZE
-    ).mult_adds_after
 
 
 def _channels(model: nn.Module, options: Options) -> int:
@@ -133,7 +129,8 @@ ARMS = {
     'dense': Arm('dense', _dense),
     'groups': Arm('learned groups', _groups),
     'reactivation': Arm('learned groups and reactivation', _reactivation),
-    'latency': Arm('learned groups where they are faster', _chosen_groups),
+    'latency': Arm('learned groups where they are faster', _groups),
+    'random': Arm('random groups in the same layers', _groups),
     'channels': Arm('fewer channels (torch-pruning)', _channels),
 }
 """Arms by name, in the order of the table."""

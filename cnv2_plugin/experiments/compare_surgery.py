@@ -2,10 +2,10 @@
 
 For each data set and seed a network of timm, by default a small DenseNet, is trained on the first half of the training
 images. Copies of it are then fine-tuned on all of them: as it is, after ``to_learned_groups``, and after
-``to_learned_groups`` and ``add_reactivation``; where asked for also with learned groups in the layers that ONNX Runtime
-computes faster then, and with fewer channels at equal multiply-adds. All get the same number of steps and the same
-batches. By ``--recipe papers`` all have one schedule; by ``--recipe ours`` each, the dense one as well, learns from the
-dense network of the papers' schedule, with our recipe's learning rate and stages.
+``to_learned_groups`` and ``add_reactivation``; where asked for also with learned groups in the layers that ONNX
+Runtime computes faster then, with random groups, and with fewer channels at equal multiply-adds. All get the same
+number of steps and the same batches. By ``--recipe papers`` all have one schedule; by ``--recipe ours`` each, the
+dense one as well, learns from the dense network of the papers' schedule, with our recipe's learning rate and stages.
 """
 
 import argparse
@@ -86,8 +86,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--network', choices=NETWORKS, default='densenet')
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=['dense', 'groups', 'reactivation'],
-                        help='"latency": learned groups where they are faster in ONNX Runtime; "channels": '
-                             'torch-pruning at the multiply-adds of "latency"; dense is always among them')  # fmt: skip
+                        help='"latency": learned groups where they are faster in ONNX Runtime; "random": groups drawn '
+                             'at random, in the layers of "latency" or else of "groups"; "channels": torch-pruning at '
+                             'the multiply-adds of "latency"; dense is always among them')  # fmt: skip
     parser.add_argument('--recipe', nargs='+', choices=['papers', 'ours'], default=['papers'],
                         help='one or both; "ours": stages in the first quarter, the learning rate rewound, distilled '
                              'from the dense network of the papers\' schedule (default: papers)')  # fmt: skip
@@ -141,19 +142,23 @@ def runs(dataset: str, args: argparse.Namespace) -> tuple[SurgeryRun, dict[str, 
     for name in args.recipe:
         for arm in (arm for arm in ARMS if arm == 'dense' or arm in args.arms):
             own = options_of(arm, network, options, args)
+            masks = 'random' if arm == 'random' else recipe.masks
             if name == 'ours':
-                arms[f'{arm}-ours'] = replace(dense, arm=arm, options=own, recipe=taught, teacher=dense)
+                own_recipe = replace(taught, masks=masks)
+                arms[f'{arm}-ours'] = replace(dense, arm=arm, options=own, recipe=own_recipe, teacher=dense)
             else:
-                arms[arm] = replace(dense, arm=arm, options=own)
+                arms[arm] = replace(dense, arm=arm, options=own, recipe=replace(recipe, masks=masks))
     return start, arms
 
 
 def options_of(arm: str, network: Options, options: Options, args: argparse.Namespace) -> Options:
     """Network and surgery of an arm; those that are not pruned in groups are told by the network alone."""
-    if arm not in ('latency', 'channels'):
-        return network if arm == 'dense' else options
+    if arm == 'dense':
+        return network
+    if arm in ('groups', 'reactivation') or (arm == 'random' and 'latency' not in args.arms):
+        return options
     layers, mult_adds = faster_layers(options, args)
-    return replace(options, layers=layers) if arm == 'latency' else replace(network, mult_adds=mult_adds)
+    return replace(network, mult_adds=mult_adds) if arm == 'channels' else replace(options, layers=layers)
 
 
 def faster_layers(options: Options, args: argparse.Namespace) -> tuple[tuple[str, ...], int]:

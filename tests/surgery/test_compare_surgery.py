@@ -14,6 +14,7 @@ from cnv2_plugin.experiments import compare_surgery, surgery
 from cnv2_plugin.experiments.arms import ARMS, INPUT_SIZE, Options
 from cnv2_plugin.experiments.data import batches, load
 from cnv2_plugin.experiments.runs import Place
+from cnv2_plugin.experiments.train import random_masks, sparse_layers
 from tests.openmmlab.test_tools_data import load_tool
 
 SMALLEST = (
@@ -111,6 +112,26 @@ def test_every_arm_starts_from_the_same_weights_and_is_told_by_its_settings(tmp_
     assert torch.equal(start.trained(0, place)(images), before)
 
 
+def test_random_groups_take_the_layers_of_learned_ones(tmp_path):
+    args = compare_surgery.arguments().parse_args([*SMALLEST, '--arms', 'groups', 'random', '--recipe', 'ours'])
+    _, arms = compare_surgery.runs('digits', args)
+    assert list(arms) == ['dense', 'dense-ours', 'groups-ours', 'random-ours']
+    models = [arms[f'{name}-ours'].untrained() for name in ('groups', 'random')]
+    assert sparse_layers(models[0]).keys() == sparse_layers(models[1]).keys() and sparse_layers(models[0])
+    place = Place(tmp_path, tmp_path)
+    kept = surgery.unit_masks(arms['random-ours'].trained(0, place))
+    expected = random_masks(sparse_layers(models[1]), 0)
+    assert all(torch.equal(kept[name], mask) for name, mask in expected.items())
+
+
+def test_a_network_that_is_left_alone_stays_dense():
+    options = Options(blocks=(1,), layers=())
+    model = options.build()
+    before = ARMS['dense'].operate(model, options)
+    assert ARMS['latency'].operate(model, options) == ARMS['random'].operate(model, options) == before
+    assert not sparse_layers(model)
+
+
 def test_bad_input_is_told_in_a_sentence(tool, tmp_path, capsys):
     arguments = [*SMALLEST, *folders(tmp_path), '--fashion-mnist', str(tmp_path), '--datasets', 'fashion-mnist']
     assert tool.main(arguments) == 1
@@ -138,11 +159,15 @@ class Told:
 
 def test_layers_chosen_by_latency_are_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_surgery, 'RuntimeLatency', Told)
-    arguments = [*SMALLEST, *folders(tmp_path), '--arms', 'channels', 'latency', '--network', 'mobilenetv2_100']
+    arguments = [*SMALLEST, *folders(tmp_path), '--arms', 'channels', 'random', 'latency']
+    arguments += ['--network', 'mobilenetv2_100']
     args = compare_surgery.arguments().parse_args(arguments)
     _, arms = compare_surgery.runs('digits', args)
-    assert list(arms) == ['dense', 'latency', 'channels']
+    assert list(arms) == ['dense', 'latency', 'random', 'channels']
     assert len(arms['latency'].options.layers) == 2
+    assert arms['random'] == replace(
+        arms['latency'], arm='random', recipe=replace(arms['latency'].recipe, masks='random')
+    )
     model = arms['latency'].options.build()
     assert arms['latency'].operate(model) == arms['channels'].options.mult_adds
     assert set(surgery.unit_masks(model)) == set(arms['latency'].options.layers)
@@ -159,16 +184,18 @@ def test_dense_chosen_groups_and_fewer_channels_from_end_to_end(tool, tmp_path, 
     pytest.importorskip('torch_pruning')
     monkeypatch.setattr(compare_surgery, 'RuntimeLatency', Told)
     blocks = SMALLEST[: SMALLEST.index('--blocks')]
-    arguments = [*blocks, '--blocks', '2', '--datasets', 'digits', '--arms', 'latency', 'channels']
+    arguments = [*blocks, '--blocks', '2', '--datasets', 'digits', '--arms', 'latency', 'random', 'channels']
     recipes = ['--recipe', 'papers', 'ours', '--epochs', '3']
     assert tool.main([*arguments, *recipes, *folders(tmp_path)]) == 0
-    assert capsys.readouterr().out.count('| digits |') == 6
+    assert capsys.readouterr().out.count('| digits |') == 8
     arms = json.loads((tmp_path / 'out' / 'figures.json').read_text())['datasets']['digits']['arms']
-    assert list(arms) == ['dense', 'latency', 'channels', 'dense-ours', 'latency-ours', 'channels-ours']
-    for arm in ('dense', 'latency', 'channels'):
+    names = ['dense', 'latency', 'random', 'channels']
+    assert list(arms) == [*names, *(f'{name}-ours' for name in names)]
+    for arm in names:
         assert arms[arm]['mult_adds'] == arms[f'{arm}-ours']['mult_adds']
     assert arms['channels']['mult_adds'] <= arms['latency']['mult_adds'] < arms['dense']['mult_adds']
-    assert set(arms['latency']['latency']) == {'condensed', 'optimised'}
+    assert arms['random']['mult_adds'] == arms['latency']['mult_adds']
+    assert set(arms['latency']['latency']) == set(arms['random']['latency']) == {'condensed', 'optimised'}
     assert set(arms['channels']['latency']) == {'as published'}
 
 
