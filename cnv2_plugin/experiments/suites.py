@@ -15,7 +15,8 @@ OURS = Recipe(sparsifier=dict(sparse_fraction=0.25), rewind=1.0, distill=1.0, re
 never pruned, statistics measured anew after each stage.
 
 Final masks trained from the first step, and random ones, are not below those that are learnt in half of the training
-(suite ``pruning-s``): what the papers' schedule lacks at a short budget is time with the final masks, not better ones.
+(suite ``pruning-s``), nor random ones by this recipe (``parts-s``): what the papers' schedule lacks at a short budget
+is time with the final masks, not better ones.
 """
 
 NEVER = replace(PAPERS, masks='none')
