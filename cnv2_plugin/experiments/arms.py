@@ -128,9 +128,9 @@ class Arm:
 ARMS = {
     'dense': Arm('dense', _dense),
     'groups': Arm('learned groups', _groups),
-    'reactivation': Arm('learned groups and reactivation', _reactivation),
     'latency': Arm('learned groups where they are faster', _groups),
     'random': Arm('random groups in the same layers', _groups),
+    'reactivation': Arm('learned groups and reactivation', _reactivation),
     'channels': Arm('fewer channels (torch-pruning)', _channels),
 }
 """Arms by name, in the order of the table."""
