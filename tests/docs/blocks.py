@@ -26,7 +26,8 @@ STAND_INS = {
     'bash tools/run_tests.sh': 'bash -n "$ROOT/tools/run_tests.sh"',
     'python tools/compare_surgery.py --arms groups random reactivation --recipe papers ours': '"$PYTHON" '
     '"$ROOT/tools/compare_surgery.py" --arms groups random --recipe papers ours --epochs 3 --results results '
-    '--train-images 64 --test-images 32 --batch-size 8 --seeds 0 --rounds 1 --blocks 1 --datasets digits > /dev/null 2>&1',
+    '--train-images 64 --test-images 32 --batch-size 8 --seeds 0 --rounds 1 --blocks 1 --datasets digits '
+    '> /dev/null 2>&1',
     'python tools/compare_surgery.py --network resnet26 --arms latency random channels --at-most 0.7 --recipe papers '
     'ours --datasets fashion-mnist --rounds 200 --out work_dirs/surgery_resnet26': '"$PYTHON" '
     '"$ROOT/tools/compare_surgery.py" --help > /dev/null',
