@@ -140,14 +140,12 @@ def runs(dataset: str, args: argparse.Namespace) -> tuple[SurgeryRun, dict[str, 
     )
     arms = {'dense': dense}
     for name in args.recipe:
+        suffix, chosen, teacher = ('-ours', taught, dense) if name == 'ours' else ('', recipe, None)
         for arm in (arm for arm in ARMS if arm == 'dense' or arm in args.arms):
-            own = options_of(arm, network, options, args)
-            masks = 'random' if arm == 'random' else recipe.masks
-            if name == 'ours':
-                own_recipe = replace(taught, masks=masks)
-                arms[f'{arm}-ours'] = replace(dense, arm=arm, options=own, recipe=own_recipe, teacher=dense)
-            else:
-                arms[arm] = replace(dense, arm=arm, options=own, recipe=replace(recipe, masks=masks))
+            own = replace(chosen, masks='random') if arm == 'random' else chosen
+            arms[arm + suffix] = replace(
+                dense, arm=arm, options=options_of(arm, network, options, args), recipe=own, teacher=teacher
+            )
     return start, arms
 
 
