@@ -2,20 +2,37 @@
 """``cnv2 <command>``: works from an installed package, inside or outside a checkout."""
 
 import argparse
+import os
 import sys
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Optional
 
-from . import __version__, commands
+from . import __version__
 from .commands._tables import tables_as_json
 from .commands._usage import UsageError
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)
 """Errors whose message says what was wrong; anything else is a defect and shows its traceback."""
 
+COMMANDS = {
+    'benchmark': 'compare the latency of a model as trained, condensed, lowered and native, in several runtimes',
+    'configs': 'list the configs that travel with the package, or copy one into a folder',
+    'convert-keys': 'rename the keys of a checkpoint for timm, mmpretrain, or as a bare backbone',
+    'cost': 'count parameters and multiply-adds of a variant, or of all variants beside the published figures',
+    'deploy': 'condense a trained checkpoint to group convolutions, verify it, and write it (and its ONNX file)',
+    'env': 'list what is installed here: toolkits, native kernels and instruction set, runtimes',
+    'export': 'write a finished model for a runtime (ONNX, OpenVINO, ExecuTorch, ncnn, ...), lowered and checked',
+    'heatmap': 'draw which older features each layer reads (LGC) and reactivates (SFR), for one model or two',
+    'import-official': "turn a file that the papers' authors released into a checkpoint of ours, exactly",
+    'report': 'write one self-contained HTML page: shapes, cost, sparsity, maps, training curve, deployment, latency',
+    'run': 'run a script with our models registered and, where asked, its training sparsified',
+    'sparsity': 'report kept weights, features that are never reused or never reactivated, and how often others are',
+    'test': 'evaluate a checkpoint of an MMPretrain or MMDetection config',
+    'train': 'train an MMPretrain or MMDetection config',
+}
+"""Help by command; the module in ``commands`` is imported only when its command is asked for."""
 
 EXTRAS = {
     'timm': ('timm',),
@@ -28,19 +45,20 @@ EXTRAS = {
 """Packages by the extra that installs them."""
 
 
-def command_names() -> list[str]:
-    """Names that ``cnv2`` takes, as typed."""
-    return sorted(module.name.replace('_', '-') for module in iter_modules(commands.__path__) if module.name[0] != '_')
+def build_parser(only: Optional[str] = None) -> argparse.ArgumentParser:
+    """Build the parser of ``cnv2``.
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``cnv2`` with one subcommand for each module of ``commands``."""
+    Args:
+        only: command whose options are added; by default those of all commands, which imports them all.
+    """
     parser = argparse.ArgumentParser(prog='cnv2', description='Tools for CondenseNetV2 and its relatives.')
     parser.add_argument('--version', action='version', version=f'cnv2_plugin {__version__}')
     subparsers = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for name in command_names():
-        module = import_module(f'{commands.__name__}.{name.replace("-", "_")}')
-        subparser = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text)
+        if only not in (None, name):
+            continue
+        module = import_module(f'.commands.{name.replace("-", "_")}', __package__)
         module.add_arguments(subparser)
         if getattr(module, 'PRINTS_TABLES', False):
             subparser.add_argument('--json', action='store_true', help='print the tables as JSON, and nothing else')
@@ -56,9 +74,10 @@ def main(argv: Optional[list[str]] = None) -> int:
         0 for success, 1 for a failure and 2 for wrong usage, each told in one sentence; what the parser finds wrong
         exits with 2.
     """
-    parser = build_parser()
-    complete(parser)
-    args = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if '_ARGCOMPLETE' in os.environ:
+        complete(build_parser())
+    args = build_parser(next(iter(argv), '')).parse_args(argv)
     as_json = getattr(args, 'json', None) is True
     try:
         with tables_as_json(args.command) if as_json else nullcontext():
@@ -75,7 +94,7 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell's request for completions, where argcomplete is installed and the shell asks."""
+    """Answer the shell's request for completions, where argcomplete is installed."""
     try:
         import argcomplete
     except ModuleNotFoundError:

@@ -10,7 +10,7 @@ import timm
 import torch
 
 from cnv2_plugin.checkpoints import find_state_dict, load_checkpoint, save_checkpoint
-from cnv2_plugin.cli import command_names, main
+from cnv2_plugin.cli import COMMANDS, main
 from tests.helpers import finish_pruning, randomize_norms
 
 ROOT = Path(__file__).parents[1]
@@ -121,8 +121,31 @@ def test_debug_shows_the_traceback():
         main(['cost', 'condensenetv2_z', '--debug'])
 
 
+def test_the_table_of_commands_holds_all_of_them():
+    files = {path.stem.replace('_', '-') for path in (ROOT / 'cnv2_plugin/commands').glob('[!_]*.py')}
+    assert list(COMMANDS) == sorted(files)
+
+
+def test_only_the_command_that_was_asked_for_is_imported():
+    code = (
+        'import sys\nfrom cnv2_plugin.cli import main\n'
+        "try:\n    main(['cost', '--help'])\n"
+        'finally:\n    loaded = {name for name in sys.modules if name.startswith("cnv2_plugin.commands.")}\n'
+        '    print({name.rpartition(".")[2] for name in loaded if "._" not in name})'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert '--deploy' in result.stdout and result.stdout.endswith("{'cost'}\n")
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(['--help'])
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0 and all(name in printed for name in COMMANDS)
+
+
 def test_every_command_has_its_tool():
-    for name in command_names():
+    for name in list(COMMANDS):
         tool = ROOT / 'tools' / f'{name.replace("-", "_")}.py'
         assert f"main(['{name}', *sys.argv[1:]])" in tool.read_text()
 
@@ -130,7 +153,7 @@ def test_every_command_has_its_tool():
 def test_the_table_of_the_readme_names_every_command():
     rows = re.findall(r'^\| (`cnv2 .*?) \|', (ROOT / 'README.md').read_text(), re.MULTILINE)
     named = [name for row in rows for name in re.findall('`cnv2 (.+?)`', row)]
-    assert sorted(named) == command_names()
+    assert sorted(named) == list(COMMANDS)
 
 
 def test_tools_run_outside_the_checkout(tmp_path):

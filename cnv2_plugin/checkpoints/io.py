@@ -14,8 +14,8 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
+from .file_safety import OversizedError, check_archive, check_no_tar, check_old_format, check_tensors
 from .safe_globals import admitted
-from .sizes import OversizedError, check_archive, check_no_tar, check_old_format, check_tensors
 
 _PREFIXES = ('module.', '_orig_mod.')
 _CONTAINERS = ('state_dict_ema', 'state_dict', 'model_ema', 'model')

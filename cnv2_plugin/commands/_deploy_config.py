@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
     from ..checkpoints.io import check_finite
     from ..deploy import condense, export_onnx, verify
     from ..toolkits.openmmlab.deploy_files import save_deployed
-    from ..toolkits.openmmlab.runs import load_config
+    from ..toolkits.openmmlab.runner_config import load_config
     from ..toolkits.openmmlab.safe_loading import safe_loading
 
     written = Path(args.out).with_suffix('.py')

@@ -9,7 +9,6 @@ from ._json import write_json
 from ._progress import progress_printer
 from ._usage import UsageError, check_input
 
-HELP = 'compare the latency of training, condensed and optimised forms in several runtimes'
 SIZES = (128, 192, 256, 384, 512)
 BATCHES = (1, 4, 16, 64)
 

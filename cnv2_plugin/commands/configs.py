@@ -11,7 +11,6 @@ from ._tables import print_table
 from ._usage import UsageError
 
 PRINTS_TABLES = True
-HELP = 'list the configs that travel with the package, or copy one into a folder'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

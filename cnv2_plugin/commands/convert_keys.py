@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-HELP = 'rename the keys of a checkpoint for timm, mmpretrain, or as a bare backbone'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""

@@ -6,7 +6,6 @@ from ._tables import print_table
 from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True
-HELP = 'count parameters and multiply-adds of a variant, or of all variants beside the published figures'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,6 @@ from ._deployed import load_exactly, print_report
 from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True
-HELP = 'condense a trained checkpoint to group convolutions, verify it, and write it (and its ONNX file)'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

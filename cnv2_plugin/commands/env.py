@@ -7,7 +7,6 @@ import platform
 from ._tables import print_table
 
 PRINTS_TABLES = True
-HELP = 'what is installed here: toolkits, native kernels and instruction set, runtimes'
 PACKAGES = {
     'toolkits': ('torch', 'torchvision', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain'),
     'trainers': ('lightning', 'transformers'),

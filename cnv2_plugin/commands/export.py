@@ -9,7 +9,6 @@ from ._tables import print_table
 from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True
-HELP = 'write a finished model for a runtime (ONNX, OpenVINO, ExecuTorch, ncnn, ...), optimised and checked'
 PROCESSORS = ('avx2', 'avx512')
 CACHE = '~/.cache/cnv2_plugin/tuning.json'
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from ._models import add_model_options, open_model
 from ._usage import UsageError
 
-HELP = 'draw which older features each layer reads (LGC) and reactivates (SFR), for one model or two side by side'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 heatmap``."""

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from ._usage import UsageError
 
-HELP = "turn a file that the papers' authors released into a checkpoint of ours, exactly"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 import-official``."""

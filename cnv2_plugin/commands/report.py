@@ -6,8 +6,6 @@ from pathlib import Path
 from ._models import add_model_options, open_model
 from ._usage import UsageError, check_input
 
-HELP = 'write one self-contained HTML page: shapes, cost, sparsity, maps, training curve, deployment, latency'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 report``."""

@@ -8,7 +8,6 @@ from typing import Any, Optional
 from ._progress import is_first_process
 from ._usage import UsageError
 
-HELP = 'run a script with our models registered and, where asked, its training sparsified'
 EPOCH_OPTIONS = ('--epochs', '--num-epochs', '--num_epochs', '--max-epochs', '--max_epochs', '--num_train_epochs')
 """Options of scripts that say how many epochs they train."""
 

@@ -8,7 +8,6 @@ from ._tables import print_table
 from ._usage import UsageError
 
 PRINTS_TABLES = True
-HELP = 'report kept weights, features that are never reused or never reactivated, and how often the others are'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,6 @@ from ._tables import print_table
 from .train import add_launch_arguments, open_config
 
 PRINTS_TABLES = True
-HELP = 'evaluate a checkpoint of an MMPretrain or MMDetection config'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     """Build the runner, test, and print the metrics."""
     from mmengine.dist import is_main_process
 
-    from ..toolkits.openmmlab.runs import build_runner
+    from ..toolkits.openmmlab.runner_config import build_runner
     from ..toolkits.openmmlab.safe_loading import safe_loading
 
     if not Path(args.checkpoint).is_file():

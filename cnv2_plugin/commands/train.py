@@ -4,8 +4,6 @@ import argparse
 
 from ._usage import UsageError
 
-HELP = 'train an MMPretrain or MMDetection config'
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 train``."""
@@ -36,7 +34,7 @@ def open_config(args: argparse.Namespace):
         FileNotFoundError: there is no such config.
         ValueError: the file is no config, or the package has none of that name.
     """
-    from ..toolkits.openmmlab.runs import check_options, load_config
+    from ..toolkits.openmmlab.runner_config import check_options, load_config
 
     try:
         check_options(args.cfg_options)
@@ -47,7 +45,7 @@ def open_config(args: argparse.Namespace):
 
 def run(args: argparse.Namespace) -> None:
     """Build the runner and train."""
-    from ..toolkits.openmmlab.runs import build_runner, use_amp
+    from ..toolkits.openmmlab.runner_config import build_runner, use_amp
     from ..toolkits.openmmlab.safe_loading import safe_loading
 
     cfg = open_config(args)

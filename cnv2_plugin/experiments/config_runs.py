@@ -80,7 +80,7 @@ class ConfigRun:
     def _merged(self) -> 'Config':
         from mmengine.config import Config
 
-        from ..toolkits.openmmlab.runs import parse_options
+        from ..toolkits.openmmlab.runner_config import parse_options
 
         cfg = Config.fromfile(self.config)
         if self.options:

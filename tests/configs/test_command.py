@@ -13,7 +13,7 @@ from cnv2_plugin import config_files
 from cnv2_plugin.cli import main
 from cnv2_plugin.commands.configs import with_package_bases
 from cnv2_plugin.config_files import config_names, config_path
-from cnv2_plugin.toolkits.openmmlab.runs import load_config
+from cnv2_plugin.toolkits.openmmlab.runner_config import load_config
 
 from .stand_ins import CONFIGS
 

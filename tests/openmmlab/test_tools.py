@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from cnv2_plugin.checkpoints import load_checkpoint
 from cnv2_plugin.cli import main
-from cnv2_plugin.toolkits.openmmlab.runs import parse_options, use_amp
+from cnv2_plugin.toolkits.openmmlab.runner_config import parse_options, use_amp
 
 from .test_tools_data import load_tool
 
