@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from cnv2_plugin.cli import command_names, main
+from cnv2_plugin.cli import COMMANDS, main
 from cnv2_plugin.deploy.runtimes import RUNTIMES
 from tests.helpers import has_compiler, installed, lacks_kernels
 
@@ -179,5 +179,5 @@ def knows(command: str) -> bool:
     """Whether a command of a bash block exists."""
     words = shlex.split(command, comments=True)
     if words[0] == 'cnv2':
-        return words[1] in command_names()
+        return words[1] in COMMANDS
     return any((ROOT / word).exists() for word in words) or shutil.which(words[0]) is not None
