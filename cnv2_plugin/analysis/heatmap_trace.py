@@ -98,7 +98,7 @@ def unit_use(layer: GroupSparseConv2d) -> tuple[Tensor, Tensor]:
         weight = layer.by_unit(layer.masked_weight().detach().double().abs())
         return weight.mean((0, 2)), layer.by_unit(layer.mask)[..., 0].sum(0)
     weight = layer.conv.weight.detach().double().abs().flatten(1)
-    if layer.over == 'outputs':
+    if layer.grouped_side == 'outputs':
         index = layer.gather.index
         sums, members = weight.unflatten(0, (layer.groups, -1)).sum(1).flatten(), layer.out_channels
     else:

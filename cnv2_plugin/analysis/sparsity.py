@@ -126,7 +126,7 @@ def write_csv(report: SparsityReport, path: Union[str, Path]) -> None:
 def _layer(name: str, layer: GroupSparseConv2d) -> LayerSparsity:
     _, groups = unit_use(layer)
     return LayerSparsity(
-        name or type(layer).__name__, 'lgc' if layer.over == 'outputs' else 'sfr',
+        name or type(layer).__name__, 'lgc' if layer.grouped_side == 'outputs' else 'sfr',
         layer.in_channels, layer.out_channels, layer.groups, layer.factor,
         layer.num_stages if layer.deploy else int(layer.stage), layer.num_stages, layer.kept_fraction(),
         layer.num_units(), int((groups == 0).sum()), tuple(torch.bincount(groups, minlength=layer.groups + 1).tolist()),

@@ -55,9 +55,9 @@ def read_layout(state: Mapping[str, Tensor]) -> Layout:
     layout = Layout(family, 'training' if masked else 'converted')
     blocks = _blocks(state)
     _read_widths(state, blocks, layout)
-    for name, prefix, over in (('1x1', 'conv_1', 'outputs'), ('sfr', 'sfr', 'inputs')):
+    for name, prefix, grouped_side in (('1x1', 'conv_1', 'outputs'), ('sfr', 'sfr', 'inputs')):
         if prefix == 'conv_1' or family == 'CondenseNetV2':
-            _read_groups(state, blocks, layout, name, prefix, over)
+            _read_groups(state, blocks, layout, name, prefix, grouped_side)
     if family == 'CondenseNet':
         layout.known.update(groups_sfr=0, hswish_from=None)
     return layout
@@ -119,7 +119,7 @@ def _read_widths(state: Mapping[str, Tensor], blocks: list[list[str]], layout: L
 
 
 def _read_groups(
-    state: Mapping[str, Tensor], blocks: list[list[str]], layout: Layout, name: str, prefix: str, over: str
+    state: Mapping[str, Tensor], blocks: list[list[str]], layout: Layout, name: str, prefix: str, grouped_side: str
 ) -> None:
     """Groups and factor of one kind of learned sparse convolution, as far as masks or index layers tell."""
     read = _masked_choices if layout.form == 'training' else _converted_choices
@@ -128,7 +128,7 @@ def _read_groups(
     divisible: Optional[set[int]] = None
     for block in blocks:
         for layer in block:
-            told = read(state, f'{layer}.{prefix}', over)
+            told = read(state, f'{layer}.{prefix}', grouped_side)
             if told is None:
                 continue
             units, own_groups, own_factors = told
@@ -141,19 +141,21 @@ def _read_groups(
                     f'{layer}.{prefix} keeps another share of its channels, or has another number of groups, than the '
                     f'layers before it; the file is damaged or of another network.'
                 )
-    factor_name = 'condense_factor' if over == 'outputs' else 'sparse_factor'
+    factor_name = 'condense_factor' if grouped_side == 'outputs' else 'sparse_factor'
     if groups is not None and factors is not None:
         layout.choices[f'groups_{name}'] = sorted(groups)
         layout.choices[factor_name] = sorted(divisible or factors)
 
 
-def _masked_choices(state: Mapping[str, Tensor], prefix: str, over: str) -> Optional[tuple[int, set[int], set[int]]]:
+def _masked_choices(
+    state: Mapping[str, Tensor], prefix: str, grouped_side: str
+) -> Optional[tuple[int, set[int], set[int]]]:
     """Units of a group, possible numbers of groups and possible factors; None before the first stage."""
     mask = read_mask(state, prefix)
     stage = read_count(state, f'{prefix}._stage')
     if stage == 0:
         return None
-    if over == 'outputs':
+    if grouped_side == 'outputs':
         mask = mask.t()
     units, members = mask.shape
     groups = {
@@ -175,11 +177,11 @@ def _masked_choices(state: Mapping[str, Tensor], prefix: str, over: str) -> Opti
     return units, groups, factors
 
 
-def _converted_choices(state: Mapping[str, Tensor], prefix: str, over: str) -> tuple[int, set[int], set[int]]:
+def _converted_choices(state: Mapping[str, Tensor], prefix: str, grouped_side: str) -> tuple[int, set[int], set[int]]:
     weight, index = shape(state, f'{prefix}.conv.weight', 4), state.get(f'{prefix}.index')
     if index is None:
         raise CheckpointError(f'the file lacks {prefix}.index; it is incomplete, download it again.')
-    if over == 'outputs':
+    if grouped_side == 'outputs':
         units = None
         rows, kept = index.numel(), weight[1]
         grouped = weight[0]

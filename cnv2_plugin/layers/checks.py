@@ -11,7 +11,7 @@ class UnfinishedPruningError(RuntimeError):
 
 
 def check_arguments(
-    name: str, in_channels: int, out_channels: int, groups: int, factor: int, over: str, bias: bool
+    name: str, in_channels: int, out_channels: int, groups: int, factor: int, grouped_side: str, bias: bool
 ) -> None:
     """Raise unless a layer can have this shape.
 
@@ -21,14 +21,14 @@ def check_arguments(
         out_channels: output channels.
         groups: number of groups.
         factor: condense or sparse factor.
-        over: which side is grouped.
+        grouped_side: which side is grouped.
         bias: whether the layer has a bias.
 
     Raises:
         ValueError: it cannot; names the argument and what it takes.
     """
-    if over not in ('outputs', 'inputs'):
-        raise ValueError(f"{name}: over is {over!r}; it takes 'outputs' or 'inputs'.")
+    if grouped_side not in ('outputs', 'inputs'):
+        raise ValueError(f"{name}: grouped_side is {grouped_side!r}; it takes 'outputs' or 'inputs'.")
     for argument, value in (
         ('in_channels', in_channels),
         ('out_channels', out_channels),
@@ -37,18 +37,20 @@ def check_arguments(
     ):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f'{name}: {argument} is {value!r}; it takes a whole number of at least 1.')
-    grouped = out_channels if over == 'outputs' else in_channels
+    grouped = out_channels if grouped_side == 'outputs' else in_channels
     if grouped % groups:
         divisors = [d for d in range(1, grouped + 1) if grouped % d == 0]
         nearest = sorted(sorted(divisors, key=lambda d: abs(d - groups))[:4])
-        side = 'out_channels' if over == 'outputs' else 'in_channels'
+        side = 'out_channels' if grouped_side == 'outputs' else 'in_channels'
         raise ValueError(
             f'{name}: groups={groups} does not divide {side}={grouped}; groups that do: '
             f'{", ".join(map(str, nearest))}, '
             f'or make {side} a multiple of {groups}, such as {grouped + groups - grouped % groups}.'
         )
-    if bias and over == 'inputs':
-        raise ValueError(f"{name}: bias=True is for over='outputs'; with over='inputs' add the bias after the layer.")
+    if bias and grouped_side == 'inputs':
+        raise ValueError(
+            f"{name}: bias=True is for grouped_side='outputs'; with grouped_side='inputs' add the bias after the layer."
+        )
 
 
 def check_importance(importance: Tensor, shape: tuple[int, int]) -> None:

@@ -14,7 +14,9 @@ from .norm import is_batch_norm
 from .permute import ChannelGather, ChannelScatterSum, ChannelShuffle
 
 
-def permutations(kept: Tensor, in_channels: int, out_channels: int, groups: int, over: str) -> tuple[nn.Module, ...]:
+def permutations(
+    kept: Tensor, in_channels: int, out_channels: int, groups: int, grouped_side: str
+) -> tuple[nn.Module, ...]:
     """What stands before and behind the group convolution.
 
     Args:
@@ -22,15 +24,15 @@ def permutations(kept: Tensor, in_channels: int, out_channels: int, groups: int,
         in_channels: input channels ``I`` of the layer.
         out_channels: output channels ``O`` of the layer.
         groups: number of groups ``G``.
-        over: which side is grouped, ``'outputs'`` or ``'inputs'``.
+        grouped_side: which side is grouped, ``'outputs'`` or ``'inputs'``.
     """
-    if over == 'outputs':
+    if grouped_side == 'outputs':
         return ChannelGather(kept), ChannelShuffle(groups)
     return ChannelShuffle(in_channels // groups), ChannelScatterSum(kept, out_channels)
 
 
 def group_conv(
-    kept: int, in_channels: int, out_channels: int, groups: int, over: str, **conv_options: Any
+    kept: int, in_channels: int, out_channels: int, groups: int, grouped_side: str, **conv_options: Any
 ) -> nn.Conv2d:
     """A 1x1 group convolution over the units that are kept.
 
@@ -39,10 +41,10 @@ def group_conv(
         in_channels: input channels ``I`` of the layer.
         out_channels: output channels ``O`` of the layer.
         groups: number of groups ``G``.
-        over: which side is grouped.
+        grouped_side: which side is grouped.
         **conv_options: ``stride``, ``dilation``, ``bias``, ``device`` and ``dtype`` of the convolution.
     """
-    channels = (kept, out_channels) if over == 'outputs' else (in_channels, kept)
+    channels = (kept, out_channels) if grouped_side == 'outputs' else (in_channels, kept)
     return nn.Conv2d(*channels, 1, groups=groups, **conv_options)
 
 
@@ -54,7 +56,7 @@ def conv_options(conv: nn.Conv2d) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def taking_over(conv: nn.Conv2d, weight: Tensor, old: nn.Conv2d) -> nn.Conv2d:
+def replacement_conv(conv: nn.Conv2d, weight: Tensor, old: nn.Conv2d) -> nn.Conv2d:
     """A convolution with this weight, and the bias (the same parameter) and flags of the one it replaces.
 
     Args:

@@ -15,7 +15,7 @@ class Grouped:
         out_channels: output channels ``O``.
         groups: number of groups ``G``.
         factor: condense or sparse factor.
-        over: which side is grouped, ``'outputs'`` or ``'inputs'``.
+        grouped_side: which side is grouped, ``'outputs'`` or ``'inputs'``.
         num_stages: stages until pruning is finished.
         deploy: the layer is condensed.
         packed: the training form holds the surviving weights only.
@@ -28,7 +28,7 @@ class Grouped:
     out_channels: int
     groups: int
     factor: int
-    over: str
+    grouped_side: str
     num_stages: int
     deploy: bool
     packed: bool
@@ -38,7 +38,7 @@ class Grouped:
 
     def num_units(self) -> int:
         """Units in each group: the channels of the side that is not grouped."""
-        return self.in_channels if self.over == 'outputs' else self.out_channels
+        return self.in_channels if self.grouped_side == 'outputs' else self.out_channels
 
     def kept_per_group(self, stage: Optional[int] = None) -> int:
         """Units alive in each group after ``stage``, by default after the last one."""
@@ -46,7 +46,7 @@ class Grouped:
 
     def by_unit(self, tensor: Tensor) -> Tensor:
         """View a tensor of the weight's shape as ``(groups, units, members of the unit)``."""
-        return by_unit(tensor, self.groups, self.over)
+        return by_unit(tensor, self.groups, self.grouped_side)
 
     def is_finished(self) -> bool:
         """Whether the last pruning stage is done; a deployed layer is finished."""
@@ -60,7 +60,7 @@ class Grouped:
 
     def kept_index(self, mask: Optional[Tensor] = None) -> Tensor:
         """Kept units of a mask, by default the own, group by group in ascending order: int64 ``(kept,)``."""
-        return kept_index(self.mask if mask is None else mask, self.groups, self.over)
+        return kept_index(self.mask if mask is None else mask, self.groups, self.grouped_side)
 
     def pack_weight(self, weight: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         """Surviving entries of a tensor of the weight's shape, as the weight of the group convolution.
@@ -69,9 +69,9 @@ class Grouped:
             weight: the weight, or an optimiser's average of it, ``(O, I, 1, 1)``.
             mask: of a finished pruning; by default the layer's own.
         """
-        return pack(weight, self.kept_index(mask), self.groups, self.over)
+        return pack(weight, self.kept_index(mask), self.groups, self.grouped_side)
 
     def unpack_weight(self, packed: Tensor, mask: Optional[Tensor] = None) -> Tensor:
         """The inverse of :meth:`pack_weight`; pruned entries are 0."""
         kept = self.kept if self.packed and mask is None else self.kept_index(mask)
-        return unpack(packed, kept, self.groups, self.over, self.num_units())
+        return unpack(packed, kept, self.groups, self.grouped_side, self.num_units())

@@ -17,13 +17,13 @@ class MaskedForm(nn.Module):
 
     Args:
         groups: number of groups ``G``.
-        over: which side is grouped, ``'outputs'`` or ``'inputs'``.
+        grouped_side: which side is grouped, ``'outputs'`` or ``'inputs'``.
     """
 
-    def __init__(self, groups: int, over: str) -> None:
+    def __init__(self, groups: int, grouped_side: str) -> None:
         super().__init__()
         self.groups = groups
-        self.over = over
+        self.grouped_side = grouped_side
 
     def forward(
         self, x: Tensor, weight: Tensor, bias: Optional[Tensor], stride: tuple[int, int], mask: Tensor, kept: Tensor
@@ -45,7 +45,7 @@ class MaskedForm(nn.Module):
 
         All members of a unit share one bit, so ``1 / G`` of the bits of a row or column are read.
         """
-        if self.over == 'inputs':
+        if self.grouped_side == 'inputs':
             alive = mask[:, None, : self.groups].flatten(2).to(weight.dtype)
             return (weight.reshape(weight.size(0), -1, self.groups) * alive).reshape(weight.shape)
         alive = mask[: self.groups].flatten().to(weight.dtype)
@@ -53,7 +53,13 @@ class MaskedForm(nn.Module):
 
 
 def pruned_mask(
-    mask: Tensor, weight: Tensor, groups: int, over: str, factor: int, stages: range, importance: Optional[Tensor]
+    mask: Tensor,
+    weight: Tensor,
+    groups: int,
+    grouped_side: str,
+    factor: int,
+    stages: range,
+    importance: Optional[Tensor],
 ) -> Tensor:
     """The mask after some more pruning stages.
 
@@ -64,16 +70,16 @@ def pruned_mask(
         mask: bool ``(O, I, 1, 1)`` before; is not changed.
         weight: ``(O, I, 1, 1)``.
         groups: number of groups ``G``.
-        over: which side is grouped.
+        grouped_side: which side is grouped.
         factor: condense or sparse factor.
         stages: the stages to do, one after the other.
         importance: of each unit, ``(G, units)``; by default the L1 norm of the unit's weights (CondenseNet,
             section 3.2).
     """
     mask = mask.clone()
-    alive = by_unit(mask, groups, over)
+    alive = by_unit(mask, groups, grouped_side)
     if importance is None:
-        importance = by_unit((weight.detach() * mask).to('cpu', torch.float64), groups, over).abs().sum(2)
+        importance = by_unit((weight.detach() * mask).to('cpu', torch.float64), groups, grouped_side).abs().sum(2)
     importance = importance.detach().to('cpu', torch.float64)
     for stage in stages:
         ranked = importance.masked_fill(~alive[..., 0].cpu(), float('inf')).argsort(dim=1, stable=True)
@@ -83,6 +89,6 @@ def pruned_mask(
     return mask
 
 
-def group_lasso(weight: Tensor, groups: int, over: str) -> Tensor:
+def group_lasso(weight: Tensor, groups: int, grouped_side: str) -> Tensor:
     """Sum over units of the L2 norm of a masked weight ``(O, I, 1, 1)`` (CondenseNet, section 3.2)."""
-    return by_unit(weight, groups, over).square().sum(2).clamp(min=1e-6).sqrt().sum()
+    return by_unit(weight, groups, grouped_side).square().sum(2).clamp(min=1e-6).sqrt().sum()

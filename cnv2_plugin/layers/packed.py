@@ -5,7 +5,7 @@ from typing import Optional
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .products import is_channels_last, pays, read_selected, update_selected
+from .products import is_channels_last, prefer_group_product, read_selected, update_selected
 from .units import unpack
 
 
@@ -14,14 +14,14 @@ class PackedForm(nn.Module):
 
     Args:
         groups: number of groups ``G``.
-        over: which side is grouped, ``'outputs'`` or ``'inputs'``.
+        grouped_side: which side is grouped, ``'outputs'`` or ``'inputs'``.
         num_units: channels of the side that is not grouped.
     """
 
-    def __init__(self, groups: int, over: str, num_units: int) -> None:
+    def __init__(self, groups: int, grouped_side: str, num_units: int) -> None:
         super().__init__()
         self.groups = groups
-        self.over = over
+        self.grouped_side = grouped_side
         self.num_units = num_units
 
     def forward(
@@ -37,16 +37,16 @@ class PackedForm(nn.Module):
             mask: bool ``(O, I, 1, 1)``, not read; the masked form needs it.
             kept: units of each group, ``(G * K,)``.
         """
-        if not pays(weight.size(1), self.over, is_channels_last(x)):
+        if not prefer_group_product(weight.size(1), self.grouped_side, is_channels_last(x)):
             return F.conv2d(x, self.weight(weight, mask, kept), bias, stride)
         if stride[0] > 1 or stride[1] > 1:
             x = x[:, :, :: stride[0], :: stride[1]]
         weight = weight.flatten(1).unflatten(0, (self.groups, -1))
-        if self.over == 'inputs':
+        if self.grouped_side == 'inputs':
             return update_selected(x, weight, kept, self.num_units)
         y = read_selected(x, weight, kept)
         return y if bias is None else y + bias[:, None, None]
 
     def weight(self, weight: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
         """The weight ``(O, I, 1, 1)`` with pruned entries zero."""
-        return unpack(weight, kept, self.groups, self.over, self.num_units)
+        return unpack(weight, kept, self.groups, self.grouped_side, self.num_units)

@@ -12,15 +12,15 @@ _CONTIGUOUS_WIDTH = 4
 _CHANNELS_LAST_WIDTH = {'outputs': 32, 'inputs': 16}
 
 
-def pays(columns: int, over: str, channels_last: bool) -> bool:
+def prefer_group_product(columns: int, grouped_side: str, channels_last: bool) -> bool:
     """Whether a product per group is faster than a dense convolution (measured on CPU, forward and backward).
 
     Args:
         columns: inputs of each group.
-        over: which side is grouped.
+        grouped_side: which side is grouped.
         channels_last: memory format of the features.
     """
-    return columns >= (_CHANNELS_LAST_WIDTH[over] if channels_last else _CONTIGUOUS_WIDTH)
+    return columns >= (_CHANNELS_LAST_WIDTH[grouped_side] if channels_last else _CONTIGUOUS_WIDTH)
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -31,7 +31,7 @@ class _PreActivation(GroupSparseConv2d):
     ``gather`` and ``scatter``, made by the base, are identities until the layer is condensed.
     """
 
-    grouped_side: ClassVar[Literal['outputs', 'inputs']]
+    _side: ClassVar[Literal['outputs', 'inputs']]
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class _PreActivation(GroupSparseConv2d):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__(
-            in_channels, out_channels, groups, factor, self.grouped_side, deploy=deploy, device=device, dtype=dtype
+            in_channels, out_channels, groups, factor, self._side, deploy=deploy, device=device, dtype=dtype
         )
         if norm_layer is None:
             norm_layer = partial(nn.BatchNorm2d, eps=eps, momentum=momentum, device=device, dtype=dtype)
@@ -88,7 +88,7 @@ class LearnedGroupConv(_PreActivation):
         Conv2d(16, 32, kernel_size=(1, 1), stride=(1, 1), groups=4, bias=False)
     """
 
-    grouped_side = 'outputs'
+    _side = 'outputs'
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, I, H, W)`` to ``(N, O, H, W)``: ``conv1x1(act(BN(x)), W * M)``."""
@@ -126,7 +126,7 @@ class SparseFeatureReactivation(_PreActivation):
         torch.Size([1, 100, 7, 7])
     """
 
-    grouped_side = 'inputs'
+    _side = 'inputs'
 
     def forward(self, x: Tensor) -> Tensor:
         """Map new features ``(N, I, H, W)`` to the update ``(N, O, H, W)``: ``conv1x1(act(BN(x)), W * M)``."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.types import Device
 
 from .checks import check_arguments, check_finished, check_finite, check_importance, check_stage
-from .condensed import conv_options, group_conv, group_order, permutations, taking_over
+from .condensed import conv_options, group_conv, group_order, permutations, replacement_conv
 from .grouped import Grouped
 from .masked import MaskedForm, group_lasso, pruned_mask
 from .packed import PackedForm
@@ -18,8 +18,8 @@ class GroupSparseConv2d(Grouped, nn.Module):
     """A 1x1 convolution whose weight becomes group-sparse by staged pruning.
 
     One prunable unit is all weights between one group and one channel of the other side. With
-    ``over='outputs'`` output ``o`` is in group ``o mod G`` and each group keeps ``ceil(I / factor)`` inputs
-    (learned group convolution); with ``over='inputs'`` input ``i`` is in group ``i mod G`` and each group
+    ``grouped_side='outputs'`` output ``o`` is in group ``o mod G`` and each group keeps ``ceil(I / factor)`` inputs
+    (learned group convolution); with ``grouped_side='inputs'`` input ``i`` is in group ``i mod G`` and each group
     keeps ``ceil(O / factor)`` outputs (sparse feature reactivation). Pruning empties ``mask`` and never
     touches the weights. A plain ``nn.Conv2d`` of the same shape has a state dict that this layer loads too.
 
@@ -34,8 +34,8 @@ class GroupSparseConv2d(Grouped, nn.Module):
         out_channels: output channels ``O``.
         groups: number of groups ``G``; divides the grouped side.
         factor: condense or sparse factor; pruning takes ``factor - 1`` stages.
-        over: which side is grouped, ``'outputs'`` or ``'inputs'``.
-        bias: adds a bias (``over='outputs'`` only: a pruned output would lose its bias otherwise).
+        grouped_side: which side is grouped, ``'outputs'`` or ``'inputs'``.
+        bias: adds a bias (``grouped_side='outputs'`` only: a pruned output would lose its bias otherwise).
         stride: stride of the convolution.
         dilation: kept for what reads it; a 1x1 kernel has nothing to dilate.
         deploy: build the group-convolution form directly, with the state-dict keys of ``switch_to_deploy``.
@@ -62,7 +62,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         out_channels: int,
         groups: int = 1,
         factor: int = 1,
-        over: Literal['outputs', 'inputs'] = 'outputs',
+        grouped_side: Literal['outputs', 'inputs'] = 'outputs',
         bias: bool = False,
         stride: Union[int, tuple[int, int]] = 1,
         deploy: bool = False,
@@ -71,12 +71,12 @@ class GroupSparseConv2d(Grouped, nn.Module):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
-        check_arguments(type(self).__name__, in_channels, out_channels, groups, factor, over, bias)
+        check_arguments(type(self).__name__, in_channels, out_channels, groups, factor, grouped_side, bias)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.groups = groups
         self.factor = factor
-        self.over = over
+        self.grouped_side = grouped_side
         self.num_stages = factor - 1
         self.deploy = deploy
         self.packed = False
@@ -88,7 +88,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
             self.gather, self.scatter = permutations(kept, *self._shape())
             self.conv = self._group_conv(stride=stride, dilation=dilation, bias=bias, device=device, dtype=dtype)
         else:
-            self.form = MaskedForm(groups, over)
+            self.form = MaskedForm(groups, grouped_side)
             self.conv = nn.Conv2d(
                 in_channels, out_channels, 1, stride, dilation=dilation, bias=bias, device=device, dtype=dtype
             )
@@ -149,7 +149,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         if importance is not None:
             check_importance(importance, (self.groups, self.num_units()))
         stages = range(int(self.stage) + 1, stage + 1)
-        mask = pruned_mask(self.mask, self.conv.weight, self.groups, self.over, self.factor, stages, importance)
+        mask = pruned_mask(self.mask, self.conv.weight, self.groups, self.grouped_side, self.factor, stages, importance)
         self.mask.copy_(mask)
         self.stage.fill_(stage)
 
@@ -157,7 +157,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         """Sum over units of the L2 norm of the masked weights (CondenseNet, section 3.2); 0 once finished."""
         if self.is_finished():
             return self.conv.weight.new_zeros(())
-        return group_lasso(self.masked_weight(), self.groups, self.over)
+        return group_lasso(self.masked_weight(), self.groups, self.grouped_side)
 
     def switch_to_deploy(self) -> None:
         """Become the equivalent standard group convolution, in place; does nothing the second time.
@@ -172,7 +172,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         weight = self.conv.weight if self.packed else self.pack_weight(self.conv.weight)
         self._prepare_deploy(kept)
         self.gather, self.scatter = permutations(kept, *self._shape())
-        self.conv = taking_over(self._group_conv(**conv_options(self.conv)), weight, self.conv)
+        self.conv = replacement_conv(self._group_conv(**conv_options(self.conv)), weight, self.conv)
         if self.conv.bias is not None:
             with torch.no_grad():
                 self.conv.bias.copy_(group_order(self.conv.bias, self.groups))
@@ -197,8 +197,8 @@ class GroupSparseConv2d(Grouped, nn.Module):
         check_finished(self, 'packing')
         weight = self.pack_weight(self.conv.weight)
         self.kept = self.kept_index()
-        self.conv = taking_over(self._group_conv(**conv_options(self.conv)), weight, self.conv)
-        self.form = PackedForm(self.groups, self.over, self.num_units())
+        self.conv = replacement_conv(self._group_conv(**conv_options(self.conv)), weight, self.conv)
+        self.form = PackedForm(self.groups, self.grouped_side, self.num_units())
         self.packed = True
 
     def switch_to_masked(self) -> None:
@@ -208,8 +208,8 @@ class GroupSparseConv2d(Grouped, nn.Module):
         weight = self.unpack_weight(self.conv.weight)
         self.kept = self.kept.new_zeros(0)
         dense = nn.Conv2d(self.in_channels, self.out_channels, 1, **conv_options(self.conv))
-        self.conv = taking_over(dense, weight, self.conv)
-        self.form = MaskedForm(self.groups, self.over)
+        self.conv = replacement_conv(dense, weight, self.conv)
+        self.form = MaskedForm(self.groups, self.grouped_side)
         self.packed = False
 
     def _prepare_deploy(self, kept: Tensor) -> None:
@@ -219,7 +219,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         return group_conv(self.groups * self.kept_per_group(), *self._shape(), **options)
 
     def _shape(self) -> tuple[int, int, int, str]:
-        return self.in_channels, self.out_channels, self.groups, self.over
+        return self.in_channels, self.out_channels, self.groups, self.grouped_side
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,

@@ -29,7 +29,7 @@ def adopt_other_form(layer: Grouped, state_dict: dict[str, Any], prefix: str) ->
     weight, mask = state_dict.get(key), state_dict.get(f'{prefix}mask')
     if weight is None or mask is None or mask.shape != layer.mask.shape or mask.is_meta or layer.mask.is_meta:
         return []
-    kept = kept_index(mask, layer.groups, layer.over)
+    kept = kept_index(mask, layer.groups, layer.grouped_side)
     finished = kept.numel() == layer.groups * layer.kept_per_group()
     if layer.packed and not finished:
         name = _name(layer, prefix)
@@ -77,7 +77,7 @@ def _mask_faults(layer: Grouped, state_dict: dict[str, Any], prefix: str) -> lis
         return [
             f'{name}: stage is {int(stage)}; a layer with factor {layer.factor} has stages 0 to {layer.num_stages}.'
         ]
-    units = by_unit(mask.bool(), layer.groups, layer.over)
+    units = by_unit(mask.bool(), layer.groups, layer.grouped_side)
     whole = bool((units == units[..., :1]).all())
     expected = layer.kept_per_group(int(stage))
     if not whole or not bool((units[..., 0].sum(1) == expected).all()):

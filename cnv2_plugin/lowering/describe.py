@@ -151,7 +151,7 @@ def _add_sfr(graph: Graph, layer: SparseFeatureReactivation, x: int, site: str) 
 
 
 def _add_group_sparse(graph: Graph, layer: GroupSparseConv2d, x: int, site: str) -> int:
-    selects = layer.over == 'outputs'
+    selects = layer.grouped_side == 'outputs'
     x = add_module(graph, layer.conv, add_module(graph, layer.gather, x, ''), site if selects else '')
     return add_module(graph, layer.scatter, x, '' if selects else site)
 

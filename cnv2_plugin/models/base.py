@@ -14,11 +14,12 @@ class ImageSizeError(ValueError):
     """Images are too small for the stages of a network."""
 
 
-class DeployMixin(nn.Module):
+class SparseModelMixin(nn.Module):
     """Adds ``switch_to_deploy`` to a model made of group-sparse layers, and a check of its images."""
 
     deploy: bool
     smallest_input: int
+    final_attribute: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Check the images where Python runs (not in compiled, exported or traced graphs), then run the model.
@@ -43,6 +44,16 @@ class DeployMixin(nn.Module):
             UnfinishedPruningError: pruning stages are left; nothing is changed then.
         """
         condense(self, inplace=True)
+
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """The modules that the network is a chain of, with their names: stem, each stage, last part, then any head.
+
+        Each maps one tensor to one tensor, and applying them in order to images, in evaluation mode, computes what
+        ``forward`` does; what a backbone returns besides (features of inner stages) leaves between two parts. Parts
+        that are not there are ``nn.Identity``.
+        """
+        stages = [f'stages.{name}' for name, _ in self.get_submodule('stages').named_children()]
+        return [(name, self.get_submodule(name)) for name in ('stem', *stages, self.final_attribute)]
 
     def sparse_layers(self) -> Iterator[GroupSparseConv2d]:
         """The group-sparse layers in forward order."""

@@ -112,7 +112,7 @@ def condense_state_dict(
 def _condensed_layer(name: str, module: GroupSparseConv2d, own: dict[str, Tensor]) -> dict[str, Tensor]:
     options: dict[str, Any] = {}
     if type(module) is GroupSparseConv2d:
-        options = dict(over=module.over, bias=f'{name}.conv.bias' in own)
+        options = dict(grouped_side=module.grouped_side, bias=f'{name}.conv.bias' in own)
     dtype = own[f'{name}.conv.weight'].dtype
     twin = type(module)(module.in_channels, module.out_channels, module.groups, module.factor, dtype=dtype, **options)
     holder = nn.Module()

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..archs import CondenseNetArch
 from ..layers import LearnedGroupConv, SparseFeatureReactivation, SpatialGroupConv2d, SqueezeExcite
 from ..layers.reactivation import ActLayer, NormLayer
-from .base import DeployMixin, init_weights, start_reactivation_at_zero, too_small
+from .base import SparseModelMixin, init_weights, start_reactivation_at_zero, too_small
 
 
 class DenseLayer(nn.Module):
@@ -130,13 +130,14 @@ class DenseStage(nn.Module):
         return x
 
 
-class CondenseNetTrunk(DeployMixin, nn.Module):
+class CondenseNetTrunk(SparseModelMixin, nn.Module):
     """Stem, stages and last normalisation of CondenseNet (no SFR) and CondenseNetV2.
 
     Dense features are pre-activation: what leaves a stage is normalised by each reader. ``norm`` (BN -> ReLU) follows
     the last stage only.
 
     Attributes:
+        final_attribute: name of the part after the last stage.
         stem: 3x3 convolution to ``2 * k_1`` channels, stride ``arch.stem_stride``.
         stages: dense stages; every stage but the first begins with a 2x2 average pool.
         norm: batch normalisation and ReLU of the last stage's features.
@@ -154,6 +155,8 @@ class CondenseNetTrunk(DeployMixin, nn.Module):
         deploy: build the group-convolution form.
         zero_init_sfr: reactivation starts at 0, so that it changes no feature before the first step.
     """
+
+    final_attribute = 'norm'
 
     def __init__(
         self,

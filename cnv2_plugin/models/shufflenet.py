@@ -13,7 +13,7 @@ from ..archs import ShuffleNetArch
 from ..layers import SparseFeatureReactivation
 from ..layers.permute import ChannelShuffle
 from ..layers.reactivation import ActLayer, NormLayer
-from .base import DeployMixin, init_weights, start_reactivation_at_zero
+from .base import SparseModelMixin, init_weights, start_reactivation_at_zero
 
 
 def conv_norm(
@@ -132,10 +132,11 @@ class ShuffleStage(nn.Module):
         return x
 
 
-class ShuffleNetTrunk(DeployMixin, nn.Module):
+class ShuffleNetTrunk(SparseModelMixin, nn.Module):
     """Stem, stages and last 1x1 convolution of ShuffleNetV2 (table 5) and SFR-ShuffleNetV2.
 
     Attributes:
+        final_attribute: name of the part after the last stage.
         stem: 3x3 convolution of stride 2, normalisation, ReLU, 3x3 max pool of stride 2.
         stages: stages of units, each halving the size.
         final: 1x1 convolution to ``arch.final_width``, normalisation and ReLU of the last stage's features.
@@ -152,6 +153,8 @@ class ShuffleNetTrunk(DeployMixin, nn.Module):
         deploy: build the group-convolution form of reactivation.
         zero_init_sfr: reactivation starts at 0, so that it changes no feature before the first step.
     """
+
+    final_attribute = 'final'
 
     def __init__(
         self,

@@ -124,7 +124,7 @@ class Foreign(nn.Module):
         self.body = nn.ModuleList(
             [
                 GroupSparseConv2d(12, 24, groups=4, factor=3, bias=True, stride=2),
-                GroupSparseConv2d(24, 18, groups=6, factor=4, over='inputs'),
+                GroupSparseConv2d(24, 18, groups=6, factor=4, grouped_side='inputs'),
                 LearnedGroupConv(18, 16, groups=4, factor=3, act_layer=nn.SiLU),
             ]
         )

@@ -76,8 +76,10 @@ API = {
     'no channels': (lambda: LearnedGroupConv(0, 8), ValueError, ('in_channels is 0', 'at least 1')),
     'channels as float': (lambda: LearnedGroupConv(8.0, 8), ValueError, ('in_channels is 8.0', 'whole number')),
     'factor of layer': (lambda: LearnedGroupConv(8, 8, 4, 0), ValueError, ('factor is 0', 'at least 1')),
-    'grouped side': (lambda: GroupSparseConv2d(8, 8, over='both'), ValueError, ("'both'", "'outputs' or 'inputs'")),
-    'SFR with a bias': (lambda: GroupSparseConv2d(8, 8, over='inputs', bias=True), ValueError, ('bias', 'outputs')),
+    'grouped side': (
+        lambda: GroupSparseConv2d(8, 8, grouped_side='both'), ValueError, ("'both'", "'outputs' or 'inputs'")),
+    'SFR with a bias': (
+        lambda: GroupSparseConv2d(8, 8, grouped_side='inputs', bias=True), ValueError, ('bias', 'outputs')),
     'stage too high': (lambda: lgc().prune_to(4), ValueError, ('stage is 4', '0 to 3')),
     'stage negative': (lambda: lgc().prune_to(-1), ValueError, ('stage is -1', '0 to 3')),
     'NaN at a stage': (lambda: poisoned(float('nan')).prune_to(1), ValueError, ('NaN or infinite', 'resume')),

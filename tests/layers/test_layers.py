@@ -215,8 +215,8 @@ def test_nan_weights_stop_pruning_before_any_mask_changes():
         (lambda: SparseFeatureReactivation(10, 33, groups=4), 'groups=4 does not divide in_channels=10'),
         (lambda: LearnedGroupConv(0, 8), 'in_channels is 0'),
         (lambda: LearnedGroupConv(8, 8, factor=0), 'factor is 0'),
-        (lambda: GroupSparseConv2d(8, 8, over='both'), "over is 'both'"),
-        (lambda: GroupSparseConv2d(8, 8, over='inputs', bias=True), 'bias=True is for'),
+        (lambda: GroupSparseConv2d(8, 8, grouped_side='both'), "grouped_side is 'both'"),
+        (lambda: GroupSparseConv2d(8, 8, grouped_side='inputs', bias=True), 'bias=True is for'),
         (lambda: LAYERS['lgc']().prune_to(9), 'stage is 9'),
     ],
 )

@@ -157,7 +157,9 @@ def test_condensing_is_exact_and_its_weights_build_with_deploy(kind):
         again = small_backbones(deploy=True, **options)[i].double().eval()
         again.load_state_dict(condensed.state_dict())
         assert torch.equal(again(x)[-1], condensed(x)[-1])
-        gathered = [m.norm for m in condensed.modules() if isinstance(m, GroupSparseConv2d) and m.over == 'outputs']
+        gathered = [
+            m.norm for m in condensed.modules() if isinstance(m, GroupSparseConv2d) and m.grouped_side == 'outputs'
+        ]
         assert all(norm.eps == 1e-3 for norm in gathered)
 
 

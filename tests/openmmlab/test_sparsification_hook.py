@@ -87,7 +87,7 @@ def written_lasso(layer: GroupSparseConv2d) -> torch.Tensor:
     if layer.is_finished():
         return torch.zeros(())
     weight = (layer.conv.weight * layer.mask).flatten(1)
-    columns = weight if layer.over == 'outputs' else weight.t()
+    columns = weight if layer.grouped_side == 'outputs' else weight.t()
     units = [columns[g :: layer.groups, i] for g in range(layer.groups) for i in range(columns.shape[1])]
     return torch.stack([unit.square().sum().clamp(min=1e-6).sqrt() for unit in units]).sum()
 

@@ -42,7 +42,7 @@ def weakest(layer, importance):
     """Units of each group that one stage of a layer with factor 2 prunes, written out."""
     units = {}
     weight = importance.flatten(1)
-    columns = weight if layer.over == 'outputs' else weight.t()
+    columns = weight if layer.grouped_side == 'outputs' else weight.t()
     for group in range(layer.groups):
         totals = columns[group :: layer.groups]
         ranked = totals.sum(0).argsort(stable=True)

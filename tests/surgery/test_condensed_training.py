@@ -32,7 +32,7 @@ LAYERS = {
     'wide lgc': lambda: LearnedGroupConv(100, 24, 2, 3),
     'wide sfr': lambda: SparseFeatureReactivation(64, 31, 4, 5),
     'wide plain': lambda: GroupSparseConv2d(140, 18, 3, 4, bias=True, stride=2),
-    'plain over inputs': lambda: GroupSparseConv2d(12, 14, 3, 4, over='inputs', stride=2),
+    'plain over inputs': lambda: GroupSparseConv2d(12, 14, 3, 4, grouped_side='inputs', stride=2),
 }
 
 

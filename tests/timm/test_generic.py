@@ -246,6 +246,17 @@ def test_layer_wise_learning_rates(named, model):
     assert sum(len(group['params']) for group in optimizer.param_groups) == len(list(model.parameters()))
 
 
+def test_parts_are_a_chain_that_computes_the_logits(model):
+    names, parts = zip(*model.parts())
+    assert names[0] == 'stem' and [n for n in names if 'stages' in n] == [
+        f'stages.{i}' for i in range(len(model.stages))
+    ]
+    assert all(model.get_submodule(name) is part for name, part in model.parts())
+    x = images(model)
+    with torch.no_grad():
+        assert torch.equal(nn.Sequential(*parts)(x), model(x))
+
+
 def test_torchscript(model):
     x = images(model)
     scripted = torch.jit.script(model)

@@ -42,7 +42,7 @@ def single_layer(layer: GroupSparseConv2d) -> NativeStages:
 def _bare_group_sparse(plan: Plan, layer: GroupSparseConv2d, src: int, dst: int) -> None:
     conv = layer.conv
     weight = conv.weight.detach().double().view(conv.groups, -1, conv.weight.size(1))
-    if layer.over == 'outputs':
+    if layer.grouped_side == 'outputs':
         index = layer.gather.index if isinstance(layer.gather, ChannelGather) else torch.arange(conv.in_channels)
         target = torch.arange(conv.out_channels).view(-1, conv.groups).t()
         bias = None if conv.bias is None else conv.bias.detach().double().view(conv.groups, -1)

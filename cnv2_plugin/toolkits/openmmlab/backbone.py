@@ -35,7 +35,6 @@ class OpenMMLabBackbone(StrictForm):
         TypeError: an argument has the wrong type.
     """
 
-    final_attribute: str
     final_is_output: bool
 
     def __init__(

@@ -41,7 +41,6 @@ class CondenseNetV2(OpenMMLabBackbone, CondenseNetTrunk, BaseModule):
         (1, 800, 7, 7)
     """
 
-    final_attribute = 'norm'
     final_is_output = False
     _defaults: Mapping[str, Any] = {}
 

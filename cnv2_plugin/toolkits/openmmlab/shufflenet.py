@@ -41,7 +41,6 @@ class SFRShuffleNetV2(OpenMMLabBackbone, ShuffleNetTrunk, BaseModule):
         (1, 1024, 7, 7)
     """
 
-    final_attribute = 'final'
     final_is_output = True
 
     def __init__(

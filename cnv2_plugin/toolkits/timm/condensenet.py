@@ -19,7 +19,6 @@ class CondenseNet(TimmModel, CondenseNetTrunk):
     """
 
     first_conv = 'stem'
-    final_attribute = 'norm'
     final_is_norm = True
 
     def __init__(self, arch, **options) -> None:

@@ -27,14 +27,12 @@ class TimmModel(nn.Module):
 
     Attributes:
         first_conv: name of the convolution that reads the images.
-        final_attribute: name of the trunk's part after the last stage.
         final_is_norm: whether that part only normalises, keeping the width.
         fused: what computes all in front of the classifier at once in the native form, or None. Set it to None to have
             ``forward`` call trunk and head one after the other, for hooks on them.
     """
 
     first_conv: str
-    final_attribute: str
     final_is_norm: bool
 
     def __init__(
@@ -85,6 +83,12 @@ class TimmModel(nn.Module):
         """Have timm record how to build the condensed form, for configurations that are saved with its weights."""
         keep = dict(classifier_keep=self.classifier.keep) if isinstance(self.classifier, SelectiveLinear) else {}
         self._model_args = dict(getattr(self, '_model_args', {}), deploy=True, **keep)
+
+    @torch.jit.ignore
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """The modules that ``forward`` runs one after the other, with their names: the trunk's, then the head's."""
+        head = ('global_pool', 'se_head', 'conv_head', 'act_head', 'flatten', 'head_drop', 'classifier')
+        return [*super().parts(), *((name, self.get_submodule(name)) for name in head)]
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

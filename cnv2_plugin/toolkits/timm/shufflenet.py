@@ -16,7 +16,6 @@ class ShuffleNet(TimmModel, ShuffleNetTrunk):
     """
 
     first_conv = 'stem.conv'
-    final_attribute = 'final'
     final_is_norm = False
 
     def __init__(self, arch, **options) -> None:
