@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from . import __version__
-from .commands._tables import tables_as_json
+from .commands._output import tables_as_json
 from .commands._usage import UsageError
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)

@@ -224,7 +224,7 @@ def draw(model, family: str, out: Path) -> None:
 
 def report(figures: dict, out: Path) -> None:
     """Print every figure."""
-    from cnv2_plugin.commands._tables import print_table
+    from cnv2_plugin.commands._output import print_table
 
     latency = {(m['form'], m['runtime']): m['timing']['min'] for m in figures['latency']}
     cost, size, right = figures['cost'], figures['file_bytes'], figures['accuracy']

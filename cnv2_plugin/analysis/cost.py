@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..layers import ChannelScatterSum, GroupSparseConv2d, SqueezeExcite
+from ..models.multiply_adds import counted
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cost:
 def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), linear_bias: bool = False) -> Cost:
     """Count a model in training or condensed form.
 
-    Convolutions and linear layers are counted by torch's own FLOP counter on meta tensors, so nothing is computed.
+    Runs on the meta device, so that nothing is computed.
 
     Args:
         model: left as it is.
@@ -51,14 +51,12 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
         linear_bias: count the biases of linear layers in the authors' way (CondenseNet's counter does, CondenseNetV2's
             does not).
     """
-    shadow = deepcopy(model).to('meta').eval().requires_grad_(False)
+    shadow = deepcopy(model).to('meta').eval()
     tally = _Tally(linear_bias)
     handles = [module.register_forward_hook(tally.visit) for module in shadow.modules()]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(torch.empty(1, *input_size, device='meta'))
+    _, mult_adds = counted(shadow, lambda: shadow(torch.empty(1, *input_size, device='meta')))
     for handle in handles:
         handle.remove()
-    mult_adds = counter.get_total_flops() // 2
     params = sum(parameter.numel() for parameter in model.parameters())
     return Cost(
         params=params,

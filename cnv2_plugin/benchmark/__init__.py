@@ -1,7 +1,8 @@
 """Measuring: latency of every form in several runtimes, training cost, peers, the authors' form restated."""
 
+from ..models.multiply_adds import count_mult_adds
 from .latency import Measurement, Timing, benchmark, exponent, interleave, pinned, random_finished
-from .machine import count_mult_adds, machine, roofline
+from .machine import machine, roofline
 
 __all__ = [
     'Measurement',

@@ -17,8 +17,8 @@ from ..lowering.table import RULES
 from ..lowering.timing import Progress, Timing
 from ..lowering.timing import interleave as interleave
 from ..models.condense import condense
+from ..models.multiply_adds import count_mult_adds
 from .forms import FORMS
-from .machine import count_mult_adds
 from .machine import machine as machine
 from .runtimes import RUNTIMES, Prepared, peak_memory
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 
 @dataclass(frozen=True)
@@ -37,26 +36,6 @@ def roofline(rounds: int = 100) -> Roofline:
     product = _least(lambda: torch.mm(a, b), rounds)
     copy = _least(lambda: target.copy_(source), rounds)
     return Roofline(1024**3 / product, 2 * source.numel() * 4 / copy)
-
-
-def count_mult_adds(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-adds of convolutions and linear layers for one image; one of them is two FLOPs."""
-    total = 0
-
-    def count(module: nn.Module, inputs, output) -> None:
-        nonlocal total
-        total += output.numel() * module.weight.numel() // module.weight.size(0)
-
-    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
-    weight = next(model.parameters())
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, *input_size, dtype=weight.dtype, device=weight.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
 
 
 def machine() -> dict[str, Any]:

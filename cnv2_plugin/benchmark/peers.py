@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .machine import count_mult_adds
+from ..models.multiply_adds import count_mult_adds
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:

@@ -1,6 +1,6 @@
 """What ``cnv2 deploy`` does alike for timm's and OpenMMLab's models: strict loading before, the report after."""
 
-from ._tables import print_table
+from ._output import print_table
 
 
 def load_exactly(model, state_dict: dict, name: str, hint: str) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ._progress import progress_printer
+from ._output import progress_printer
 
 
 def run_train(args: argparse.Namespace) -> dict:
@@ -22,7 +22,7 @@ def run_train(args: argparse.Namespace) -> dict:
 
 
 def _print(costs, args: argparse.Namespace) -> None:
-    from ._tables import print_table
+    from ._output import print_table
 
     size = 'x'.join(map(str, args.input_size))
     title = f'Training step at {size}, batch {args.batch}, {args.threads} thread(s), {args.rounds} interleaved rounds'

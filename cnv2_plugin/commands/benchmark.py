@@ -5,8 +5,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
-from ._json import write_json
-from ._progress import progress_printer
+from ._output import progress_printer, write_json
 from ._usage import UsageError, check_input
 
 SIZES = (128, 192, 256, 384, 512)
@@ -185,7 +184,7 @@ def _scaling(models, args: argparse.Namespace, common: dict):
     by_batch = [
         m for b in BATCHES for m in benchmark(models, args.forms, args.runtimes[-1:], args.input_size, b, **measure)
     ]
-    from ._tables import print_table
+    from ._output import print_table
 
     rows = []
     for label in dict.fromkeys((m.model, m.form, m.runtime) for m in by_size):
@@ -205,7 +204,7 @@ def _exponent(exponent, rows, name: str) -> str:
 
 
 def _print(measurements, args: argparse.Namespace) -> None:
-    from ._tables import print_table
+    from ._output import print_table
 
     first = measurements[0]
     size = 'x'.join(map(str, args.input_size))
@@ -221,7 +220,7 @@ def _print(measurements, args: argparse.Namespace) -> None:
 
 def _print_ratios(measurements, peers, args: argparse.Namespace) -> None:
     """The last form of each model against its other forms and its peers in the same runtime."""
-    from ._tables import print_table
+    from ._output import print_table
 
     last = args.forms[-1]
     rows = []
@@ -240,7 +239,7 @@ def _print_ratios(measurements, peers, args: argparse.Namespace) -> None:
 
 
 def _print_limits(best, limits, work, args: argparse.Namespace) -> None:
-    from ._tables import print_table
+    from ._output import print_table
 
     title = (
         f'Limit of this machine: {best.mult_adds / 1e9:.1f} G multiply-adds a second (large matrix product), '

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..config_files import MIM, PACKAGE, config_names, config_path
-from ._tables import print_table
+from ._output import print_table
 from ._usage import UsageError
 
 PRINTS_TABLES = True

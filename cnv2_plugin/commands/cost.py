@@ -2,7 +2,7 @@
 
 import argparse
 
-from ._tables import print_table
+from ._output import print_table
 from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True

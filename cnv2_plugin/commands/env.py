@@ -4,7 +4,7 @@ import argparse
 import importlib.metadata
 import platform
 
-from ._tables import print_table
+from ._output import print_table
 
 PRINTS_TABLES = True
 PACKAGES = {

@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
-from ._progress import progress_printer
-from ._tables import print_table
+from ._output import print_table, progress_printer
 from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from ._progress import is_first_process
+from ._output import is_first_process
 from ._usage import UsageError
 
 EPOCH_OPTIONS = ('--epochs', '--num-epochs', '--num_epochs', '--max-epochs', '--max_epochs', '--num_train_epochs')

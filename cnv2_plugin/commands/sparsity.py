@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
-from ._tables import print_table
+from ._output import print_table
 from ._usage import UsageError
 
 PRINTS_TABLES = True

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ._json import write_json
-from ._tables import print_table
+from ._output import print_table, write_json
 from .train import add_launch_arguments, open_config
 
 PRINTS_TABLES = True

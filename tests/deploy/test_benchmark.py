@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 import cnv2_plugin  # noqa: F401
-from cnv2_plugin.benchmark import Timing, benchmark, exponent, interleave, random_finished
+from cnv2_plugin.benchmark import Timing, benchmark, count_mult_adds, exponent, interleave, random_finished
 from cnv2_plugin.benchmark.forms import FORMS
-from cnv2_plugin.benchmark.machine import count_mult_adds
 from cnv2_plugin.benchmark.peers import PEERS, nearest_peers
 from cnv2_plugin.benchmark.runtimes import peak_memory
 from cnv2_plugin.cli import main

@@ -8,7 +8,8 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+
+from ...models.multiply_adds import counted
 
 
 @dataclass
@@ -59,18 +60,12 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
 
     layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     handles = [layer.register_forward_hook(visitor(name, layer)) for name, layer in layers.items()]
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)  # the counter of PyTorch 2.4 asks weights that are inputs for their gradient
     try:
-        with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            outputs = run(model, input_size)
+        with evaluating(model):
+            outputs, found.mult_adds = counted(model, lambda: run(model, input_size))
     finally:
         for handle in handles:
             handle.remove()
-        for parameter in learning:
-            parameter.requires_grad_(True)
-    found.mult_adds = counter.get_total_flops() // 2
     results = {id(t) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) for t in (leaf, leaf._base)}
     found.outputs = {name for name, output in produced if id(output) in results}
     return found

@@ -5,7 +5,7 @@ from typing import Any, Optional, Union
 
 from torch import Tensor, nn
 
-from .building import act_layer_from, norm_layer_from
+from .norm_act_cfg import act_layer_from, norm_layer_from
 from .strict_form import StrictForm
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...layers import SparseFeatureReactivation
 from ...models.condense import condense
-from .building import norm_layer_from
+from .norm_act_cfg import norm_layer_from
 from .strict_form import StrictForm
 
 
@@ -18,13 +18,12 @@ class SFRFPN(StrictForm, FPN):
     """A feature pyramid network in which each coarser level also reactivates the finer one through SFR.
 
     Top-down: ``finer = lateral + up(coarser) + up(SFR(coarser))``, where plain FPN has ``lateral + up(coarser)``. SFR
-    is computed before upsampling: it is pointwise and upsampling linear, so that is where it costs least. The layers
-    in ``reactivations`` are pruned by ``StagedSparsificationHook`` and condensed with the backbone.
+    is computed before upsampling, which is cheaper and, as upsampling is linear, gives the same result. The layers in
+    ``reactivations`` are pruned by ``StagedSparsificationHook`` and condensed with the backbone.
 
-    SFR adds ``out_channels ** 2 / sparse_factor`` multiply-adds for each pixel of each coarser level (not FLOPs),
-    without padding of the factor: with 256 channels, ``S = 8`` and levels C3 to C5 of an 800x1344 image (25x42 and
-    50x84 pixels) 43 million, against 13.0 billion of the 3x3 convolutions of those three levels.
-    See :meth:`extra_multiply_adds`.
+    Once pruned, SFR adds ``out_channels ** 2 / sparse_factor`` multiply-adds for each pixel of each coarser level: 43
+    million with 256 channels, ``S = 8`` and the levels C3 to C5 of an 800x1344 image (50x84 and 25x42 pixels for C4 and
+    C5), against 13.0 billion of the 3x3 convolutions of those three levels.
 
     Args:
         in_channels: channels of each input level.
@@ -70,18 +69,6 @@ class SFRFPN(StrictForm, FPN):
             UnfinishedPruningError: pruning stages are left; nothing is changed then.
         """
         condense(self, inplace=True)
-
-    def extra_multiply_adds(self, sizes: list[tuple[int, int]]) -> int:
-        """Multiply-adds that reactivation adds to mmdet's FPN, once pruned.
-
-        Args:
-            sizes: ``(H, W)`` of each lateral level, finest first.
-        """
-        layers = self.reactivations if self.with_sfr else ()
-        return sum(
-            layer.groups * layer.kept_per_group() * (layer.in_channels // layer.groups) * height * width
-            for layer, (height, width) in zip(layers, sizes[1:])
-        )
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Map one ``(N, in_channels[i], H_i, W_i)`` a level to ``num_outs`` maps of ``out_channels`` channels."""
