@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cnv2_plugin.deploy import condense, lower
 from cnv2_plugin.layers import GroupSparseConv2d
-from cnv2_plugin.sparsify import StagedSparsifier, condense_while_training, recalibrate_norms, restore_masked
+from cnv2_plugin.sparsify import StagedSparsifier, pack_model, recalibrate_norms, restore_masked
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
 timm = pytest.importorskip('timm')
@@ -68,7 +68,7 @@ def trained(model, device, steps=6, autocast=None, packed=False):
         if sparsifier.step():
             recalibrate_norms(model, [images], 1)
             if packed and sparsifier.finished:
-                condense_while_training(model, optimizer)
+                pack_model(model, optimizer)
                 packed = False
     return losses, model
 

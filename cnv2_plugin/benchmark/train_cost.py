@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..layers import GroupSparseConv2d
 from ..lowering.timing import interleaved_seconds
-from ..sparsify import condense_while_training
+from ..sparsify import pack_model
 from .authors_form import restated
 
 
@@ -34,9 +34,9 @@ def authors(model: nn.Module) -> nn.Module:
 
 
 def condensed(model: nn.Module) -> nn.Module:
-    """A copy in the form of the optimisation half that ``condense_while_training`` makes."""
+    """A copy in the form of the optimisation half that ``pack_model`` makes."""
     model = masked(model)
-    condense_while_training(model)
+    pack_model(model)
     return model
 
 

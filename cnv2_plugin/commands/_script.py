@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..sparsify.outside import SparsificationError
+from ..sparsify.script import SparsificationError
 from ._usage import UsageError
 
 _OURS = (__file__, runpy.__file__)

@@ -55,7 +55,11 @@ ABLATION = {
     ),
     'recalibrated': (dict(recalibrate=10), 'statistics of 10 batches after each stage'),
 }
-"""Options of the recipe by the suffix of the run, alone and together, and what the table says."""
+"""Options of the recipe by the suffix of the run, alone and together, and what the table says.
+
+Runs with ``spacing`` or ``importance`` are kept as results only: they gained nothing, and the sparsifier no longer has
+these options.
+"""
 
 TRAIN_IMAGES = 20_000
 

@@ -14,8 +14,8 @@ from ..checkpoints import atomic_path, load_checkpoint
 from ..layers import GroupSparseConv2d
 from ..sparsify import (
     StagedSparsifier,
-    condense_while_training,
     distillation_loss,
+    pack_model,
     recalibrate_norms,
     restore_masked,
 )
@@ -210,7 +210,7 @@ class Training:
             self._pack()
 
     def _pack(self) -> None:
-        condense_while_training(self.model, self.optimizer)
+        pack_model(self.model, self.optimizer)
         self.model.to(**self.target)
         self.packed = True
         self.steps_alike, self.captured = 0, None

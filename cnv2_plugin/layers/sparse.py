@@ -187,7 +187,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
 
         The function, the gradients of the surviving weights and the normalisation (one over all channels) stay those of
         the masked form; a pruned weight costs nothing more. ``mask`` and ``stage`` stay, and either form loads the
-        state dict of the other. See :func:`cnv2_plugin.sparsify.condense_while_training` for the optimiser.
+        state dict of the other. See :func:`cnv2_plugin.sparsify.pack_model` for the optimiser.
 
         Raises:
             UnfinishedPruningError: pruning stages are left.

@@ -1,15 +1,15 @@
 """Staged sparsification: a schedule, what drives a model's layers along it, and what brings it to any network."""
 
 from .attach import AttachedSparsifier, attach_sparsifier
-from .condensed_training import (
+from .distillation import distillation_loss
+from .packing import (
     PackedTraining,
     condense_while_training,
     masked_optimizer_state,
     masked_state_dict,
+    pack_model,
     restore_masked,
 )
-from .distillation import distillation_loss
-from .importance import IMPORTANCES, UnitImportance, check_importance_kind
 from .reactivate import AddedReactivation, add_reactivation
 from .reactivate_report import ReactivationPlan, ReactivationReport
 from .recalibration import recalibrate_norms
@@ -26,7 +26,6 @@ from .surgery import (
 )
 
 __all__ = [
-    'IMPORTANCES',
     'AddedReactivation',
     'AttachedSparsifier',
     'LatencyModel',
@@ -39,15 +38,14 @@ __all__ = [
     'SparsificationSchedule',
     'StagedSparsifier',
     'SurgeryReport',
-    'UnitImportance',
     'add_reactivation',
     'attach_sparsifier',
-    'check_importance_kind',
     'condense_while_training',
     'cosine_with_rewind',
     'distillation_loss',
     'masked_optimizer_state',
     'masked_state_dict',
+    'pack_model',
     'plan_learned_groups',
     'recalibrate_norms',
     'restore_masked',

@@ -1,91 +1,120 @@
-"""A sparsifier that an optimiser drives: attached once, it follows every ``optimizer.step()`` by itself."""
+"""The driver of sparsification: attached once, it follows a training by itself."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Optional, Union
 
 import torch
 from torch import nn
 
-from .averaging import averaged_copy, check_copies, copy_pruning
+from ..layers import GroupSparseConv2d
 from .sparsifier import StagedSparsifier
+from .wrappers import as_list, averaged_copy, optimizers_in, refuse_sharded
 
 STATE_KEY = 'staged_sparsifier'
 """Entry of the optimiser's first parameter group that carries the sparsifier's state through checkpoints."""
 
+Optimizers = Union[torch.optim.Optimizer, Iterable[torch.optim.Optimizer], None]
 Averages = Union[nn.Module, Iterable[nn.Module], None]
+OnChange = Optional[Callable[[StagedSparsifier], None]]
 
 
 class AttachedSparsifier:
-    """Hooks of a sparsifier in an optimiser.
+    """Drives a sparsifier by the hooks of an optimiser, and keeps averaged copies of the model in step.
 
     After each ``optimizer.step()`` the sparsifier counts one step and does the stages that are due. A step that AMP's
     ``GradScaler`` skips because of infinite gradients is not counted (fused optimisers skip inside, so theirs are);
     with gradient accumulation the steps are counted, not the batches.
 
-    The sparsifier's state is an entry of ``optimizer.param_groups[0]``, so it is saved and restored with
-    ``optimizer.state_dict()``, before or after attaching; masks and stages are in the model's own state dict.
+    The sparsifier's state is an entry of ``param_groups[0]`` in ``optimizer.state_dict()``, so it is saved and
+    restored with the optimiser, before or after attaching; masks and stages are in the model's own state dict.
 
     With ``group_lasso`` the gradient of the group lasso is added to the weights' gradients before each step. Do not
     add ``sparsifier.regularization()`` to the loss then, and do not call ``sparsifier.step()``.
 
     Args:
         sparsifier: of the model that the optimiser trains.
-        optimizer: any ``torch.optim.Optimizer``, or a wrapper with ``optimizer`` or ``_base_optimizer`` inside.
+        optimizer: any ``torch.optim.Optimizer``, a wrapper of one, or several, of which one trains the sparse layers.
+            Without one, a trainer that knows its own progress calls :meth:`set_progress` (and adds the group lasso).
         ema: averaged copies of the model (``AveragedModel``, ``ModelEmaV3``, modules); they get the masks too.
         on_change: called with the sparsifier after masks have changed.
 
     Raises:
-        TypeError: the optimiser has no step hooks.
-        ValueError: the optimiser trains no sparse layer of the model, an average is not of the model, or the optimiser
-            carries the state of a sparsifier with other settings.
-        RuntimeError: the weights are sharded over processes.
+        TypeError: if the optimiser has no step hooks.
+        ValueError: if the optimiser trains no sparse layer of the model, an average is not of the model, or the
+            optimiser carries the state of a sparsifier with other settings.
+        RuntimeError: if the weights are sharded over processes.
     """
 
     def __init__(
         self,
         sparsifier: StagedSparsifier,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers = None,
         ema: Averages = None,
-        on_change: Optional[Callable[[StagedSparsifier], None]] = None,
+        on_change: OnChange = None,
     ) -> None:
+        refuse_sharded(sparsifier.model)
         self.sparsifier = sparsifier
-        self.optimizer = _with_hooks(optimizer)
-        self.averages = [averaged_copy(a) for a in ([ema] if isinstance(ema, nn.Module) else ema or [])]
+        self.averages = [averaged_copy(average) for average in as_list(ema)]
         self.on_change = on_change
-        self._written: Optional[dict[str, Any]] = None
-        _check_weights(sparsifier, self.optimizer)
-        check_copies(sparsifier.model, self.averages)
-        self._restore()
-        self._copy_to_averages()
-        self._hooks = [self.optimizer.register_step_post_hook(lambda *_: self.after_step())]
-        if sparsifier.group_lasso:
-            self._hooks.append(self.optimizer.register_step_pre_hook(self._before_step))
+        self._hooks: list[Any] = []
+        _check_copies(sparsifier.model, self.averages)
+        self.optimizer = None if optimizer is None else self._attach(optimizer)
+        self.update_averages()
 
-    def after_step(self) -> None:
-        """Count a step of the optimiser; its hook calls this."""
-        self._restore()
-        changed = self.sparsifier.step()
-        self._written = self.sparsifier.state_dict()
-        self.optimizer.param_groups[0][STATE_KEY] = self._written
-        if changed:
-            self._copy_to_averages()
-            if self.on_change:
-                self.on_change(self.sparsifier)
+    def set_progress(self, progress: float) -> bool:
+        """Do the stages that are due at a progress between 0 and 1, in the averaged copies too.
 
-    def detach(self) -> None:
-        """Remove the hooks; masks, stages and the state in the optimiser stay."""
-        for hook in self._hooks:
-            hook.remove()
+        Returns:
+            Whether any mask changed.
+        """
+        return self._follow(self.sparsifier.set_progress(progress))
 
-    def _restore(self) -> None:
-        """Take over a state that a loaded checkpoint has put into the optimiser."""
-        saved = self.optimizer.param_groups[0].get(STATE_KEY)
-        if saved is not None and saved is not self._written:
-            self.sparsifier.load_state_dict(saved)
-
-    def _copy_to_averages(self) -> None:
+    def update_averages(self) -> None:
+        """Give the averaged copies the masks and stages of the model."""
         for average in self.averages:
             copy_pruning(self.sparsifier.model, average)
+
+    def detach(self) -> None:
+        """Remove the hooks; masks and stages stay, and the optimiser keeps the state for a later sparsifier."""
+        for hook in self._hooks:
+            hook.remove()
+        if self._hooks:
+            self.optimizer.param_groups[0][STATE_KEY] = self.sparsifier.state_dict()
+            self._hooks = []
+
+    def _attach(self, given: Optimizers) -> torch.optim.Optimizer:
+        levels = _levels_that_train(self.sparsifier, given)
+        optimizer = levels[-1]
+        saved = optimizer.param_groups[0].pop(STATE_KEY, None)
+        if saved is not None:
+            self.sparsifier.load_state_dict(saved)
+        self._hooks = [optimizer.register_step_post_hook(lambda *_: self._follow(self.sparsifier.step()))]
+        if self.sparsifier.group_lasso:
+            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+        for level in levels:
+            with suppress(AttributeError):  # wrappers without hooks of their own hand on the state of what is inside
+                self._hooks.append(level.register_state_dict_post_hook(self._save))
+                self._hooks.append(level.register_load_state_dict_pre_hook(self._load))
+        return optimizer
+
+    def _follow(self, changed: bool) -> bool:
+        if changed:
+            self.update_averages()
+            if self.on_change:
+                self.on_change(self.sparsifier)
+        return changed
+
+    def _save(self, _: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        state['param_groups'][0][STATE_KEY] = self.sparsifier.state_dict()
+
+    def _load(self, _: torch.optim.Optimizer, state: dict[str, Any]) -> Optional[dict[str, Any]]:
+        first, *others = state['param_groups']
+        if STATE_KEY not in first:
+            return None
+        self.sparsifier.load_state_dict(first[STATE_KEY])
+        first = {name: value for name, value in first.items() if name != STATE_KEY}
+        return {**state, 'param_groups': [first, *others]}
 
     def _before_step(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> Optional[tuple]:
         """Add the lasso now, or behind the backward pass of the closure (Lightning, L-BFGS)."""
@@ -111,8 +140,7 @@ class AttachedSparsifier:
         weights = [weight for weight in weights if weight.requires_grad and weight.grad is not None]
         gradients = torch.autograd.grad(lasso, weights) if weights else ()
         for weight, gradient in zip(weights, gradients):
-            if weight.grad is not None:
-                weight.grad.add_(gradient if scale is None else gradient * scale)
+            weight.grad.add_(gradient if scale is None else gradient * scale)
 
 
 def attach_sparsifier(
@@ -120,7 +148,7 @@ def attach_sparsifier(
     optimizer: torch.optim.Optimizer,
     total_steps: int,
     ema: Averages = None,
-    on_change: Optional[Callable[[StagedSparsifier], None]] = None,
+    on_change: OnChange = None,
     **options: Any,
 ) -> StagedSparsifier:
     """Sparsify a model while an optimiser trains it, without another line in the training loop.
@@ -147,29 +175,44 @@ def attach_sparsifier(
     return sparsifier
 
 
-def _with_hooks(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimiser itself, inside the wrappers of timm (Lookahead), accelerate and mmengine."""
-    given = type(optimizer).__name__
-    while True:
-        inside = getattr(optimizer, '_base_optimizer', None) or getattr(optimizer, 'optimizer', None)
-        if inside is None:
-            break
-        optimizer = inside
-    if not hasattr(optimizer, 'register_step_post_hook') or not getattr(optimizer, 'param_groups', None):
-        raise TypeError(f'{given} has no step hooks; give the torch.optim.Optimizer that trains the model.')
-    return optimizer
+def copy_pruning(source: nn.Module, target: nn.Module) -> None:
+    """Give the sparse layers of ``target`` the masks and stages of ``source``, a model of the same structure."""
+    for ours, theirs in zip(_sparse_layers(source), _sparse_layers(target)):
+        theirs.mask.copy_(ours.mask)
+        theirs.stage.copy_(ours.stage)
 
 
-def _check_weights(sparsifier: StagedSparsifier, optimizer: torch.optim.Optimizer) -> None:
-    weights = [layer.conv.weight for layer in sparsifier.layers.values()]
-    if any(hasattr(weight, 'placements') or hasattr(weight, 'ds_id') for weight in weights):
-        raise RuntimeError(
-            'The weights are sharded over processes, but pruning compares whole weights; train with '
-            'DistributedDataParallel instead.'
-        )
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
-    if not any(id(weight) in trained for weight in weights):
-        raise ValueError(
-            f'{type(optimizer).__name__} trains no sparse layer of {type(sparsifier.model).__name__}; give the '
-            f'optimiser that was made with the parameters of this model.'
-        )
+def same_sparse_layers(model: nn.Module, other: nn.Module) -> bool:
+    """Tell whether two models have sparse layers of the same shapes in the same order."""
+    ours, theirs = ([layer.mask.shape for layer in _sparse_layers(m)] for m in (model, other))
+    return ours == theirs
+
+
+def _sparse_layers(model: nn.Module) -> list[GroupSparseConv2d]:
+    return [m for m in model.modules() if isinstance(m, GroupSparseConv2d) and not m.deploy]
+
+
+def _check_copies(model: nn.Module, copies: Iterable[nn.Module]) -> None:
+    for copy in copies:
+        if not same_sparse_layers(model, copy):
+            raise ValueError(
+                f'the averaged {type(copy).__name__} has other sparse layers than the model; give the average of this '
+                f'model.'
+            )
+
+
+def _levels_that_train(sparsifier: StagedSparsifier, given: Optimizers) -> list[torch.optim.Optimizer]:
+    """The first optimiser that trains a sparse layer, and those that it wraps, the innermost last."""
+    weights = {id(layer.conv.weight) for layer in sparsifier.layers.values()}
+    names = ' and '.join(type(optimizer).__name__ for optimizer in as_list(given))
+    chains = [[o for o in optimizers_in(one) if hasattr(o, 'register_step_post_hook')] for one in as_list(given)]
+    if not any(chains):
+        raise TypeError(f'{names} has no step hooks; give the torch.optim.Optimizer that trains the model.')
+    for chain in chains:
+        ours = [o for o in chain if any(id(p) in weights for group in o.param_groups for p in group['params'])]
+        if ours:
+            return ours
+    raise ValueError(
+        f'{names} trains no sparse layer of {type(sparsifier.model).__name__}; give the optimiser that was made with '
+        f'the parameters of this model.'
+    )

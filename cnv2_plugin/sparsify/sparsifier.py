@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
-from .importance import UnitImportance
-from .names import plain_name
 from .schedule import SparsificationSchedule
+from .wrappers import plain_name
 
 PAPERS = dict(start=0.0, spacing='even', importance='l1')
-"""What the papers do, and what states saved without these settings were saved with."""
+"""Settings of the papers: those of states that do not name them. Earlier versions knew other values of the last two."""
 
 
 class StagedSparsifier:
@@ -27,15 +26,10 @@ class StagedSparsifier:
         sparse_fraction: share of training in which the stages happen.
         group_lasso: weight of the group lasso in :meth:`regularization`.
         start: share of training before the first stages, see :class:`.schedule.SparsificationSchedule`.
-        spacing: of the stages, ``'even'`` as in the papers or ``'cubic'``.
-        importance: what a stage ranks connections by: ``'l1'`` as in the papers, ``'norm'`` (L1 scaled by the
-            normalisation in front), ``'activation'`` (L1 scaled by the activations that are read) or ``'taylor'``
-            (first-order change of the loss; :meth:`step` reads gradients then, so call ``zero_grad()`` after it), see
-            :class:`.importance.UnitImportance`.
 
     Raises:
-        ValueError: the model has no group-sparse layer, the pruning part has fewer steps than stages, an option is out
-            of range, or ``importance`` is ``'norm'`` or ``'activation'`` and a layer has no normalisation in front.
+        ValueError: if the model has no group-sparse layer, the pruning part has fewer steps than stages, or an option
+            is out of range.
 
     Example:
         >>> sparsifier = StagedSparsifier(model, total_steps=len(loader) * epochs)
@@ -54,8 +48,6 @@ class StagedSparsifier:
         sparse_fraction: float = 0.5,
         group_lasso: float = 0.0,
         start: float = 0.0,
-        spacing: str = 'even',
-        importance: str = 'l1',
     ) -> None:
         if not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(
@@ -70,8 +62,7 @@ class StagedSparsifier:
         if not self.layers:
             raise ValueError(f'{type(model).__name__} has no group-sparse layer, so there is nothing to sparsify.')
         self._read: dict[str, tuple[Tensor, int, int]] = {}
-        self.schedule = SparsificationSchedule(sparse_fraction, start, spacing)
-        self.importance = UnitImportance(importance, self._unfinished())
+        self.schedule = SparsificationSchedule(sparse_fraction, start)
         self.total_steps = total_steps
         self.group_lasso = group_lasso
         self.steps_done = 0
@@ -86,13 +77,8 @@ class StagedSparsifier:
         Raises:
             ValueError: as for :meth:`set_progress`.
         """
-        self.observe()
         self.steps_done += 1
         return self.set_progress(min(self.steps_done / self.total_steps, 1.0))
-
-    def observe(self) -> None:
-        """Read the gradients for ``importance='taylor'``; :meth:`step` does it, :meth:`set_progress` does not."""
-        self.importance.observe(self._unfinished())
 
     def set_progress(self, progress: float) -> bool:
         """Do the stages that are due at a progress between 0 and 1; going back changes nothing.
@@ -101,8 +87,8 @@ class StagedSparsifier:
             Whether any mask changed.
 
         Raises:
-            ValueError: a layer that is to be pruned has NaN or infinite weights, ``importance='taylor'`` has seen no
-                gradient of it, or ``progress`` is out of range; no mask of any layer is changed then.
+            ValueError: if a layer that is to be pruned has NaN or infinite weights, or ``progress`` is out of range; no
+                mask of any layer is changed then.
         """
         if not 0 <= progress <= 1:
             raise ValueError(f'progress is {progress}; it takes the share of training done, between 0 and 1.')
@@ -110,10 +96,8 @@ class StagedSparsifier:
         due = {name: stage for name, stage in due.items() if stage > self._stage(name)}
         for name in due:
             self.layers[name].check_finite(name)
-        importances = {name: self.importance.of(name, self.layers[name]) for name in due}
         for name, stage in due.items():
-            self.layers[name].prune_to(stage, importances[name])
-        self.importance.forget(due)
+            self.layers[name].prune_to(stage)
         return bool(due)
 
     def regularization(self) -> Tensor:
@@ -142,13 +126,13 @@ class StagedSparsifier:
         return {**kept, 'total': total}
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps done, settings and gradients seen; masks and stages are in the model's state dict."""
+        """Return steps done and settings; masks and stages are in the model's state dict."""
         state: dict[str, Any] = dict(
             steps_done=self.steps_done, total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction
         )
-        if self.importance.seen:
-            state['seen'] = dict(self.importance.seen)
-        return {**state, **{name: value for name, value in self._options().items() if value != PAPERS[name]}}
+        if self.schedule.start:
+            state['start'] = self.schedule.start
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state; load the model's state dict too, it holds the masks.
@@ -161,7 +145,8 @@ class StagedSparsifier:
             raise ValueError(
                 f'the saved state lacks {", ".join(missing)}; give what StagedSparsifier.state_dict() returned.'
             )
-        settings = dict(total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction, **self._options())
+        settings = {**PAPERS, **self.state_dict()}
+        del settings['steps_done']
         for name, own in settings.items():
             saved = state.get(name, PAPERS.get(name))
             if saved != own:
@@ -169,11 +154,6 @@ class StagedSparsifier:
                     f'the saved sparsifier has {name}={saved} but this one {own}; resume with the same value.'
                 )
         self.steps_done = state['steps_done']
-        self.importance.load_seen(state.get('seen', {}), self.layers)
-
-    def _options(self) -> dict[str, Any]:
-        """The settings that older states do not have."""
-        return dict(start=self.schedule.start, spacing=self.schedule.spacing, importance=self.importance.kind)
 
     def _unfinished(self) -> dict[str, GroupSparseConv2d]:
         return {name: layer for name, layer in self.layers.items() if self._stage(name) < layer.num_stages}

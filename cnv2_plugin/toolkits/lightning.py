@@ -4,9 +4,8 @@ from typing import Any, Optional
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ..layers import GroupSparseConv2d
 from ..sparsify import AttachedSparsifier, StagedSparsifier
-from ..sparsify.live import averages_of
+from ..sparsify.wrappers import is_average
 
 
 class StagedSparsification(Callback):
@@ -14,15 +13,15 @@ class StagedSparsification(Callback):
 
     The length of the training is the trainer's own (``estimated_stepping_batches``). Masks and stages are in the
     module's checkpoints and the count of steps in the optimiser's, so ``fit(ckpt_path=...)`` goes on where it was.
-    The copies of ``EMAWeightAveraging`` and the like get the masks too. The kept fraction is logged as
+    The copies of ``EMAWeightAveraging`` and other callbacks get the masks too. The kept fraction is logged as
     ``sparsification/kept_fraction`` whenever it changes.
 
     Args:
-        **options: of :class:`~cnv2_plugin.sparsify.StagedSparsifier`: ``sparse_fraction``, ``start``, ``spacing``,
-            ``group_lasso`` (its gradient is added before each step; keep it out of the loss).
+        **options: of :class:`~cnv2_plugin.sparsify.StagedSparsifier`: ``sparse_fraction``, ``start``, ``group_lasso``
+            (its gradient is added before each step; keep it out of the loss).
 
     Raises:
-        ValueError: at the start of training: there is no sparse layer or no optimiser of one, the training has no
+        ValueError: at the start of training, if there is no sparse layer or no optimiser of one, the training has no
             length, or an option is out of range.
 
     Example:
@@ -37,11 +36,8 @@ class StagedSparsification(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach a sparsifier to the optimiser of the sparse layers."""
         self.sparsifier = StagedSparsifier(pl_module, trainer.estimated_stepping_batches, **self.options)
-        weights = {id(m.conv.weight) for m in pl_module.modules() if isinstance(m, GroupSparseConv2d)}
-        ours = [o for o in trainer.optimizers if any(id(p) in weights for g in o.param_groups for p in g['params'])]
-        if not ours:
-            raise ValueError('no optimiser of the trainer trains a sparse layer; give them to configure_optimizers().')
-        self._attached = AttachedSparsifier(self.sparsifier, ours[0], averages_of(pl_module), self._log(trainer))
+        averages = [value for callback in trainer.callbacks for value in vars(callback).values() if is_average(value)]
+        self._attached = AttachedSparsifier(self.sparsifier, trainer.optimizers, averages, self._log(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the optimiser without our hooks."""

@@ -21,11 +21,11 @@ class StagedSparsificationCallback(TrainerCallback):
     was. The kept fraction and the stage are in the trainer's logs.
 
     Args:
-        **options: of :class:`~cnv2_plugin.sparsify.StagedSparsifier`: ``sparse_fraction``, ``start``, ``spacing``,
-            ``group_lasso`` (its gradient is added before each step; keep it out of the loss).
+        **options: of :class:`~cnv2_plugin.sparsify.StagedSparsifier`: ``sparse_fraction``, ``start``, ``group_lasso``
+            (its gradient is added before each step; keep it out of the loss).
 
     Raises:
-        ValueError: at the start of training: there is no sparse layer, or an option is out of range.
+        ValueError: at the start of training, if there is no sparse layer, or an option is out of range.
 
     Example:
         >>> Trainer(model, arguments, train_dataset=data, callbacks=[StagedSparsificationCallback()]).train()

@@ -68,7 +68,7 @@ def test_headline_networks_have_equal_multiply_adds_and_train(name):
         assert row['loss'] > 0
 
 
-OURS = dict(sparsifier=dict(importance='taylor', spacing='cubic'), rewind=1.0, recalibrate=2)
+OURS = dict(sparsifier=dict(sparse_fraction=0.6, start=0.1), rewind=1.0, recalibrate=2)
 
 
 def reactivations(model):

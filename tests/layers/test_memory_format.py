@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnv2_plugin.benchmark.authors_form import restated
 from cnv2_plugin.layers import SpatialGroupConv2d
-from cnv2_plugin.sparsify import condense_while_training
+from cnv2_plugin.sparsify import pack_model
 
 
 def finished(name: str) -> nn.Module:
@@ -59,7 +59,7 @@ def stored_outside(model: nn.Module, x: torch.Tensor) -> set:
 def test_only_training_on_the_cpu_stores_channels_last(packed):
     model, x = finished('condensenetv2_a'), torch.randn(2, 3, 64, 64)
     if packed:
-        condense_while_training(model)
+        pack_model(model)
     assert formats_seen(model.train(), x) == ({True}, {True})
     assert stored_outside(model, x) == {True}
     assert stored_outside(model, x.contiguous(memory_format=torch.channels_last)) == {False}

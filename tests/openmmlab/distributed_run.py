@@ -16,7 +16,7 @@ def main() -> None:
     torch.set_num_threads(1)
     work_dir = Path(sys.argv[1])
     cfg = runner_config(work_dir, epochs=4, launcher='pytorch', model=classifier(norm_cfg=dict(type='BN')))
-    options = {} if 'diverge' in sys.argv else dict(importance='taylor', recalibrate=2, start=0.1)
+    options = {} if 'diverge' in sys.argv else dict(recalibrate=2, start=0.1)
     cfg = without_sparsification(cfg, group_lasso=1e-4, **options)
     if options:
         cfg.custom_hooks.append(dict(type='DistillationHook', teacher='first_stage'))

@@ -1,4 +1,4 @@
-"""Options beyond the papers' schedule inside real runners: importance, statistics, a rewound rate, a teacher."""
+"""Options beyond the papers' schedule inside real runners: statistics, a rewound rate, a teacher."""
 
 import copy
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from cnv2_plugin.checkpoints import load_checkpoint
 from cnv2_plugin.layers import GroupSparseConv2d
-from cnv2_plugin.sparsify import StagedSparsifier, cosine_with_rewind, distillation_loss, recalibrate_norms
+from cnv2_plugin.sparsify import cosine_with_rewind, distillation_loss, recalibrate_norms
 from cnv2_plugin.toolkits.openmmlab import DistillationHook, StagedSparsificationHook
 from cnv2_plugin.toolkits.openmmlab.recalibration import _other_batches
 
@@ -43,43 +43,6 @@ def with_hooks(*hooks):
     return make
 
 
-@pytest.mark.parametrize('importance', ['norm', 'activation', 'taylor'])
-def test_importance_prunes_as_in_plain_pytorch_and_resumes(tmp_path, importance):
-    make = with_hooks(dict(type='StagedSparsificationHook', importance=importance))
-    runner = train(make(tmp_path))
-    whole = load_checkpoint(tmp_path / 'epoch_4.pth')['state_dict']
-
-    plain = Runner.from_cfg(without_sparsification(runner_config(tmp_path / 'plain')))
-    sparsifier = StagedSparsifier(plain.model, plain.max_iters, importance=importance)
-
-    class Plain(Hook):
-        def before_train(self, runner):
-            runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: sparsifier.observe())
-
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            sparsifier.set_progress((runner.iter + 1) / runner.max_iters)
-
-    plain.register_hook(Plain())
-    plain.train()
-    for (name, a), b in zip(sparse_layers(runner.model).items(), sparse_layers(plain.model).values()):
-        assert torch.equal(a.mask, b.mask) and a.is_finished(), name
-
-    saved = load_checkpoint(tmp_path / 'epoch_1.pth')
-    assert bool(saved.get('sparsification', {}).get('seen')) == (importance == 'taylor')
-    assert 'sparsification' not in load_checkpoint(tmp_path / 'epoch_4.pth')
-    resumed(tmp_path, make, 1)
-    again = load_checkpoint(tmp_path / 'epoch_4.pth')['state_dict']
-    assert all(torch.equal(whole[key], again[key]) for key in whole)
-    assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
-
-
-def test_taylor_sees_accumulated_and_clipped_gradients(tmp_path):
-    wrapper = dict(optimizer=dict(type='SGD', lr=0.05), accumulative_counts=3, clip_grad=dict(max_norm=1.0))
-    cfg = runner_config(tmp_path, epochs=5, optim_wrapper=wrapper)
-    runner = train(without_sparsification(cfg, importance='taylor'))
-    assert all(layer.is_finished() for layer in sparse_layers(runner.model).values())
-
-
 def test_statistics_after_a_stage_are_those_of_some_training_batches(tmp_path):
     seen = {}
 
@@ -88,7 +51,7 @@ def test_statistics_after_a_stage_are_those_of_some_training_batches(tmp_path):
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             hook = hook_of(runner, 'StagedSparsificationHook')
-            seen[runner.iter + 1] = (hook._stage, copy.deepcopy(runner.model))
+            seen[runner.iter + 1] = (hook.sparsifier.stage, copy.deepcopy(runner.model))
 
     cfg = without_sparsification(runner_config(tmp_path), recalibrate=3)
     runner = Runner.from_cfg(cfg)
@@ -218,10 +181,7 @@ def test_wrong_uses_are_told_in_a_sentence(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             DistillationHook(**options)
-    for options, message in (
-        (dict(importance='l2'), "importance is 'l2'"),
-        (dict(recalibrate=-1), 'recalibrate is -1'),
-    ):
+    for options, message in ((dict(recalibrate=-1), 'recalibrate is -1'),):
         with pytest.raises(ValueError, match=message):
             StagedSparsificationHook(**options)
     with pytest.raises(ValueError, match='needs StagedSparsificationHook beside it'):

@@ -35,6 +35,9 @@ def run(*arguments):
         return exit_.code or 0
 
 
+EPOCH = ['--steps-per-epoch', 7]
+
+
 def run_apart(*arguments, **options):
     command = [sys.executable, '-m', 'cnv2_plugin.cli', 'run', *map(str, arguments)]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
@@ -58,7 +61,7 @@ def stages(state_dict):
 
 
 def test_the_training_is_sparsified_by_its_own_epochs(tmp_path, capsys):
-    assert run('--sparse-fraction', 0.5, SCRIPT, tmp_path, *MODEL, '--model-ema', '--epochs', 4) == 0
+    assert run('--sparse-fraction', 0.5, *EPOCH, SCRIPT, tmp_path, *MODEL, '--model-ema', '--epochs', 4) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith('cnv2 run')]
     assert told[0].startswith('cnv2 run: after 0 of 28 steps: stage 0 of 3, 100.0%')
     assert told[-1].startswith('cnv2 run: after 14 of 28 steps: stage 3 of 3') and len(told) <= 7
@@ -71,7 +74,7 @@ def test_the_training_is_sparsified_by_its_own_epochs(tmp_path, capsys):
 
 @pytest.mark.parametrize('use_ema', [False, True])
 def test_what_was_trained_is_validated_and_infers(use_ema, tmp_path, capsys):
-    assert run('--sparse-fraction', 0.5, SCRIPT, tmp_path, *MODEL, '--model-ema', '--epochs', 2) == 0
+    assert run('--sparse-fraction', 0.5, *EPOCH, SCRIPT, tmp_path, *MODEL, '--model-ema', '--epochs', 2) == 0
     data = pictures(tmp_path / 'data', classes=5, train=0, val=3, size=8)
     capsys.readouterr()
     arguments = [
@@ -102,7 +105,7 @@ def test_what_was_trained_is_validated_and_infers(use_ema, tmp_path, capsys):
 
 @pytest.mark.parametrize('opt', ['sgd', 'lookahead_adamw'])
 def test_resumed_it_ends_where_the_whole_training_ends(opt, tmp_path):
-    options = ['--sparse-fraction', 0.6, '--start', 0.1, '--spacing', 'cubic', '--group-lasso', 1e-3]
+    options = ['--sparse-fraction', 0.6, '--start', 0.05, '--group-lasso', 1e-3, *EPOCH]
     arguments = [*MODEL, '--epochs', 4, '--model-ema', '--opt', opt]
     assert run(*options, SCRIPT, tmp_path / 'whole', *arguments) == 0
     assert run(*options, SCRIPT, tmp_path / 'part', *arguments, '--stop-after', 1) == 0
@@ -122,7 +125,8 @@ def test_a_run_cut_short_says_so(tmp_path, capsys):
 
 @pytest.mark.parametrize(('extra', 'steps'), [(['--grad-accum-steps', 3], 18), AMP, (['--compile'], 42)], ids=str)
 def test_steps_are_those_of_the_optimiser(extra, steps, tmp_path, capsys):
-    assert run('--sparse-fraction', 0.5, SCRIPT, tmp_path, *MODEL, '--epochs', 6, *extra) == 0
+    length = ['--epochs', 6, '--steps-per-epoch', steps // 6]
+    assert run('--sparse-fraction', 0.5, *length, SCRIPT, tmp_path, *MODEL, '--epochs', 6, *extra) == 0
     assert f'after {steps // 2} of {steps} steps: stage 3 of 3' in capsys.readouterr().err
 
 
@@ -139,7 +143,11 @@ def test_without_options_a_script_is_only_run(tmp_path, capsys):
         (['--sparse-fraction', 2], [], 2, 'sparse_fraction is 2'),
         (['--epochs', 0], [], 2, '--epochs is 0'),
         (['--group-lasso', -1], [], 2, '--group-lasso is -1'),
-        (['--sparse-fraction', 0.5], [], 2, 'name no --epochs; give --epochs or --total-steps'),
+        (['--steps-per-epoch', 0], [], 2, '--steps-per-epoch is 0'),
+        (['--sparse-fraction', 0.5], [], 2, 'name no --epochs; give --steps-per-epoch (and --epochs'),
+        (['--sparse-fraction', 0.5], ['--epochs', '4'], 2, 'batch size x processes x accumulated batches'),
+        (['--epochs', 4], [], 2, 'steps of an epoch are unknown; give --steps-per-epoch'),
+        (['--total-steps', 9, '--epochs', 4], [], 2, 'without --epochs and --steps-per-epoch'),
         (['--total-steps', 5], MODEL, 1, 'leaves 2 steps for 3 pruning stages; train for at least 6 steps'),
         (['--total-steps', 9], ['--model', 'resnet10t', '--epochs', '1'], 1, 'so nothing was sparsified'),
     ],
@@ -150,20 +158,22 @@ def test_what_does_not_fit_is_told_in_a_sentence(options, arguments, code, messa
     assert message in error and 'Traceback' not in error
 
 
-def test_a_loader_without_length_asks_for_the_steps(tmp_path, capsys):
+LOOP = (
+    'optimizer = torch.optim.SGD(student.parameters(), 0.1)\n'
+    'for _ in range(8):\n'
+    '    student(torch.randn(2, 3, 8, 8)).mean().backward()\n'
+    '    optimizer.step()\n'
+)
+
+
+def test_no_loader_is_needed_and_none_is_touched(tmp_path, capsys):
     script = tmp_path / 'endless.py'
-    script.write_text(
-        'import torch, timm\n'
-        f'model = timm.create_model("condensenetv2", arch={ARCH!r})\n'
-        'optimizer = torch.optim.SGD(model.parameters(), 0.1)\n'
-        'for _ in range(8):\n'
-        '    model(torch.randn(2, 3, 8, 8)).mean().backward()\n'
-        '    optimizer.step()\n'
-    )
-    assert run('--epochs', 3, script) == 1
-    assert 'no DataLoader was iterated' in capsys.readouterr().err
+    build = f'import torch, timm\nstudent = timm.create_model("condensenetv2", arch={ARCH!r})\n'
+    script.write_text(build + LOOP)
+    iterate = torch.utils.data.DataLoader.__iter__
     assert run('--total-steps', 8, script) == 0
     assert 'after 4 of 8 steps: stage 3 of 3' in capsys.readouterr().err
+    assert torch.utils.data.DataLoader.__iter__ is iterate
 
 
 def test_a_teacher_keeps_its_masks(tmp_path, capsys):
@@ -225,7 +235,7 @@ def test_epochs_are_read_from_command_lines():
 @pytest.mark.slow
 def test_two_processes_of_torchrun_prune_alike(tmp_path):
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-    command += ['-m', 'cnv2_plugin.cli', 'run', '--sparse-fraction', '0.5', str(SCRIPT), str(tmp_path), *MODEL]
+    command += ['-m', 'cnv2_plugin.cli', 'run', '--steps-per-epoch', '4', str(SCRIPT), str(tmp_path), *MODEL]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     result = subprocess.run(
         [*command, '--epochs', '4', '--distributed', '--model-ema'],

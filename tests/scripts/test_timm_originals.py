@@ -39,7 +39,7 @@ def script(name, *arguments, options=()):
 
 
 def train(data, folder, *arguments):
-    sparsified = ['--sparse-fraction', '0.5']
+    sparsified = ['--sparse-fraction', '0.5', '--steps-per-epoch', '5']
     return script('train.py', data, *TRAINING, '--output', folder, *arguments, options=sparsified)[1]
 
 

@@ -39,14 +39,14 @@ def train(model, optimizer, steps, start=0, extra=None, ema=None):
 
 def test_one_line_does_what_calling_it_does():
     called, attached = network(), network()
-    sparsifier = StagedSparsifier(called, 20, spacing='cubic')
+    sparsifier = StagedSparsifier(called, 20, start=0.1)
     optimizer = sgd(called)
     for step in range(20):
         train(called, optimizer, 1, step)
         sparsifier.step()
     optimizer = sgd(attached)
     seen = []
-    one_line = attach_sparsifier(attached, optimizer, 20, spacing='cubic', on_change=lambda s: seen.append(s.stage))
+    one_line = attach_sparsifier(attached, optimizer, 20, start=0.1, on_change=lambda s: seen.append(s.stage))
     train(attached, optimizer, 20)
     assert one_line.finished and one_line.steps_done == 20 and seen[-1] == 3
     for key, value in called.state_dict().items():
@@ -97,6 +97,10 @@ def test_resuming_with_another_length_is_refused():
     again.load_state_dict(optimizer.state_dict())
     with pytest.raises(ValueError, match='total_steps=20 but this one 30'):
         attach_sparsifier(model, again, 30)
+    other = sgd(model)
+    attach_sparsifier(model, other, 30)
+    with pytest.raises(ValueError, match='total_steps=20 but this one 30'):
+        other.load_state_dict(optimizer.state_dict())
 
 
 def test_steps_that_the_scaler_skips_do_not_count():
@@ -175,6 +179,51 @@ def test_optimisers_of_timm(name):
     assert attach_sparsifier(model, again, 20).steps_done == 20
 
 
+class Outer(torch.optim.SGD):
+    """An optimiser around another one, each with hooks of its own, as implementations of SAM are."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, 0.05)
+        self.inner = torch.optim.SGD(self.param_groups, 0.05)
+        self.param_groups = self.inner.param_groups
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.inner.param_groups = self.param_groups
+
+
+def test_the_count_travels_with_whichever_optimiser_is_saved():
+    model = network()
+    outer = Outer(model.parameters())
+    attach_sparsifier(model, outer, 20)
+    train(model, outer, 3)
+    for optimizer in (outer, outer.inner):
+        again = Outer(model.parameters())
+        again.load_state_dict(optimizer.state_dict())
+        assert attach_sparsifier(model, again, 20).steps_done == 3
+        assert 'staged_sparsifier' not in again.param_groups[0]
+
+
+def test_of_several_optimisers_the_one_of_the_sparse_layers_is_taken():
+    model = network()
+    optimizers = [torch.optim.SGD(part.parameters(), 0.05) for part in (model[2], model[:2])]
+    attached = AttachedSparsifier(StagedSparsifier(model, 20), optimizers)
+    train(model, optimizers[0], 2)
+    train(model, optimizers[1], 3)
+    assert attached.sparsifier.steps_done == 3
+
+
+def test_without_an_optimiser_progress_is_told():
+    model = network()
+    ema, stages = copy.deepcopy(model), []
+    attached = AttachedSparsifier(StagedSparsifier(model, 20), ema=ema, on_change=lambda s: stages.append(s.stage))
+    assert attached.set_progress(0.2) and not attached.set_progress(0.2) and attached.set_progress(1)
+    assert stages == [1, 3] and same_masks(masks(ema), masks(model))
+
+
 def test_detached_it_counts_no_more():
     model = network()
     optimizer = sgd(model)
@@ -183,6 +232,7 @@ def test_detached_it_counts_no_more():
     attached.detach()
     train(model, optimizer, 2)
     assert attached.sparsifier.steps_done == 2
+    assert attach_sparsifier(model, optimizer, 20, group_lasso=0.1).steps_done == 2
 
 
 def test_copies_of_the_optimiser_hold_the_count():
@@ -201,3 +251,14 @@ def test_what_does_not_fit_is_told():
         attach_sparsifier(model, nn.Linear(2, 2), 20)
     with pytest.raises(ValueError, match='averaged Linear has other sparse layers'):
         attach_sparsifier(model, sgd(model), 20, ema=nn.Linear(2, 2))
+
+
+def test_sharded_weights_are_refused():
+    class FullyShardedDataParallel(nn.Sequential):
+        pass
+
+    wrapped, sharded = FullyShardedDataParallel(network()), network()
+    sharded[0].conv.weight.ds_id = 0
+    for model in (wrapped, sharded):
+        with pytest.raises(RuntimeError, match='sharded .*DistributedDataParallel .*MMDistributedDataParallel'):
+            attach_sparsifier(model, sgd(model), 20)

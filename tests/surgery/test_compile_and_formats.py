@@ -10,7 +10,7 @@ from torch import nn
 
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import condense
-from cnv2_plugin.sparsify import add_reactivation, condense_while_training, to_learned_groups
+from cnv2_plugin.sparsify import add_reactivation, pack_model, to_learned_groups
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 
 SIZE = (3, 32, 32)
@@ -81,7 +81,7 @@ def masked(model: nn.Module) -> nn.Module:
 
 
 def packed(model: nn.Module) -> nn.Module:
-    condense_while_training(model)
+    pack_model(model)
     return model
 
 
@@ -131,7 +131,7 @@ def test_compiled_training_goes_through_pruning_without_graph_breaks(form):
     finish_pruning(model)
     expected = model.eval()(images())
     if form == 'packed':
-        condense_while_training(model, optimizer)
+        pack_model(model, optimizer)
         assert not any(layer.packed != (layer.factor > 1) for layer in model.sparse_layers())
     assert relative_difference(compiled(images()), expected) < 1e-5
 

@@ -94,7 +94,7 @@ def test_the_model_wrapper_builds_the_same_network():
 @pytest.mark.parametrize('update_buffers', [None, False, True])
 def test_condensed_training_changes_nothing_but_the_work(tmp_path, update_buffers):
     averaging = [] if update_buffers is None else [dict(type='EMAHook', momentum=0.3, update_buffers=update_buffers)]
-    packing = dict(type='CondensedTrainingHook')
+    packing = dict(type='PackedTrainingHook')
     optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
     masked = train(runner_config(tmp_path / 'masked', custom_hooks=[SPARSE, *averaging], optim_wrapper=optim_wrapper))
     cfg = runner_config(tmp_path / 'packed', custom_hooks=[SPARSE, packing, *averaging], optim_wrapper=optim_wrapper)

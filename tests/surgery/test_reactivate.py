@@ -15,7 +15,7 @@ from cnv2_plugin.sparsify import (
     AddedReactivation,
     StagedSparsifier,
     add_reactivation,
-    condense_while_training,
+    pack_model,
     to_learned_groups,
 )
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
@@ -286,7 +286,7 @@ def test_together_with_learned_groups_condensed_training_and_onnx(tmp_path):
     assert torch.equal(model(images()), expected)
     finish_pruning(pretend_to_have_learned(model))
     packed = deepcopy(model)
-    condense_while_training(packed)
+    pack_model(packed)
     with torch.no_grad():
         assert relative_difference(packed(images()), model(images())) < 1e-5
     condensed = condense(model)

@@ -11,7 +11,7 @@ from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.deploy import condense, export_onnx, verify
 from cnv2_plugin.deploy.condense import condense_state_dict
 from cnv2_plugin.layers import GroupSparseConv2d
-from cnv2_plugin.sparsify import StagedSparsifier, condense_while_training, plan_learned_groups, to_learned_groups
+from cnv2_plugin.sparsify import StagedSparsifier, pack_model, plan_learned_groups, to_learned_groups
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
 from .networks import NETWORKS
@@ -129,7 +129,7 @@ def test_optimiser_made_before_and_state_dict_of_the_condensed_form_go_on_workin
     packed, packed_optimizer = deepcopy(model), torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     packed_optimizer = torch.optim.SGD(packed.parameters(), 0.1, momentum=0.9)
     packed_optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
-    condense_while_training(packed, packed_optimizer)
+    pack_model(packed, packed_optimizer)
     for m, o in ((model, optimizer), (packed, packed_optimizer)):
         o.zero_grad()
         m(x).square().mean().backward()

@@ -5,12 +5,12 @@ Only mmengine is imported here; mmcv, mmdet and mmpretrain are imported when som
 """
 
 from .checkpoint_globals import allow_mmengine_checkpoints
-from .condensed_training_hook import CondensedTrainingHook
 from .condensenet import CondenseNet, CondenseNetV2
 from .config_names import register_configs
 from .deploy_hook import SwitchToDeployHook
 from .distillation_hook import DistillationHook
 from .necks import SEGlobalPooling, build_sfr_fpn
+from .packing_hook import CondensedTrainingHook, PackedTrainingHook
 from .shufflenet import SFRShuffleNetV2
 from .sparsification_hook import StagedSparsificationHook
 from .surgery_hook import LearnedGroupSurgeryHook, build_learned_group_model
@@ -21,6 +21,7 @@ __all__ = [
     'CondensedTrainingHook',
     'DistillationHook',
     'LearnedGroupSurgeryHook',
+    'PackedTrainingHook',
     'SEGlobalPooling',
     'SFRShuffleNetV2',
     'StagedSparsificationHook',

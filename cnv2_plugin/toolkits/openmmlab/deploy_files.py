@@ -16,6 +16,7 @@ _DEPLOYABLE = ('CondenseNet', 'CondenseNetV2', 'SFRShuffleNetV2', 'SFRFPN', 'Lea
 _SURGERY_HOOK = 'LearnedGroupSurgeryHook'
 _TRAINING_HOOKS = (
     'StagedSparsificationHook',
+    'PackedTrainingHook',
     'CondensedTrainingHook',
     'SwitchToDeployHook',
     'EMAHook',

@@ -1,4 +1,4 @@
-"""The second half of training on surviving weights only, in mmengine's training loops."""
+"""Packing after the last pruning stage, in mmengine's training loops."""
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -6,14 +6,13 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ...layers import GroupSparseConv2d
-from ...sparsify import condense_while_training, masked_optimizer_state, masked_state_dict
+from ...sparsify import masked_optimizer_state, masked_state_dict, pack_model
 from .runner_models import ema_models, plain_model
 
 
-@HOOKS.register_module()
-class CondensedTrainingHook(Hook):
-    """After the last pruning stage, goes on training with group convolutions; see
-    :func:`cnv2_plugin.sparsify.condense_while_training`.
+@HOOKS.register_module(name=['PackedTrainingHook', 'CondensedTrainingHook'])
+class PackedTrainingHook(Hook):
+    """Goes on training with the surviving weights only; see :func:`cnv2_plugin.sparsify.pack_model`.
 
     Put it beside ``StagedSparsificationHook``. The optimiser's state and the averaged models of EMA hooks are carried
     over, a model of distributed training is wrapped anew. Checkpoints hold the masked form whatever the model is in, so
@@ -23,13 +22,13 @@ class CondensedTrainingHook(Hook):
     priority = 'LOW'
 
     def before_train(self, runner: Runner) -> None:
-        """Condense at once where a resumed or fine-tuned model is finished."""
-        self.condensed = False
-        self._condense_when_finished(runner)
+        """Pack at once where a resumed or fine-tuned model is finished."""
+        self.packed = False
+        self._pack_when_finished(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Condense after the iteration that did the last stage."""
-        self._condense_when_finished(runner)
+        """Pack after the iteration that did the last stage."""
+        self._pack_when_finished(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save the masked form."""
@@ -47,20 +46,24 @@ class CondensedTrainingHook(Hook):
         else:
             checkpoint['optimizer'] = masked_optimizer_state(checkpoint['optimizer'], wrapper.optimizer, model)
 
-    def _condense_when_finished(self, runner: Runner) -> None:
+    def _pack_when_finished(self, runner: Runner) -> None:
         model = plain_model(runner)
-        if self.condensed or not all(m.is_finished() for m in model.modules() if isinstance(m, GroupSparseConv2d)):
+        if self.packed or not all(m.is_finished() for m in model.modules() if isinstance(m, GroupSparseConv2d)):
             return
         averages = ema_models(runner)
         optimizers = getattr(runner.optim_wrapper, 'optim_wrappers', {'': runner.optim_wrapper}).values()
-        report = condense_while_training(model, optimizers, averages)
+        report = pack_model(model, optimizers, averages)
         for average in averages:
             named = average.module.named_parameters()
             average.avg_parameters = average.module.state_dict() if average.update_buffers else dict(named)
         if is_model_wrapper(runner.model):
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
-        self.condensed = True
+        self.packed = True
         runner.logger.info(
             f'{len(report.layers)} layers train on their surviving weights from here on: '
             f'{report.weights_after / 1e6:.2f} M of {report.weights_before / 1e6:.2f} M.'
         )
+
+
+CondensedTrainingHook = PackedTrainingHook
+"""The name of the hook in earlier versions."""

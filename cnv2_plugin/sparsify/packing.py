@@ -1,19 +1,19 @@
-"""The optimisation half of training on the surviving weights only (the phase after the last stage of CondenseNet,
-section 3.2), with the optimiser's state and the averaged weights carried over.
+"""Packing: after the last pruning stage, training goes on with the surviving weights only (the optimisation phase of
+CondenseNet, section 3.2); the optimiser's state and the averaged weights are carried over.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d, UnfinishedPruningError
-from .names import plain_name
+from .attach import Averages, Optimizers
+from .wrappers import as_list, averaged_copy, optimizers_in, plain_name
 
-Optimizers = Union[torch.optim.Optimizer, Iterable[torch.optim.Optimizer], None]
-Models = Union[nn.Module, Iterable[nn.Module], None]
+Layers = Mapping[str, GroupSparseConv2d]
 Convert = Callable[[Tensor], Tensor]
 
 _WRAPPERS = ('DistributedDataParallel', 'FullyShardedDataParallel', 'DeepSpeedEngine')
@@ -21,7 +21,7 @@ _WRAPPERS = ('DistributedDataParallel', 'FullyShardedDataParallel', 'DeepSpeedEn
 
 @dataclass(frozen=True)
 class PackedTraining:
-    """What :func:`condense_while_training` did.
+    """What :func:`pack_model` did.
 
     Attributes:
         layers: names of the layers that are trained by their surviving weights now.
@@ -34,8 +34,8 @@ class PackedTraining:
     weights_after: int
 
 
-def condense_while_training(model: nn.Module, optimizer: Optimizers = None, ema: Models = None) -> PackedTraining:
-    """After the last pruning stage, go on training with group convolutions, in place.
+def pack_model(model: nn.Module, optimizer: Optimizers = None, ema: Averages = None) -> PackedTraining:
+    """Go on training with group convolutions after the last pruning stage, in place.
 
     Every masked layer keeps its surviving weights only. Outputs, gradients of the surviving weights and running
     statistics stay those of the masked form, so training goes on as it would have, but no pruned weight is multiplied,
@@ -49,19 +49,20 @@ def condense_while_training(model: nn.Module, optimizer: Optimizers = None, ema:
 
     Args:
         model: finished; not wrapped by DDP.
-        optimizer: the optimiser or optimisers of the model's parameters.
+        optimizer: the optimiser or optimisers of the model's parameters, or wrappers of them (timm's Lookahead,
+            accelerate, mmengine).
         ema: averaged models (timm's ``ModelEma``, mmengine's ``ExponentialMovingAverage``); they get the model's masks.
 
     Raises:
-        UnfinishedPruningError: pruning stages are left; names the layers. Nothing is changed then.
-        ValueError: the model is wrapped, an averaged model does not fit, or the optimiser has a state that is not of
+        UnfinishedPruningError: if pruning stages are left; names the layers. Nothing is changed then.
+        ValueError: if the model is wrapped, an averaged model does not fit, or the optimiser has a state that is not of
             the weight's shape. Nothing is changed then.
+        TypeError: if an optimiser has no parameters. Nothing is changed then.
     """
     layers = {name: layer for name, layer in _training_layers(model).items() if _packs(layer)}
     _check_finished(layers)
-    averages = [_matching(layers, average) for average in _as_list(ema)]
-    optimizers = [getattr(o, 'optimizer', o) for o in _as_list(optimizer)]
-    _check_states(layers, optimizers)
+    averages = [_matching(layers, averaged_copy(average)) for average in as_list(ema)]
+    optimizers = _checked(layers, optimizer)
     before = {name: layer.conv.weight for name, layer in layers.items()}
     for name, layer in layers.items():
         for average in averages:
@@ -74,21 +75,25 @@ def condense_while_training(model: nn.Module, optimizer: Optimizers = None, ema:
     return PackedTraining(tuple(layers), *sizes)
 
 
-def restore_masked(model: nn.Module, optimizer: Optimizers = None, ema: Models = None) -> None:
-    """Undo :func:`condense_while_training`, in place; pruned weights and their optimiser state are 0 then.
+condense_while_training = pack_model
+"""The name of :func:`pack_model` in earlier versions."""
+
+
+def restore_masked(model: nn.Module, optimizer: Optimizers = None, ema: Averages = None) -> None:
+    """Undo :func:`pack_model`, in place; pruned weights and their optimiser state are 0 then.
 
     Args:
         model: not wrapped by DDP; what is not packed stays as it is.
-        optimizer: as given to :func:`condense_while_training`.
+        optimizer: as given to :func:`pack_model`.
         ema: likewise.
 
     Raises:
-        ValueError: as for :func:`condense_while_training`.
+        ValueError: as for :func:`pack_model`.
+        TypeError: as for :func:`pack_model`.
     """
     layers = {name: layer for name, layer in _training_layers(model).items() if layer.packed}
-    averages = [_matching(layers, average) for average in _as_list(ema)]
-    optimizers = [getattr(o, 'optimizer', o) for o in _as_list(optimizer)]
-    _check_states(layers, optimizers)
+    averages = [_matching(layers, averaged_copy(average)) for average in as_list(ema)]
+    optimizers = _checked(layers, optimizer)
     for name, layer in layers.items():
         for average in averages:
             average[name].switch_to_masked()
@@ -154,21 +159,21 @@ def _packs(layer: GroupSparseConv2d) -> bool:
     return not layer.packed and layer.kept_per_group() < layer.num_units()
 
 
-def _weights(layers: Mapping[str, GroupSparseConv2d]) -> Iterable[Tensor]:
+def _weights(layers: Layers) -> Iterable[Tensor]:
     return (layer.conv.weight for layer in layers.values())
 
 
-def _check_finished(layers: Mapping[str, GroupSparseConv2d]) -> None:
+def _check_finished(layers: Layers) -> None:
     unfinished = [f'{n} (stage {int(m.stage)} of {m.num_stages})' for n, m in layers.items() if not m.is_finished()]
     if unfinished:
         more = f' and {len(unfinished) - 4} more' if len(unfinished) > 4 else ''
         raise UnfinishedPruningError(
-            f'Pruning is not finished in {", ".join(unfinished[:4])}{more}; condense_while_training belongs behind the '
-            f'last stage: wait until StagedSparsifier.finished.'
+            f'Pruning is not finished in {", ".join(unfinished[:4])}{more}; pack_model belongs behind the last '
+            f'stage: wait until StagedSparsifier.finished.'
         )
 
 
-def _matching(layers: Mapping[str, GroupSparseConv2d], average: nn.Module) -> dict[str, GroupSparseConv2d]:
+def _matching(layers: Layers, average: nn.Module) -> dict[str, GroupSparseConv2d]:
     theirs = _training_layers(average)
     for name, layer in layers.items():
         if name not in theirs or theirs[name].mask.shape != layer.mask.shape or theirs[name].packed != layer.packed:
@@ -179,27 +184,38 @@ def _matching(layers: Mapping[str, GroupSparseConv2d], average: nn.Module) -> di
     return theirs
 
 
-def _check_states(layers: Mapping[str, GroupSparseConv2d], optimizers: Iterable[torch.optim.Optimizer]) -> None:
+def _checked(layers: Layers, given: Optimizers) -> list[Any]:
+    """The optimisers and those that they wrap, if what they keep of the weights can be carried over."""
+    optimizers = [o for o in optimizers_in(given) if isinstance(getattr(o, 'param_groups', None), list)]
+    if given is not None and not optimizers:
+        raise TypeError(f'{type(given).__name__} holds no param_groups; give the optimiser that trains the model.')
     for optimizer in optimizers:
         for name, layer in layers.items():
             weight = layer.conv.weight
-            for key, value in optimizer.state.get(weight, {}).items():
+            for key, value in _states(optimizer).get(weight, {}).items():
                 if isinstance(value, Tensor) and value.numel() > 1 and value.shape != weight.shape:
                     raise ValueError(
                         f'{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)} for {name}.conv.weight '
                         f'of shape {tuple(weight.shape)}; only states that are one number or of its shape are carried.'
                     )
+    return optimizers
 
 
-def _carry_over(old: Tensor, new: Tensor, convert: Convert, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+def _carry_over(old: Tensor, new: Tensor, convert: Convert, optimizers: Iterable[Any]) -> None:
     """Put the new parameter in the old one's place in every optimiser, with its gradient and converted state."""
     if old.grad is not None:
         new.grad = convert(old.grad)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group['params'] = [new if p is old else p for p in group['params']]
-        if old in optimizer.state:
-            optimizer.state[new] = _converted(optimizer.state.pop(old), old.shape, convert)
+        states = _states(optimizer)
+        if old in states:
+            states[new] = _converted(states.pop(old), old.shape, convert)
+
+
+def _states(optimizer: Any) -> dict[Tensor, dict[str, Any]]:
+    """What an optimiser keeps of its parameters; nothing where a wrapper leaves that to the optimiser inside."""
+    return getattr(optimizer, 'state', {})
 
 
 def _converted(state: Mapping[str, Any], shape: torch.Size, convert: Convert) -> dict[str, Any]:
@@ -207,10 +223,3 @@ def _converted(state: Mapping[str, Any], shape: torch.Size, convert: Convert) ->
         key: convert(value) if isinstance(value, Tensor) and value.shape == shape else value
         for key, value in state.items()
     }
-
-
-def _as_list(given: Optional[Any]) -> list:
-    if given is None:
-        return []
-    single = isinstance(given, nn.Module) or hasattr(given, 'param_groups') or hasattr(given, 'optimizer')
-    return [given] if single else list(given)

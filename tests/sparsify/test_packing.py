@@ -19,6 +19,7 @@ from cnv2_plugin.sparsify import (
     condense_while_training,
     masked_optimizer_state,
     masked_state_dict,
+    pack_model,
     restore_masked,
 )
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
@@ -120,6 +121,7 @@ def test_a_layer_goes_back_and_on_to_deployment(name):
         lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-2),
         lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=1e-2),
         lambda p: create_optimizer_v2(list(p), 'lamb', lr=1e-2),
+        lambda p: create_optimizer_v2(list(p), 'lookahead_momentum', lr=1e-2, momentum=0.9),
     ],
 )
 @pytest.mark.parametrize('seed', [0, 3])
@@ -131,7 +133,7 @@ def test_training_goes_on_as_the_masked_form_would(make, seed):
     packed = deepcopy(masked)
     packed_optimizer = make(packed.parameters())
     packed_optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
-    report = condense_while_training(packed, packed_optimizer)
+    report = pack_model(packed, packed_optimizer)
     assert report.weights_after < report.weights_before
     norm_based = 'Lamb' in type(optimizer).__name__
     if norm_based:
@@ -159,7 +161,7 @@ def test_ema_is_carried_over_and_its_masks_follow_the_model():
     packed_optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
     stale = next(m for m in packed_average.modules() if isinstance(m, GroupSparseConv2d))
     stale.mask.fill_(True), stale.stage.fill_(0)
-    condense_while_training(packed, packed_optimizer, packed_average)
+    pack_model(packed, packed_optimizer, packed_average)
     for step in range(2, 4):
         for model, o, ema in ((masked, optimizer, average), (packed, packed_optimizer, packed_average)):
             train_step(model, o, step)
@@ -178,7 +180,7 @@ def test_restored_model_and_optimizer_train_on():
     reference = deepcopy(model)
     reference_optimizer = torch.optim.AdamW(reference.parameters(), 1e-2, weight_decay=0)
     reference_optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
-    condense_while_training(model, optimizer)
+    pack_model(model, optimizer)
     train_step(model, optimizer, 1)
     restore_masked(model, optimizer)
     train_step(model, optimizer, 2)
@@ -192,12 +194,12 @@ def test_restored_model_and_optimizer_train_on():
 def test_either_form_loads_the_checkpoint_of_the_other():
     masked = model_of().eval()
     packed = deepcopy(masked)
-    condense_while_training(packed)
+    pack_model(packed)
     expected = masked(images(0))
     fresh = timm.create_model('condensenetv2', arch=random_arch(0), num_classes=5).double().eval()
     fresh.load_state_dict(packed.state_dict())
     assert torch.equal(fresh(images(0)), expected)
-    condense_while_training(fresh)
+    pack_model(fresh)
     fresh.load_state_dict(model_of(0).state_dict())
     assert relative_difference(fresh(images(0)), expected) < EXACT
     fresh.load_state_dict(packed.state_dict())
@@ -219,7 +221,7 @@ def test_saved_checkpoint_turns_into_the_masked_form_with_its_optimizer():
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     train_step(model, optimizer, 0)
-    condense_while_training(model, optimizer)
+    pack_model(model, optimizer)
     train_step(model, optimizer, 1)
     state = masked_state_dict({f'module.{k}': v for k, v in model.state_dict().items()}, model)
     optimizer_state = masked_optimizer_state(deepcopy(optimizer.state_dict()), optimizer, model)
@@ -228,7 +230,7 @@ def test_saved_checkpoint_turns_into_the_masked_form_with_its_optimizer():
     assert all(state[f'module.{k}'].shape == v.shape for k, v in resumed.state_dict().items())
     resumed_optimizer = torch.optim.SGD(resumed.parameters(), 0.05, momentum=0.9)
     resumed_optimizer.load_state_dict(optimizer_state)
-    condense_while_training(resumed, resumed_optimizer)
+    pack_model(resumed, resumed_optimizer)
     for m, o in ((model, optimizer), (resumed, resumed_optimizer)):
         train_step(m, o, 2)
     for ours, theirs in zip(resumed.parameters(), model.parameters()):
@@ -238,7 +240,7 @@ def test_saved_checkpoint_turns_into_the_masked_form_with_its_optimizer():
 def test_packed_models_condense_count_and_refuse_as_masked_ones_do():
     masked = model_of().eval()
     packed = deepcopy(masked)
-    condense_while_training(packed)
+    pack_model(packed)
     expected = condense(masked).state_dict()
     for state in (condense(packed).state_dict(), condense_state_dict(packed.state_dict(), masked)):
         assert set(state) == set(expected) and all(torch.equal(state[k], v) for k, v in expected.items())
@@ -251,15 +253,17 @@ def test_packed_models_condense_count_and_refuse_as_masked_ones_do():
 def test_unfinished_wrapped_and_foreign_arguments_are_refused_unchanged():
     unfinished = timm.create_model('condensenetv2', arch=random_arch(0), num_classes=5)
     with pytest.raises(UnfinishedPruningError, match='stage 0 of .*StagedSparsifier.finished'):
-        condense_while_training(unfinished)
+        pack_model(unfinished)
     model = model_of()
     with pytest.raises(ValueError, match='no counterpart'):
-        condense_while_training(model, ema=nn.Linear(2, 2))
+        pack_model(model, ema=nn.Linear(2, 2))
+    with pytest.raises(TypeError, match='Linear holds no param_groups'):
+        pack_model(model, nn.Linear(2, 2))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     weight = next(model.sparse_layers()).conv.weight
     optimizer.state[weight]['rows'] = torch.zeros(7)
     with pytest.raises(ValueError, match='keeps rows of shape'):
-        condense_while_training(model, optimizer)
+        pack_model(model, optimizer)
     assert not any(layer.packed for layer in model.sparse_layers())
 
     class FakeDistributedDataParallel(nn.Module):
@@ -268,7 +272,29 @@ def test_unfinished_wrapped_and_foreign_arguments_are_refused_unchanged():
             self.module = module
 
     with pytest.raises(ValueError, match='wrapped by FakeDistributedDataParallel'):
-        condense_while_training(FakeDistributedDataParallel(model))
+        pack_model(FakeDistributedDataParallel(model))
+
+
+class Wrapper:
+    """Not an optimiser, and calls the one inside as it likes."""
+
+    def __init__(self, optimizer):
+        self.parts = {'inner': optimizer}
+
+
+def test_the_optimiser_is_found_inside_any_wrapper():
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    train_step(model, optimizer, 0)
+    pack_model(model, Wrapper(optimizer))
+    weights = {id(layer.conv.weight) for layer in model.sparse_layers() if layer.packed}
+    trained = {id(p) for group in optimizer.param_groups for p in group['params']}
+    assert weights and weights <= trained
+    assert all(optimizer.state[p]['momentum_buffer'].shape == p.shape for p in model.parameters())
+
+
+def test_earlier_names_stay():
+    assert condense_while_training is pack_model
 
 
 def test_factor_one_has_nothing_to_pack():

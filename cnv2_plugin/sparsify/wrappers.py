@@ -1,0 +1,76 @@
+"""Sees through the wrappers that trainers put around models, optimisers and averaged copies."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+AVERAGES = ('AveragedModel', 'ModelEma', 'ModelEmaV2', 'ModelEmaV3')
+"""Classes that hold an averaged copy of a model: PyTorch's (Lightning uses it too) and timm's."""
+
+_WRAPPER_PREFIXES = ('_orig_mod', 'module')
+_SHARDING_WRAPPERS = ('FullyShardedDataParallel', 'DeepSpeedEngine')
+
+
+def plain_name(name: str) -> str:
+    """Strip from a module's name what DDP, averaged models and torch.compile put before it."""
+    return '.'.join(part for part in name.split('.') if part not in _WRAPPER_PREFIXES)
+
+
+def averaged_copy(average: Any) -> nn.Module:
+    """Return the module inside ``AveragedModel``, ``ModelEmaV3`` and the like; another module is the copy itself."""
+    inside = getattr(average, 'module', None) or getattr(average, 'ema', None)
+    return inside if isinstance(inside, nn.Module) else average
+
+
+def is_average(value: Any) -> bool:
+    """Tell whether an object is one of :data:`AVERAGES`."""
+    return _has_base(value, AVERAGES)
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return nothing, one or several models or optimisers as a list."""
+    if given is None:
+        return []
+    single = isinstance(given, nn.Module) or not isinstance(given, Iterable)
+    return [given] if single else list(given)
+
+
+def optimizers_in(given: Any) -> list[Any]:
+    """List optimisers and all that they wrap (timm's Lookahead, accelerate, mmengine), outermost first.
+
+    Args:
+        given: an optimiser or several; what a wrapper calls the optimiser inside does not matter.
+    """
+    found: list[Any] = []
+    queue = as_list(given)
+    while queue:
+        current = queue.pop(0)
+        if any(current is seen for seen in found):
+            continue
+        found.append(current)
+        for value in vars(current).values():
+            several = value.values() if isinstance(value, Mapping) else value
+            inside = several if isinstance(several, Iterable) else (several,)
+            queue.extend(v for v in inside if hasattr(v, 'param_groups'))
+    return found
+
+
+def _has_base(value: Any, names: tuple[str, ...]) -> bool:
+    return any(base.__name__ in names for base in type(value).__mro__)
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise where no process holds whole weights, so that the least important connections could not be told.
+
+    Raises:
+        RuntimeError: if the model is wrapped by FSDP or DeepSpeed, or a parameter is a shard.
+    """
+    wrapped = (type(m).__name__ for m in model.modules() if _has_base(m, _SHARDING_WRAPPERS))
+    shards = (name for name, p in model.named_parameters() if hasattr(p, 'placements') or hasattr(p, 'ds_id'))
+    sharded = next(wrapped, None) or next(shards, None)
+    if sharded:
+        raise RuntimeError(
+            f'The parameters are sharded over processes ({sharded}), but pruning compares whole weights; train with '
+            f'DistributedDataParallel (OpenMMLab: MMDistributedDataParallel) instead.'
+        )
