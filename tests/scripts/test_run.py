@@ -220,7 +220,7 @@ def test_a_module_sees_what_python_shows_it(tmp_path):
 def test_an_error_of_the_script_has_its_own_traceback(tmp_path, capsys):
     (tmp_path / 'bad.py').write_text('def f():\n    raise ValueError("mine")\nf()\n')
     assert run(tmp_path / 'bad.py') == 1
-    lines = capsys.readouterr().err.splitlines()
+    lines = [line.removeprefix('[rank0]: ') for line in capsys.readouterr().err.splitlines()]
     assert lines[0].startswith('Traceback') and 'bad.py", line 3' in lines[1] and lines[-1] == 'ValueError: mine'
     assert run(tmp_path / 'none.py') == 2
     assert 'there is no script' in capsys.readouterr().err
