@@ -5,10 +5,10 @@ Checkpoints are untrusted: tensors and plain containers are read, anything that 
 
 import os
 import pickle
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Optional, Union
 
 import torch
@@ -30,28 +30,42 @@ class NeedsTrustError(CheckpointError):
 
 
 @contextmanager
-def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` that takes its place when the block ends well, and vanishes otherwise.
+def staged(*paths: Union[str, Path]) -> Iterator[list[Path]]:
+    """Give a temporary path for each path; they take their places together when the block ends well.
+
+    Each has the name of its path, in a hidden folder beside it that vanishes in the end. Where the block raises, no
+    path is touched. The first path is renamed last: with it, the others are there.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, or ``path`` is a folder.
+        OSError: a folder does not exist or cannot be written, or a path is a folder that a file would replace.
     """
-    path = Path(path)
-    check_target(path)
-    try:
-        handle, name = tempfile.mkstemp(prefix=f'.{path.stem}-', suffix=path.suffix, dir=path.parent or '.')
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    targets = [Path(path) for path in paths]
+    for target in targets:
+        check_target(target)
+    with ExitStack() as stack:
+        folders: dict[Path, Path] = {}
+        for target in targets:
+            if target.parent not in folders:
+                try:
+                    made = TemporaryDirectory(dir=target.parent, prefix=f'.{target.stem}-')
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, str(target)) from error
+                folders[target.parent] = Path(stack.enter_context(made))
+        temporaries = [folders[target.parent] / target.name for target in targets]
+        yield temporaries
+        for temporary in temporaries:
+            if temporary.is_file():
+                with open(temporary, 'rb') as file:
+                    os.fsync(file.fileno())
+        for temporary, target in reversed(list(zip(temporaries, targets))):
+            temporary.replace(target)
+
+
+@contextmanager
+def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
+    """Give a temporary file in place of ``path``, as :func:`staged` does for several."""
+    with staged(path) as (temporary,):
         yield temporary
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_target(path: Union[str, Path]) -> None:
@@ -99,12 +113,6 @@ def check_finite(state_dict: Mapping[str, Any], source: Union[str, Path]) -> Non
         raise CheckpointError(
             f'{broken[0]} of {source} has NaN or infinite values{more}; give a checkpoint from before that.'
         )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def load_checkpoint(path: Union[str, Path], trust: bool = False) -> dict[str, Any]:

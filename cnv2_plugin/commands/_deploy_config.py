@@ -1,11 +1,10 @@
 """``cnv2 deploy CONFIG CHECKPOINT``: models of MMPretrain and MMDetection."""
 
 import argparse
-from pathlib import Path
 
 from torch import Tensor, nn
 
-from ._deployed import load_exactly, print_report
+from ._models import Source, check_fit, refuse_condensed
 
 
 class Logits(nn.Module):
@@ -45,58 +44,29 @@ class HeadOutputs(nn.Module):
         return tuple(output for kind in self.model(x, mode='tensor') for output in kind)
 
 
-def run(args: argparse.Namespace, config: str, checkpoint: str) -> None:
-    """Condense, verify, export and write, and print what changed."""
+def open_config_model(config: str, args: argparse.Namespace):
+    """The model of a config with the weights of ``args.checkpoint``, and the config.
+
+    Raises:
+        ValueError: the checkpoint does not fit, or nothing says how large the images are.
+        CheckpointError: the file cannot be read.
+    """
     from ..checkpoints import load_checkpoint
-    from ..checkpoints.io import check_finite
-    from ..deploy import condense, export_onnx, verify
-    from ..toolkits.openmmlab.deploy_files import save_deployed
+    from ..toolkits.openmmlab.deploy_files import build
     from ..toolkits.openmmlab.runner_config import load_config
     from ..toolkits.openmmlab.safe_loading import safe_loading
 
-    written = Path(args.out).with_suffix('.py')
-    for given, new in ((config, written), (checkpoint, Path(args.out))):
-        if Path(given).resolve() == new.resolve():
-            raise ValueError(f'--out {args.out} would overwrite {given}; give another name.')
     cfg = load_config(config)
-    loaded = load_checkpoint(checkpoint, args.trust)
+    checkpoint = load_checkpoint(args.checkpoint, args.trust)
     with safe_loading(args.trust):
         model = build(cfg).eval()
-    state_dict = weights(loaded, use_ema=not args.no_ema)
-    check_finite(state_dict, checkpoint)
-    load_exactly(model, state_dict, config, 'that the checkpoint is of this config')
-    input_size = tuple(args.input) if args.input else input_size_of(cfg)
-    condensed = condense(model).eval()
-    differences = []
-    for form in compared_forms(model):
-        report = verify(form(model), form(condensed), input_size, num_inputs=2)
-        report.check(args.tolerance, f'{form.__name__} of the condensed model')
-        differences.append(report.max_rel)
-    differences = [max(differences)]
-    part = compared_forms(model)[0]
-    onnx_sizes = []
-    if args.onnx:
-        metadata = onnx_metadata(cfg, loaded)
-        exported = export_onnx(
-            part(condensed), args.onnx, input_size, args.batch, tolerance=args.tolerance, metadata=metadata
-        )
-        differences.append(exported.verification.max_rel)
-        onnx_sizes = [exported.size]
-    save_deployed(model, cfg, Path(args.out), written, plain_meta(loaded))
-    sizes = [Path(checkpoint).stat().st_size, Path(args.out).stat().st_size, *onnx_sizes]
-    title = 'Deployed' if part is Logits else 'Deployed; figures and ONNX of backbone and neck'
-    print_report(part(model), part(condensed), input_size, sizes, differences, title=title)
-
-
-def build(cfg) -> nn.Module:
-    """The model of a config, with the config's own preprocessing."""
-    from mmengine.registry import MODELS, DefaultScope
-
-    options = cfg.model.copy()
-    if cfg.get('data_preprocessor') is not None:
-        options.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
-        return MODELS.build(options)
+    state_dict = weights(checkpoint, use_ema=not args.no_ema)
+    refuse_condensed(state_dict)
+    check_fit(model.state_dict(), state_dict, args.checkpoint, config, 'that the checkpoint is of this config')
+    model.load_state_dict(state_dict)
+    size = tuple(args.input) if args.input else input_size_of(cfg)
+    meta, metadata = plain_meta(checkpoint), onnx_metadata(cfg, checkpoint)
+    return Source(config, model, size, meta, metadata, compared_views(model)), cfg
 
 
 def weights(checkpoint: dict, use_ema: bool) -> dict[str, Tensor]:
@@ -114,7 +84,7 @@ def weights(checkpoint: dict, use_ema: bool) -> dict[str, Tensor]:
     return find_state_dict(checkpoint)
 
 
-def compared_forms(model: nn.Module) -> list[type[nn.Module]]:
+def compared_views(model: nn.Module) -> dict[str, type[nn.Module]]:
     """What is compared before and after condensing; the first one is exported and counted.
 
     A two-stage detector's second stage has no raw output without proposals, so its features are compared.
@@ -124,15 +94,17 @@ def compared_forms(model: nn.Module) -> list[type[nn.Module]]:
     """
     kinds = {base.__name__ for base in type(model).__mro__}
     if 'ImageClassifier' in kinds:
-        return [Logits]
-    if 'SingleStageDetector' in kinds:
-        return [Features, HeadOutputs]
-    if 'BaseDetector' in kinds and hasattr(model, 'backbone'):
-        return [Features]
-    raise ValueError(
-        f'{type(model).__name__} is neither an ImageClassifier of mmpretrain nor a detector of mmdet with a backbone; '
-        f'condense other models by cnv2_plugin.deploy.condense.'
-    )
+        views = [Logits]
+    elif 'SingleStageDetector' in kinds:
+        views = [Features, HeadOutputs]
+    elif 'BaseDetector' in kinds and hasattr(model, 'backbone'):
+        views = [Features]
+    else:
+        raise ValueError(
+            f'{type(model).__name__} is neither an ImageClassifier of mmpretrain nor a detector of mmdet with a '
+            f'backbone; condense other models by cnv2_plugin.deploy.condense.'
+        )
+    return {f'{view.__name__} of the condensed model': view for view in views}
 
 
 def input_size_of(cfg) -> tuple[int, int, int]:

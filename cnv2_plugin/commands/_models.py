@@ -1,16 +1,38 @@
-"""Models of commands that take ``CKPT|ARCH``: a checkpoint of any kind of ours, or a timm name."""
+"""Trained models that commands open: a checkpoint of any kind of ours, or a timm name."""
 
 import argparse
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 _LAYER = re.compile(r'stages\.(\d+)\.layers\.(\d+)\.')
 META_KWARGS = ('arch', 'in_chans', 'num_classes', 'deploy', 'classifier_keep', 'global_pool', 'drop_rate')
 """Arguments of a model that a checkpoint may name itself; a file must not choose addresses or paths."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that a command opened, and what must be known to write it again.
+
+    Attributes:
+        name: title for reports.
+        model: in eval mode.
+        input_size: ``(C, H, W)``.
+        meta: arch and arguments, stored beside deployed weights.
+        metadata: stored in ONNX files, beside what the model says itself.
+        views: modules of it to compare, by name; the first one is exported.
+    """
+
+    name: str
+    model: Any
+    input_size: tuple[int, int, int]
+    meta: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    views: Mapping[str, Callable] = field(default_factory=lambda: {'the condensed model': lambda model: model})
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -22,70 +44,115 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust', action='store_true', help='unpickle the checkpoint; only for files you trust')
 
 
-def open_model(name: str, args: argparse.Namespace):
+def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> Source:
     """The model of a checkpoint, or an untrained one of a timm name whose pruning its random weights decided.
 
     Args:
         name: timm name, or path of a checkpoint (either form; timm's, MMPretrain's or the authors' names of tensors).
-        args: with the options of :func:`add_model_options`.
-
-    Returns:
-        Title and model in eval mode.
+        args: with the options of :func:`add_model_options`, and ``input`` and ``model_kwargs`` where a command has
+            them.
+        trained: refuse a checkpoint that is condensed.
 
     Raises:
-        ValueError: there is no such variant, or the checkpoint does not fit.
+        ValueError: there is no such variant, or the checkpoint or the input size does not fit.
         CheckpointError: the file cannot be read.
     """
+    size = getattr(args, 'input', None)
     if not _is_file(name):
-        return f'{name} (untrained)', _untrained(name)
+        model = _untrained(name)
+        return Source(f'{name} (untrained)', model, _input_size(model, size))
     from ..checkpoints import find_state_dict, load_checkpoint
     from ..checkpoints.official import import_official_state_dict, is_official
     from ..toolkits.key_map import convert_keys
 
     checkpoint = load_checkpoint(name, args.trust)
     state_dict = find_state_dict(checkpoint, use_ema=not args.no_ema)
+    if trained:
+        refuse_condensed(state_dict)
     if is_official(state_dict):
         imported = import_official_state_dict(state_dict, checkpoint.get('args'))
         arch, kwargs, state_dict = imported.model_name, imported.model_kwargs, imported.state_dict
     else:
-        state_dict, _ = convert_keys(state_dict, 'timm')
+        if not args.arch or any(key.startswith('backbone.') for key in state_dict):
+            state_dict, _ = convert_keys(state_dict, 'timm')
         arch, kwargs = _told(checkpoint.get('meta'))
         if args.arch and args.arch != arch:
             arch, kwargs = args.arch, {}
         arch = arch or _fitting(state_dict, name)
+    kwargs = {**kwargs, **dict(getattr(args, 'model_kwargs', ()))}
+    model = _build(state_dict, arch, kwargs, name)
     title = Path(name).stem if arch in ('condensenetv2', 'condensenet') else f'{arch} ({Path(name).name})'
-    return title, build_model(state_dict, arch, kwargs, name)
+    meta = dict(arch=arch, model_kwargs=kwargs, num_classes=model.num_classes)
+    return Source(title, model, _input_size(model, size), meta)
 
 
-def build_model(state_dict: Mapping[str, Any], arch: str, kwargs: Mapping[str, Any], source: str):
-    """Build the timm model that a state dict belongs to and load it strictly.
+def check_fit(own: Mapping[str, Any], state_dict: Mapping[str, Any], source: str, name: str, hint: str) -> None:
+    """Compare the names and shapes of a checkpoint's tensors with those of the model that is to load them.
 
-    What the file says is compared with its own tensors before anything of that size is made.
+    Args:
+        own: state dict of the model, which may be on the meta device.
+        state_dict: of the checkpoint.
+        source: of the checkpoint, for the message.
+        name: of the model, for the message.
+        hint: option or file to check, for the message.
 
     Raises:
-        ValueError: it does not fit.
+        ValueError: they differ; says where.
+    """
+    both = own.keys() & state_dict.keys()
+    wrong = sorted(key for key in both if own[key].shape != state_dict[key].shape)
+    for fault, keys in (
+        ('lacks', sorted(own.keys() - both)),
+        ('has unknown', sorted(state_dict.keys() - both)),
+        ('has other shapes for', wrong),
+    ):
+        if keys:
+            more = f' and {len(keys) - 3} more' if len(keys) > 3 else ''
+            raise ValueError(f'{source} does not fit {name}: it {fault} {", ".join(keys[:3])}{more}; check {hint}.')
+
+
+def refuse_condensed(state_dict: Mapping[str, Any]) -> None:
+    """Raise where a state dict is condensed already.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict):
+        raise ValueError('the checkpoint is condensed already; deploy takes the trained checkpoint in training form.')
+
+
+def _build(state_dict: Mapping[str, Any], arch: str, kwargs: Mapping[str, Any], source: str):
+    """The timm model that a state dict belongs to, loaded strictly.
+
+    What the file says is compared with its own tensors before anything of that size is made.
     """
     import timm
+    import torch
+
+    from ..archs import find_variant
 
     kwargs = {**_told_by_tensors(state_dict), **kwargs}
     shape = kwargs.get('arch')
     _check_size(shape if isinstance(shape, Mapping) else {}, state_dict, source)
     if arch not in timm.list_models():
-        from ..archs import find_variant
-
         find_variant(arch)
-    model = timm.create_model(arch, **kwargs, device='meta')
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    given = {key: tuple(value.shape) for key, value in state_dict.items()}
-    differing = sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key))
-    if differing:
-        raise ValueError(
-            f'{source} does not fit {arch}: {len(differing)} tensors are missing, unknown or of another shape, such as '
-            f'{", ".join(differing[:3])}; give the name of its network with --arch.'
-        )
+    try:
+        with torch.device('meta'):
+            own = timm.create_model(arch, **kwargs).state_dict()
+    except TypeError as error:
+        raise ValueError(f'{arch} cannot be built: {error}; check --model-kwargs.') from error
+    check_fit(own, state_dict, source, arch, 'the name of its network (--arch) and its arguments')
     model = timm.create_model(arch, **kwargs)
     model.load_state_dict(dict(state_dict))
     return model.eval()
+
+
+def _input_size(model, given: Optional[list[int]]) -> tuple[int, int, int]:
+    channels = getattr(model, 'in_chans', 3)
+    size = tuple(given or (channels, *model.pretrained_cfg['input_size'][1:]))
+    if min(size) < 1 or size[0] != channels:
+        raise ValueError(f'--input is {size}; this network takes ({channels}, H, W) with H and W of at least 1.')
+    return size
 
 
 def _is_file(name: str) -> bool:
@@ -136,7 +203,10 @@ def _told_by_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     kwargs: dict[str, Any] = {}
     if any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict):
         kwargs['deploy'] = True
-    kwargs['num_classes'] = len(state_dict['classifier.weight']) if 'classifier.weight' in state_dict else 0
+    if 'classifier.weight' in state_dict:
+        kwargs['num_classes'] = len(state_dict['classifier.weight'])
+    elif _layers_of(state_dict):
+        kwargs['num_classes'] = 0
     stem = state_dict.get('stem.weight', state_dict.get('stem.conv.weight'))
     if stem is not None and stem.ndim == 4:
         kwargs['in_chans'] = stem.shape[1]

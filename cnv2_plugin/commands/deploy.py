@@ -1,10 +1,12 @@
 """``cnv2 deploy``: condense a trained checkpoint, prove that nothing changed, and write it."""
 
 import argparse
+from functools import partial
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
-from ._deployed import load_exactly, print_report
+from ._models import Source, open_model
+from ._output import print_table
 from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True
@@ -44,75 +46,68 @@ def run(args: argparse.Namespace) -> None:
     check_input(args.input)
     if args.onnx:
         _check_output(args.onnx, ('.onnx',))
+    _check_output(args.out, ('.pth',) if config else ('.pth', '.pt', '.safetensors'))
+    if config and (args.classifier_keep is not None or args.model_kwargs):
+        raise UsageError('--classifier-keep and --model-kwargs are for timm models; a config says it all itself.')
+    from ..checkpoints.io import check_finite
+    from ..deploy.pipeline import deploy
+
+    files = [Path(args.out)]
     if config:
-        _check_output(args.out, ('.pth',))
-        if args.classifier_keep is not None or args.model_kwargs:
-            raise UsageError('--classifier-keep and --model-kwargs are for timm models; a config says it all itself.')
-        from . import _deploy_config
+        from ..toolkits.openmmlab.deploy_files import save_deployed
+        from ._deploy_config import open_config_model
 
-        _deploy_config.run(args, config[0], args.checkpoint)
+        files.append(files[0].with_suffix('.py'))
+        for given, new in zip((args.checkpoint, *config), files):
+            if Path(given).resolve() == new.resolve():
+                raise ValueError(f'--out {args.out} would overwrite {given}; give another name.')
+        source, cfg = open_config_model(*config, args)
+        write = partial(save_deployed, cfg=cfg, meta=source.meta)
     else:
-        _check_output(args.out, ('.pth', '.pt', '.safetensors'))
-        _deploy_timm(args)
+        source = open_model(args.checkpoint, args, trained=True)
+        write = partial(_save, meta=dict(source.meta, deploy=True), classifier_keep=args.classifier_keep)
+    check_finite(source.model.state_dict(), args.checkpoint)
+    done = deploy(
+        source.model, files, write, source.input_size, source.views, args.onnx and Path(args.onnx), args.batch,
+        args.tolerance, source.metadata, args.classifier_keep,
+    )  # fmt: skip
+    _print_report(source, done, args)
 
 
-def _deploy_timm(args: argparse.Namespace) -> None:
-    from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
-    from ..checkpoints.io import check_finite, check_target
-    from ..deploy import classifier_cost, condense, export_onnx, verify
+def _save(condensed, path: Path, meta: dict, classifier_keep: Optional[float]) -> None:
+    from ..checkpoints import save_checkpoint
 
-    state_dict = find_state_dict(load_checkpoint(args.checkpoint, args.trust), use_ema=not args.no_ema)
-    check_finite(state_dict, args.checkpoint)
-    model = build_for(state_dict, args.arch, dict(args.model_kwargs)).eval()
-    input_size = tuple(args.input or model.pretrained_cfg['input_size'])
-    input_size = (model.in_chans, *input_size[1:])
-    condensed = condense(model)
-    report = verify(model, condensed, input_size)
-    report.check(args.tolerance, 'the condensed model')
-    meta = dict(arch=args.arch, model_kwargs=dict(args.model_kwargs), num_classes=model.num_classes, deploy=True)
-    lossy = []
-    if args.classifier_keep is not None:
-        dropped = classifier_cost(condensed, args.classifier_keep)
-        whole, condensed = condensed, condense(condensed, classifier_keep=args.classifier_keep)
-        loss = verify(whole, condensed, input_size, num_inputs=8, batch_size=4)
-        meta['model_kwargs']['classifier_keep'] = args.classifier_keep
-        lossy = [
+    if classifier_keep is not None:
+        meta = dict(meta, model_kwargs=dict(meta['model_kwargs'], classifier_keep=classifier_keep))
+    save_checkpoint(condensed.state_dict(), path, meta)
+
+
+def _print_report(source: Source, done, args: argparse.Namespace) -> None:
+    """Print what condensing changed, in figures of both forms."""
+    from ..analysis import count_cost
+
+    name, view = next(iter(source.views.items()))
+    before, after = (count_cost(view(model), source.input_size) for model in (source.model, done.model))
+    exported = [done.export] if done.export else []
+    sizes = [Path(args.checkpoint).stat().st_size, Path(args.out).stat().st_size, *(e.size for e in exported)]
+    differences = [done.difference, *(e.verification.max_rel for e in exported)]
+    header = ['', 'training form', 'condensed', 'ONNX'][: len(sizes) + 1]
+    rows = [
+        ['parameters', f'{before.params:,}', f'{after.params:,}', ''],
+        ['multiply-adds (M)', f'{before.mult_adds / 1e6:.2f}', f'{after.mult_adds / 1e6:.2f}', ''],
+        ['file size (MB)', *(f'{size / 1e6:.3f}' for size in sizes)],
+        ['max relative difference', '', *(f'{difference:.2e}' for difference in differences)],
+    ]
+    if done.loss:
+        dropped, loss = done.loss
+        rows += [
             ['classifier inputs kept', f'{dropped.inputs:,}', f'{dropped.kept:,}'],
             ['L1 norm of the classifier dropped', '', f'{dropped.dropped_l1:.1%}'],
             ['max relative difference by that', '', f'{loss.max_rel:.2e}'],
             [f'same top-1 class ({loss.num_inputs} random images)', '', f'{loss.argmax_agreement:.1%}'],
         ]
-    differences, onnx_sizes = [report.max_rel], []
-    if args.onnx:
-        check_target(args.out)
-        exported = export_onnx(condensed, args.onnx, input_size, args.batch, tolerance=args.tolerance)
-        differences.append(exported.verification.max_rel)
-        onnx_sizes = [exported.size]
-    save_checkpoint(condensed.state_dict(), args.out, meta)
-    sizes = [Path(args.checkpoint).stat().st_size, Path(args.out).stat().st_size, *onnx_sizes]
-    print_report(model, condensed, input_size, sizes, differences, lossy)
-
-
-def build_for(state_dict: dict, arch: str, model_kwargs: dict):
-    """The timm model in training form that a state dict was trained with, loaded strictly.
-
-    Raises:
-        ValueError: the state dict does not fit the arch, or is condensed already.
-    """
-    import timm
-
-    from ..archs import find_variant
-
-    if arch not in timm.list_models():
-        find_variant(arch)
-    if 'classifier.weight' in state_dict:
-        model_kwargs = dict(num_classes=len(state_dict['classifier.weight']), **model_kwargs)
-    try:
-        model = timm.create_model(arch, **model_kwargs)
-    except TypeError as error:
-        raise ValueError(f'{arch} cannot be built: {error}; check --model-kwargs.') from error
-    load_exactly(model, state_dict, arch, '--arch and --model-kwargs')
-    return model
+    title = 'Deployed; figures and ONNX of backbone and neck' if name.startswith('Features') else 'Deployed'
+    print_table(title, header, [row[: len(header)] for row in rows])
 
 
 def _check_output(path: str, suffixes: tuple[str, ...]) -> None:

@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
         check_target(args.out)
     if args.int8:
         check_target(_int8_path(args.out))
-    title, model = open_model(args.model, args)
-    size = _input_size(model, args)
+    source = open_model(args.model, args)
+    title, model, size = source.name, source.model, source.input_size
     check_finite(model.state_dict(), args.model)
     images = _calibration(model, size, args) if args.int8 else None
     choices = _tune(model, size, args) if args.tune else None
@@ -92,13 +92,6 @@ def _amount(text: str) -> float:
     if not value >= 0:
         raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 0')
     return value
-
-
-def _input_size(model, args: argparse.Namespace) -> tuple[int, int, int]:
-    size = tuple(args.input or (model.in_chans, *model.pretrained_cfg['input_size'][1:]))
-    if min(size) < 1 or size[0] != model.in_chans:
-        raise ValueError(f'--input is {size}; this network takes ({model.in_chans}, H, W) with H and W of at least 1.')
-    return size
 
 
 def _calibration(model, size: tuple[int, int, int], args: argparse.Namespace):

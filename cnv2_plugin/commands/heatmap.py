@@ -26,14 +26,14 @@ def run(args: argparse.Namespace) -> None:
     names = [name for name in (args.model, args.other) if name]
     if args.titles and len(args.titles) != len(names):
         raise UsageError(f'--titles gives {len(args.titles)} names for {len(names)} models; give one for each.')
-    models = [open_model(name, args) for name in names]
-    titles = args.titles or [title for title, _ in models]
-    kinds = [{use.kind for use in trace(model).uses} for _, model in models]
+    sources = [open_model(name, args) for name in names]
+    titles = args.titles or [source.name for source in sources]
+    kinds = [{use.kind for use in trace(source.model).uses} for source in sources]
     if not any(kinds):
         raise ValueError(f'{" and ".join(names)} have neither learned group convolution nor reactivation to draw.')
     args.out.mkdir(parents=True, exist_ok=True)
     for kind in ('lgc', 'sfr'):
-        maps = [connection_map(m, kind, title) for title, (_, m), own in zip(titles, models, kinds) if kind in own]
+        maps = [connection_map(s.model, kind, title) for title, s, own in zip(titles, sources, kinds) if kind in own]
         if maps:
             plot_maps(maps, args.out / f'{kind}.{args.format}')
             write_csv(maps, args.out / f'{kind}.csv')

@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     check_input(args.input)
     if args.rounds < 0:
         raise UsageError(f'--rounds is {args.rounds}; it takes 0 or more.')
-    title, model = open_model(args.model, args)
-    check_finite(model.state_dict(), args.model)
-    input_size = tuple(args.input or (model.in_chans, *model.pretrained_cfg['input_size'][1:]))
-    write_report(model, args.out, title, input_size, args.log, args.rounds, dict(model=Path(args.model).name))
+    source = open_model(args.model, args)
+    check_finite(source.model.state_dict(), args.model)
+    names = dict(model=Path(args.model).name)
+    write_report(source.model, args.out, source.name, source.input_size, args.log, args.rounds, names)
     print(f'{args.out}: {args.out.stat().st_size / 1e3:.0f} kB')

@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> None:
             check_format(args.plot)
         except ValueError as error:
             raise UsageError(str(error)) from error
-    title, model = open_model(args.model, args)
-    report = sparsity_report(model)
+    source = open_model(args.model, args)
+    title, report = source.name, sparsity_report(source.model)
     print_table(f'{title}: layers', *layer_table(report), args.markdown)
     if report.sources:
         print_table(f'{title}: features, by the layer that makes them', *source_table(report), args.markdown)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cnv2_plugin.checkpoints import CheckpointError, atomic_path, find_state_dict, load_checkpoint, save_checkpoint
+from cnv2_plugin.checkpoints.io import staged
 
 pytestmark = pytest.mark.smoke
 
@@ -98,3 +99,20 @@ def test_shared_tensors_save_as_safetensors(tmp_path):
     save_checkpoint({'a': tensor, 'b': tensor.view(2, 3)}, tmp_path / 'x.safetensors')
     loaded = find_state_dict(load_checkpoint(tmp_path / 'x.safetensors'))
     assert np.array_equal(loaded['a'], loaded['b'].flatten())
+
+
+def test_files_that_belong_together_appear_together(tmp_path):
+    paths = [tmp_path / 'a.txt', tmp_path / 'b.txt', tmp_path / 'folder' / 'c.txt']
+    paths[2].parent.mkdir()
+    paths[0].write_text('old')
+    with pytest.raises(RuntimeError, match='boom'), staged(*paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text('half')
+        raise RuntimeError('boom')
+    assert sorted(tmp_path.rglob('*.txt')) == [paths[0]] and paths[0].read_text() == 'old'
+    with staged(*paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text('new')
+        assert paths[0].read_text() == 'old'
+    assert [path.read_text() for path in paths] == ['new'] * 3
+    assert sorted(tmp_path.rglob('*')) == sorted([*paths, paths[2].parent])

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ...checkpoints import atomic_path, save_checkpoint
-from ...deploy import condense
+from ...checkpoints import save_checkpoint
+from ...checkpoints.io import staged
 
 _DEPLOYABLE = ('CondenseNet', 'CondenseNetV2', 'SFRShuffleNetV2', 'SFRFPN', 'LearnedGroupModel')
 _SURGERY_HOOK = 'LearnedGroupSurgeryHook'
@@ -48,37 +48,40 @@ def deployed_config(cfg: Config) -> Config:
 
 
 def save_deployed(
-    model: nn.Module, cfg: Config, checkpoint: Path, config: Path, meta: Optional[dict[str, Any]] = None
+    condensed: nn.Module, checkpoint: Path, config: Path, cfg: Config, meta: Optional[dict[str, Any]] = None
 ) -> None:
-    """Condense a copy of a trained model and write its checkpoint and config.
+    """Write the checkpoint of a condensed model and the config that builds it.
 
-    Both files appear only after a model built from the new config has loaded the new weights strictly.
+    Both files appear only after a model built from the new config has loaded the weights strictly.
 
     Args:
-        model: trained model without distributed wrapper, any part of it already condensed or not.
-        cfg: config it was built from.
+        condensed: model without distributed wrapper, every part of it condensed.
         checkpoint: path of the deployed weights.
         config: path of the config that builds the deployed model.
+        cfg: config that the trained model was built from.
         meta: stored beside the weights, such as ``dataset_meta``.
 
     Raises:
-        UnfinishedPruningError: pruning is not finished.
         ValueError: the model has condensed layers that the config cannot express.
     """
-    condensed = condense(model).eval()
     new_cfg = deployed_config(cfg)
     _check_builds(new_cfg, condensed)
-    save_checkpoint(condensed.state_dict(), checkpoint, meta)
-    with atomic_path(config) as temporary:
-        new_cfg.dump(temporary)
+    with staged(checkpoint, config) as (weights, text):
+        save_checkpoint(condensed.state_dict(), weights, meta)
+        new_cfg.dump(text)
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model of a config, with the config's own preprocessing."""
+    options = deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        options.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        return MODELS.build(options)
 
 
 def _check_builds(cfg: Config, condensed: nn.Module) -> None:
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
-        options = deepcopy(cfg.model)
-        if cfg.get('data_preprocessor') is not None:
-            options.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
-        rebuilt = MODELS.build(options)
+    rebuilt = build(cfg)
     try:
         rebuilt.load_state_dict(condensed.state_dict())
     except RuntimeError as error:

@@ -59,7 +59,7 @@ class SwitchToDeployHook(Hook):
         dataset_meta = getattr(runner.train_dataloader.dataset, 'metainfo', None)
         if dataset_meta:
             meta['dataset_meta'] = dataset_meta
-        save_deployed(model, runner.cfg, checkpoint, config, meta)
+        save_deployed(condense(model), checkpoint, config, runner.cfg, meta)
         runner.logger.info(f'Saved the deployed form as {checkpoint.name} and {config.name} in {checkpoint.parent}.')
 
     def before_test(self, runner: Runner) -> None:
