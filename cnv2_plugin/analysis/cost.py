@@ -1,7 +1,8 @@
 """Parameters and multiply-adds, plain and in the authors' way of counting."""
 
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..models.multiply_adds import counted
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs.
+    """Parameters of a model, and what one image costs.
 
     Attributes:
         params: all parameters of the model as it is.
@@ -35,9 +36,28 @@ class Cost:
     index_additions: int
     authors_count: int
 
+    @property
+    def pruned(self) -> 'Cost':
+        """The same without what pruning removes."""
+        return replace(self, params=self.params_pruned, mult_adds=self.mult_adds_pruned)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+def cost_table(forms: Mapping[str, Cost]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows that compare the cost of forms, by name."""
+    costs = forms.values()
+    rows = [
+        ['parameters', *(f'{cost.params:,}' for cost in costs)],
+        ['parameters (M)', *(f'{cost.params / 1e6:.2f}' for cost in costs)],
+        ['buffer elements', *(f'{cost.buffers:,}' for cost in costs)],
+        ['multiply-adds (M)', *(f'{cost.mult_adds / 1e6:.2f}' for cost in costs)],
+        ['index-layer additions (M)', *(f'{cost.index_additions / 1e6:.2f}' for cost in costs)],
+        ["authors' counting (M)", *(f'{cost.authors_count / 1e6:.2f}' for cost in costs)],
+    ]
+    return ['', *forms], rows
 
 
 def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224), linear_bias: bool = False) -> Cost:

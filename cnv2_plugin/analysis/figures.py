@@ -1,9 +1,12 @@
-"""What all pictures of the package share: size, fonts, and a write that leaves no half file."""
+"""Pictures and CSV files, each written whole or not at all."""
 
-from collections.abc import Iterator
+import csv
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
+
+from ..checkpoints import atomic_path
 
 FORMATS = ('.png', '.svg', '.pdf')
 _STYLE = {'font.size': 10, 'axes.titlesize': 11, 'legend.fontsize': 9, 'svg.hashsalt': 'cnv2'}
@@ -13,7 +16,7 @@ _STYLE = {'font.size': 10, 'axes.titlesize': 11, 'legend.fontsize': 9, 'svg.hash
 def picture(
     path: Union[str, Path], rows: int, columns: int, width: float, height: float
 ) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure to draw on, written under its final name when the block ends well.
+    """Make a figure to draw on, and write it under its final name when the block ends without an error.
 
     Args:
         path: file to write; the suffix decides the format.
@@ -29,10 +32,12 @@ def picture(
         ValueError: the suffix names no known format.
         ModuleNotFoundError: matplotlib is missing.
     """
-    from ..checkpoints import atomic_path
-
     check_format(path)
-    pyplot = _pyplot()
+    import matplotlib
+
+    matplotlib.use('Agg', force=False)
+    from matplotlib import pyplot
+
     with pyplot.rc_context(_STYLE):
         figure, axes = pyplot.subplots(
             rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout='constrained'
@@ -58,10 +63,7 @@ def check_format(path: Union[str, Path]) -> None:
         )
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use('Agg', force=False)
-    from matplotlib import pyplot
-
-    return pyplot
+def write_rows(path: Union[str, Path], header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file."""
+    with atomic_path(path) as temporary, open(temporary, 'w', newline='') as file:
+        csv.writer(file).writerows([header, *rows])

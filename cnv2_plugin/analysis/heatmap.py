@@ -4,15 +4,15 @@ The LGC map is the papers' picture (CondenseNet, figure 4): the mean absolute ma
 features of each older layer, over the largest of the row.
 """
 
-import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
 
+from .figures import write_rows
 from .heatmap_trace import Kind, Source, Use, trace
 
 
@@ -90,16 +90,14 @@ def _row(use: Use, source_of: Tensor, sources: int) -> tuple[Tensor, Tensor]:
 
 def write_csv(maps: Iterable[ConnectionMap], path: Union[str, Path]) -> None:
     """Write every connection of the maps as one line of a CSV file."""
-    from ..checkpoints import atomic_path
-
     header = 'model kind target target_block source source_block source_features strength normalised share'.split()
-    with atomic_path(path) as temporary, open(temporary, 'w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for m in maps:
-            values = torch.stack((m.strength, m.normalised, m.share), -1).tolist()
-            for target, block, row in zip(m.targets, m.target_blocks, values):
-                for source, numbers in zip(m.sources, row):
-                    if numbers[0] == numbers[0]:
-                        place = [m.title, m.kind, target, block, source.label, source.block, source.features]
-                        writer.writerow([*place, *(f'{number:.6g}' for number in numbers)])
+    write_rows(path, header, (row for m in maps for row in _connections(m)))
+
+
+def _connections(m: ConnectionMap) -> Iterator[list[Any]]:
+    values = torch.stack((m.strength, m.normalised, m.share), -1).tolist()
+    for target, block, row in zip(m.targets, m.target_blocks, values):
+        for source, numbers in zip(m.sources, row):
+            if numbers[0] == numbers[0]:
+                place = [m.title, m.kind, target, block, source.label, source.block, source.features]
+                yield [*place, *(f'{number:.6g}' for number in numbers)]

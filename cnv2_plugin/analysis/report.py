@@ -12,26 +12,30 @@ from typing import Any, Optional, Union
 import torch
 from torch import nn
 
+from ..benchmark import benchmark, machine
+from ..checkpoints import atomic_path
+from ..deploy import condense, verify
+from ..layers import GroupSparseConv2d, UnfinishedPruningError
 from ..models import CondenseNetTrunk, ShuffleNetTrunk
-from .cost import count_cost
+from .cost import cost_table, count_cost
 from .heatmap import connection_map
 from .heatmap_plot import plot_maps
 from .heatmap_trace import trace
 from .report_log import plot_curves, read_log
-from .sparsity import SparsityReport, sparsity_report, totals
+from .sparsity import sparsity_report
 from .sparsity_plot import plot_sparsity
 
 
 @dataclass
 class Section:
-    """A heading with text, a table and pictures below it.
+    """A heading with text, a table and pictures under it.
 
     Attributes:
         title: heading.
         text: sentences.
         header: names of the table's columns.
         rows: of the table.
-        pictures: alternative text and SVG content of each picture.
+        pictures: alternative text and ``data:`` address of each picture.
     """
 
     title: str
@@ -66,30 +70,31 @@ def write_report(
         ModuleNotFoundError: jinja2 or matplotlib is missing.
     """
     from .. import __version__
-    from ..checkpoints import atomic_path
 
-    template = _template()
+    facts = {**(facts or {}), 'cnv2_plugin': __version__, 'torch': torch.__version__}
     training = _training(log)
+    finished = all(layer.is_finished() for layer in _sparse_layers(model))
     sections = [
-        _architecture(model, input_size, {**(facts or {}), 'cnv2_plugin': __version__, 'torch': torch.__version__}),
+        _architecture(model, input_size, facts),
         _cost(model, input_size),
-        *_sparsity(model, title),
+        *_sparsity(model),
+        *_maps(model, title),
         *training,
         _deployment(model, input_size),
-        *_latency(model, input_size, rounds),
+        *([_latency(model, input_size, rounds)] if finished and rounds > 0 else []),
     ]
-    page = template.render(title=title, sections=sections)
+    page = _render(title, sections)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding='utf-8')
 
 
-def _template():
+def _render(title: str, sections: Sequence[Section]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template('report.html')
+    return environment.get_template('report.html').render(title=title, sections=sections)
 
 
 def _trunk(model: nn.Module) -> nn.Module:
@@ -122,48 +127,27 @@ def _architecture(model: nn.Module, input_size: tuple[int, int, int], facts: Map
 
 def _cost(model: nn.Module, input_size: tuple[int, int, int]) -> Section:
     cost = count_cost(model, input_size)
-    rows = [
-        ['parameters', f'{cost.params:,}', f'{cost.params_pruned:,}'],
-        ['multiply-adds (M)', f'{cost.mult_adds / 1e6:.2f}', f'{cost.mult_adds_pruned / 1e6:.2f}'],
-        ["multiply-adds in the authors' counting (M)", '', f'{cost.authors_count / 1e6:.2f}'],
-    ]
     text = 'One image. One multiply-add is two FLOPs. "Pruned" is what the condensed form has.'
-    return Section('Cost', text, ('', 'as it is', 'pruned'), rows)
+    return Section('Cost', text, *cost_table({'as it is': cost, 'pruned': cost.pruned}))
 
 
-def _sparsity(model: nn.Module, title: str) -> list[Section]:
-    try:
-        report = sparsity_report(model)
-    except ValueError:
+def _sparsity(model: nn.Module) -> list[Section]:
+    if not _sparse_layers(model):
         return []
-    header = ('layer', 'kind', 'channels', 'groups', 'stage', 'kept', 'unused channels')
-    rows = [
-        [s.name, s.kind.upper(), f'{s.in_channels} to {s.out_channels}', s.groups, f'{s.stage} of {s.num_stages}',
-         f'{s.kept:.1%}', f'{s.unused} of {s.features}']
-        for s in report.layers
-    ]  # fmt: skip
+    report = sparsity_report(model)
     pictures = [('sparsity of each layer', _draw(lambda path: plot_sparsity(report, path)))]
-    sections = [Section('Sparsity', _summary(report), header, rows, pictures)]
+    return [Section('Sparsity', report.summary(), *report.layer_table(), pictures)]
+
+
+def _maps(model: nn.Module, title: str) -> list[Section]:
     kinds = {use.kind for use in trace(model).uses}
     maps = [connection_map(model, kind, title) for kind in ('lgc', 'sfr') if kind in kinds]
-    if maps:
-        text = (
-            'Rows are layers, columns older layers whose features they read (LGC) or reactivate (SFR); grey where '
-            'there can be no connection.'
-        )
-        drawn = [(f'{m.kind.upper()} map', _draw(lambda path, m=m: plot_maps([m], path))) for m in maps]
-        sections.append(Section('Connection maps', text, pictures=drawn))
-    return sections
-
-
-def _summary(report: SparsityReport) -> str:
-    found = totals(report.sources)
-    sentences = [f'{report.kept:.1%} of the weights of the group-sparse layers are kept.']
-    for key, verb in (('never_read', 'read'), ('never_reactivated', 'reactivated')):
-        count, of = found[key]
-        if of:
-            sentences.append(f'{count} of {of} features are never {verb} by a later layer.')
-    return ' '.join(sentences)
+    text = (
+        'Rows are layers, columns older layers whose features they read (LGC) or reactivate (SFR); grey where there '
+        'can be no connection.'
+    )
+    drawn = [(f'{m.kind.upper()} map', _draw(lambda path, m=m: plot_maps([m], path))) for m in maps]
+    return [Section('Connection maps', text, pictures=drawn)] if maps else []
 
 
 def _training(log: Optional[Union[str, Path]]) -> list[Section]:
@@ -177,11 +161,7 @@ def _training(log: Optional[Union[str, Path]]) -> list[Section]:
 
 
 def _deployment(model: nn.Module, input_size: tuple[int, int, int]) -> Section:
-    from ..deploy import condense, verify
-    from ..layers import GroupSparseConv2d, UnfinishedPruningError
-
-    layers = [layer for layer in model.modules() if isinstance(layer, GroupSparseConv2d)]
-    if all(layer.deploy for layer in layers):
+    if all(layer.deploy for layer in _sparse_layers(model)):
         return Section('Deployment', 'The model is in its deployed form already; there is nothing to convert.')
     try:
         condensed = condense(model)
@@ -197,30 +177,28 @@ def _deployment(model: nn.Module, input_size: tuple[int, int, int]) -> Section:
     return Section('Deployment', text, ('', 'condensed'), rows)
 
 
-def _latency(model: nn.Module, input_size: tuple[int, int, int], rounds: int) -> list[Section]:
-    from ..benchmark import benchmark, machine
-    from ..layers import GroupSparseConv2d
-
-    layers = [layer for layer in model.modules() if isinstance(layer, GroupSparseConv2d)]
-    if rounds < 1 or not all(layer.is_finished() for layer in layers):
-        return []
+def _latency(model: nn.Module, input_size: tuple[int, int, int], rounds: int) -> Section:
     runtimes = ('eager', 'onnxruntime') if find_spec('onnxruntime') and find_spec('onnx') else ('eager',)
-    forms = ('condensed',) if all(layer.deploy for layer in layers) else ('training', 'condensed')
+    condensed = all(layer.deploy for layer in _sparse_layers(model))
+    forms = ('condensed',) if condensed else ('training', 'condensed')
     measured = benchmark({'model': model}, forms, runtimes, input_size, rounds=rounds)
     rows = [
         [m.form, m.runtime, *(f'{value:.2f}' for value in (m.timing.min, m.timing.median, m.timing.max))]
         for m in measured
     ]
-    host = machine()
     text = (
-        f'One image, one thread, {rounds} interleaved rounds on {host["processor"]}; milliseconds. The training form '
-        f'has its masks folded in.'
+        f'One image, one thread, {rounds} interleaved rounds on {machine()["processor"]}; milliseconds. The training '
+        f'form has its masks folded in.'
     )
-    return [Section('Latency', text, ('form', 'runtime', 'min', 'median', 'max'), rows)]
+    return Section('Latency', text, ('form', 'runtime', 'min', 'median', 'max'), rows)
+
+
+def _sparse_layers(model: nn.Module) -> list[GroupSparseConv2d]:
+    return [layer for layer in model.modules() if isinstance(layer, GroupSparseConv2d)]
 
 
 def _draw(draw) -> str:
-    """A picture as a data address."""
+    """Draw a picture and return it as a ``data:`` address."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / 'picture.svg'
         draw(path)

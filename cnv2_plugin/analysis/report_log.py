@@ -3,10 +3,11 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 from .figures import picture
 
@@ -45,7 +46,8 @@ def read_log(path: Union[str, Path]) -> list[Curve]:
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path} is not a file; give the path of a training log.')
     text = Path(path).read_text(encoding='utf-8', errors='replace')
-    curves = _from_csv(text) if Path(path).suffix == '.csv' else _from_json(text)
+    is_csv = Path(path).suffix == '.csv'
+    curves = _from_rows(csv.DictReader(text.splitlines())) if is_csv else _from_json(text)
     if not curves:
         raise ValueError(
             f'{path} holds no training curve; give the summary.csv of timm, the scalars.json of OpenMMLab '
@@ -68,10 +70,6 @@ def plot_curves(curves: Sequence[Curve], path: Union[str, Path]) -> None:
             axis.set_visible(False)
 
 
-def _from_csv(text: str) -> list[Curve]:
-    return _from_rows(csv.DictReader(text.splitlines()))
-
-
 def _from_json(text: str) -> list[Curve]:
     try:
         whole = json.loads(text)
@@ -87,32 +85,27 @@ def _from_json(text: str) -> list[Curve]:
 
 
 def _json_lines(text: str) -> Iterable[dict[str, Any]]:
+    """The objects of a log whose last line may be cut off."""
     for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
+        with suppress(ValueError):
+            if isinstance(row := json.loads(line), dict):
+                yield row
 
 
 def _from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
     points: dict[str, list[tuple[float, float]]] = {}
     unit = 'row'
     for i, row in enumerate(rows):
-        found = next((name for name in ('step', 'epoch') if _number(row.get(name)) is not None), None)
+        numbers = {str(name): number for name, value in row.items() if (number := _number(value)) is not None}
+        found = next((name for name in ('step', 'epoch') if name in numbers), None)
         unit = found or unit
-        x = _number(row[found]) if found else i + 1
-        for name, value in row.items():
-            number = _number(value)
-            if name not in _SKIPPED and number is not None:
-                points.setdefault(str(name), []).append((x, number))
+        for name, number in numbers.items():
+            if name not in _SKIPPED:
+                points.setdefault(name, []).append((numbers[found] if found else i + 1, number))
     return [Curve(name, *map(tuple, zip(*sorted(pairs))), unit) for name, pairs in points.items()]
 
 
-def _number(value: Any) -> Union[float, None]:
-    if isinstance(value, (dict, list)) or value is None:
-        return None
+def _number(value: Any) -> Optional[float]:
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -1,15 +1,15 @@
-"""How sparse a model is: kept weights of each layer, features never reused or never reactivated, multiplicity."""
+"""Sparsity of a model: weights kept by each layer, features that no later layer reads or reactivates."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
+from .figures import write_rows
 from .heatmap_trace import Trace, trace, unit_use
 
 
@@ -87,9 +87,36 @@ class SparsityReport:
     sources: tuple[SourceUse, ...]
     kept: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    def layer_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows, one for each group-sparse layer and one for all."""
+        header = ['layer', 'kind', 'channels', 'G', 'factor', 'stage', 'kept', 'unused', 'chosen by 0, 1, ... groups']
+        rows = [
+            [s.name, s.kind.upper(), f'{s.in_channels} to {s.out_channels}', s.groups, s.factor,
+             f'{s.stage}/{s.num_stages}', f'{s.kept:.1%}', f'{s.unused} of {s.features}', _counts(s.multiplicity)]
+            for s in self.layers
+        ]  # fmt: skip
+        return header, [*rows, ['all', '', '', '', '', '', f'{self.kept:.1%}', '', '']]
+
+    def source_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows, one for each layer that makes features."""
+        header = ['made by', 'features', 'later readers', 'never read', 'mean readers', 'later SFR',
+                  'never reactivated', 'reactivated by 0, 1, ... layers']  # fmt: skip
+        rows = [
+            [s.label, s.features, s.readers, s.never_read if s.readers else '-', f'{s.reads:.2f}' if s.readers else '-',
+             s.updaters, s.never_reactivated if s.updaters else '-', _counts(s.reactivations)]
+            for s in self.sources
+        ]  # fmt: skip
+        return header, rows
+
+    def summary(self) -> str:
+        """A sentence about features that no later layer uses; '' where no later layer could."""
+        verbs = dict(never_read='read', never_reactivated='reactivated')
+        parts = [
+            f'{count} of {of} features are never {verbs[key]} by a later layer'
+            for key, (count, of) in totals(self.sources).items()
+            if of
+        ]
+        return f'{"; ".join(parts)}.' if parts else ''
 
 
 def sparsity_report(model: nn.Module) -> SparsityReport:
@@ -114,13 +141,8 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
 
 def write_csv(report: SparsityReport, path: Union[str, Path]) -> None:
     """Write one line for each layer."""
-    from ..checkpoints import atomic_path
-
-    with atomic_path(path) as temporary, open(temporary, 'w', newline='') as file:
-        rows = [asdict(layer) for layer in report.layers]
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({**row, 'multiplicity': ' '.join(map(str, row['multiplicity']))} for row in rows)
+    rows = [{**asdict(layer), 'multiplicity': ' '.join(map(str, layer.multiplicity))} for layer in report.layers]
+    write_rows(path, list(rows[0]), (row.values() for row in rows))
 
 
 def _layer(name: str, layer: GroupSparseConv2d) -> LayerSparsity:
@@ -136,22 +158,24 @@ def _layer(name: str, layer: GroupSparseConv2d) -> LayerSparsity:
 def _source(traced: Trace, index: int) -> SourceUse:
     source = traced.sources[index]
     own = (traced.source_of == index).nonzero().flatten()
-    counts = {}
-    layers = {}
-    for kind in ('lgc', 'sfr'):
-        uses = [use for use in traced.uses if use.kind == kind and use.label != 'head']
-        counts[kind] = torch.zeros(traced.source_of.numel(), dtype=torch.int64)
-        for use in uses:
-            counts[kind].index_add_(0, use.feature, (use.groups > 0).long())
-        counts[kind] = counts[kind][own]
-        layers[kind] = sum(bool(torch.isin(own, use.feature).any()) for use in uses)
-    read, updated = counts['lgc'], counts['sfr']
+    read, readers = _later_uses(traced, own, 'lgc')
+    updated, updaters = _later_uses(traced, own, 'sfr')
     return SourceUse(
         source.label, source.block, source.features,
-        layers['lgc'], int((read == 0).sum()), read.double().mean().item(),
-        layers['sfr'], int((updated == 0).sum()),
-        tuple(torch.bincount(updated, minlength=layers['sfr'] + 1).tolist()),
+        readers, int((read == 0).sum()), read.double().mean().item(),
+        updaters, int((updated == 0).sum()), tuple(torch.bincount(updated, minlength=updaters + 1).tolist()),
     )  # fmt: skip
+
+
+def _later_uses(traced: Trace, own: Tensor, kind: str) -> tuple[Tensor, int]:
+    """How many layers of a kind use each of these features, and how many could use any."""
+    counts = torch.zeros(traced.source_of.numel(), dtype=torch.int64)
+    layers = 0
+    for use in traced.uses:
+        if use.kind == kind and use.label != 'head':
+            counts.index_add_(0, use.feature, (use.groups > 0).long())
+            layers += bool(torch.isin(own, use.feature).any())
+    return counts[own], layers
 
 
 def totals(sources: Sequence[SourceUse]) -> dict[str, tuple[int, int]]:
@@ -162,3 +186,9 @@ def totals(sources: Sequence[SourceUse]) -> dict[str, tuple[int, int]]:
         never_read=(sum(s.never_read for s in read), sum(s.features for s in read)),
         never_reactivated=(sum(s.never_reactivated for s in updated), sum(s.features for s in updated)),
     )
+
+
+def _counts(numbers: Sequence[int]) -> str:
+    """Counts without the zeros at the end."""
+    last = max((i for i, number in enumerate(numbers) if number), default=0)
+    return ' '.join(map(str, numbers[: last + 1]))

@@ -7,9 +7,8 @@ from typing import Union
 from .figures import picture
 from .sparsity import LayerSparsity, SourceUse, SparsityReport
 
-_COLOURS = dict(lgc='#1f77b4', sfr='#d62728')
-_NAMES = dict(lgc='LGC', sfr='SFR')
-_UNUSED = dict(lgc='never read by any group', sfr='never reactivated by any group')
+_KINDS = (('lgc', '#1f77b4', -0.2, 'read'), ('sfr', '#d62728', 0.2, 'reactivated'))
+"""Kind of layer, its colour, the offset of its bars and the verb for what it does to features."""
 
 
 def plot_sparsity(report: SparsityReport, path: Union[str, Path], title: str = '') -> None:
@@ -23,69 +22,52 @@ def plot_sparsity(report: SparsityReport, path: Union[str, Path], title: str = '
     with picture(path, 2, 2, width=4.7, height=3.3) as (figure, axes):
         if title:
             figure.suptitle(title)
-        _plot_layers(axes[0], report.layers, 'kept', 'weights kept (%)')
-        _plot_layers(axes[1], report.layers, 'unused', 'channels of the layer (%)')
+        for kind, colour, offset, verb in _KINDS:
+            layers = [layer for layer in report.layers if layer.kind == kind]
+            if layers:
+                style = dict(marker='.', color=colour)
+                x = range(1, len(layers) + 1)
+                axes[0].plot(x, [100 * s.kept for s in layers], label=f'{kind.upper()} (kept)', **style)
+                label = f'{kind.upper()}: never {verb} by any group'
+                axes[1].plot(x, [100 * s.unused / s.features for s in layers], label=label, **style)
+                _plot_multiplicity(axes[3], layers, offset, colour, f'{kind.upper()}: groups by which it is {verb}')
+        _finish(axes[0], 'Weights kept by each layer', 'layer', 'weights kept (%)', percent=True)
+        _finish(axes[1], 'Channels that no group of the layer chose', 'layer', 'its channels (%)', percent=True)
         if report.sources:
             _plot_unused_sources(axes[2], report.sources)
-        else:
-            axes[2].set_visible(False)
-        _plot_multiplicity(axes[3], report.layers)
-
-
-def _plot_layers(axis, layers: Sequence[LayerSparsity], value: str, label: str) -> None:
-    for kind in ('lgc', 'sfr'):
-        own = [layer for layer in layers if layer.kind == kind]
-        if not own:
-            continue
-        shares = [layer.kept if value == 'kept' else layer.unused / layer.features for layer in own]
-        name = f'{_NAMES[kind]} (kept)' if value == 'kept' else f'{_NAMES[kind]}: {_UNUSED[kind]}'
-        x = range(1, len(own) + 1)
-        axis.plot(x, [share * 100 for share in shares], marker='.', color=_COLOURS[kind], label=name)
-    axis.set_ylim(0, 103)
-    axis.set_xlabel('layer')
-    axis.set_ylabel(label)
-    axis.set_title('Weights kept by each layer' if value == 'kept' else 'Channels that no group of the layer chose')
-    axis.grid(alpha=0.3)
-    axis.legend()
+        axes[2].set_visible(bool(report.sources))
+        axes[3].xaxis.get_major_locator().set_params(integer=True)
+        _finish(axes[3], 'Multiplicity: groups per channel', 'number of groups', 'channels (%)', grid='y')
 
 
 def _plot_unused_sources(axis, sources: Sequence[SourceUse]) -> None:
-    x = list(range(len(sources)))
-    rows = (
-        ('lgc', 'never read', [s.never_read / s.features if s.readers else None for s in sources]),
-        ('sfr', 'never reactivated', [s.never_reactivated / s.features if s.updaters else None for s in sources]),
-    )
-    for offset, (kind, label, shares) in zip((-0.2, 0.2), rows):
-        places = [(i, share) for i, share in zip(x, shares) if share is not None]
-        if places:
-            axis.bar([i + offset for i, _ in places], [share * 100 for _, share in places], 0.4, color=_COLOURS[kind],
-                     label=f'{label} by a later layer')  # fmt: skip
+    for kind, colour, offset, verb in _KINDS:
+        users, unused = ('readers', 'never_read') if kind == 'lgc' else ('updaters', 'never_reactivated')
+        shares = {i: 100 * getattr(s, unused) / s.features for i, s in enumerate(sources) if getattr(s, users)}
+        if shares:
+            places = [i + offset for i in shares]
+            axis.bar(places, list(shares.values()), 0.4, color=colour, label=f'never {verb} by a later layer')
     step = -(-len(sources) // 16)
-    axis.set_xticks(x[::step], [source.label for source in sources][::step], rotation=90)
+    axis.set_xticks(range(0, len(sources), step), [source.label for source in sources][::step], rotation=90)
     axis.set_xlim(-0.6, len(sources) - 0.4)
-    axis.set_ylim(0, 103)
-    axis.set_xlabel('layer that makes the features')
-    axis.set_ylabel('its features (%)')
-    axis.set_title('Features that no later layer uses')
-    axis.grid(alpha=0.3, axis='y')
-    axis.legend()
+    title = 'Features that no later layer uses'
+    _finish(axis, title, 'layer that makes the features', 'its features (%)', percent=True, grid='y')
 
 
-def _plot_multiplicity(axis, layers: Sequence[LayerSparsity]) -> None:
+def _plot_multiplicity(axis, layers: Sequence[LayerSparsity], offset: float, colour: str, label: str) -> None:
     """Share of the channels that 0, 1, ... groups of their layer chose, over all layers of a kind."""
-    for offset, kind in zip((-0.2, 0.2), ('lgc', 'sfr')):
-        own = [layer.multiplicity for layer in layers if layer.kind == kind]
-        if not own:
-            continue
-        longest = 1 + max(i for row in own for i, count in enumerate(row) if count)
-        counts = [sum(row[i] for row in own if i < len(row)) for i in range(longest)]
-        axis.bar(
-            [i + offset for i in range(longest)], [100 * count / sum(counts) for count in counts], 0.4,
-            color=_COLOURS[kind], label=f'{_NAMES[kind]}: groups that {"read" if kind == "lgc" else "reactivate"} it',
-        )  # fmt: skip
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel('number of groups')
-    axis.set_ylabel('channels (%)')
-    axis.set_title('Multiplicity: groups per channel')
-    axis.grid(alpha=0.3, axis='y')
+    rows = [layer.multiplicity for layer in layers]
+    longest = 1 + max(i for row in rows for i, count in enumerate(row) if count)
+    counts = [sum(row[i] for row in rows if i < len(row)) for i in range(longest)]
+    heights = [100 * count / sum(counts) for count in counts]
+    axis.bar([i + offset for i in range(longest)], heights, 0.4, color=colour, label=label)
+
+
+def _finish(axis, title: str, x: str, y: str, percent: bool = False, grid: str = 'both') -> None:
+    if percent:
+        axis.set_ylim(0, 103)
+    axis.set_title(title)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(alpha=0.3, axis=grid)
     axis.legend()

@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
+    from ..analysis.cost import cost_table
+
     if args.all == bool(args.arch):
         raise UsageError('give one variant, such as condensenetv2_a, or --all.')
     check_input(args.input)
@@ -28,8 +30,10 @@ def run(args: argparse.Namespace) -> None:
         header, rows = _published_rows(args.input)
         print_table('Every variant after pruning, beside the published figures', header, rows, args.markdown)
     else:
-        header, rows = _form_rows(args.arch, args.input, args.deploy)
-        print_table(f'{args.arch}, one image', header, rows, args.markdown)
+        training = None if args.deploy else count_variant(args.arch, False, args.input)
+        forms = dict(training=training, pruned=training.pruned) if training else {}
+        forms['condensed'] = count_variant(args.arch, True, args.input)
+        print_table(f'{args.arch}, one image', *cost_table(forms), args.markdown)
 
 
 def count_variant(name: str, deploy: bool, input_size=None):
@@ -45,27 +49,6 @@ def count_variant(name: str, deploy: bool, input_size=None):
     return count_cost(model, size, linear_bias=variant.family == 'CondenseNet')
 
 
-def _form_rows(name: str, input_size, deploy_only: bool):
-    condensed = count_variant(name, True, input_size)
-    columns = [('condensed', condensed, condensed.params, condensed.mult_adds)]
-    if not deploy_only:
-        training = count_variant(name, False, input_size)
-        columns = [
-            ('training', training, training.params, training.mult_adds),
-            ('pruned', training, training.params_pruned, training.mult_adds_pruned),
-            *columns,
-        ]
-    rows = [
-        ['parameters', *(f'{params:,}' for _, _, params, _ in columns)],
-        ['parameters (M)', *(f'{params / 1e6:.2f}' for _, _, params, _ in columns)],
-        ['buffer elements', *(f'{cost.buffers:,}' for _, cost, _, _ in columns)],
-        ['multiply-adds (M)', *(f'{mult_adds / 1e6:.2f}' for *_, mult_adds in columns)],
-        ['index-layer additions (M)', *(f'{cost.index_additions / 1e6:.2f}' for _, cost, _, _ in columns)],
-        ["authors' counting (M)", *(f'{cost.authors_count / 1e6:.2f}' for _, cost, _, _ in columns)],
-    ]
-    return ['', *(form for form, *_ in columns)], rows
-
-
 def _published_rows(input_size):
     from tqdm import tqdm
 
@@ -76,15 +59,11 @@ def _published_rows(input_size):
     rows = []
     for name, variant in tqdm(VARIANTS.items(), desc='counting', leave=False, disable=None):
         cost = count_variant(name, False, input_size)
-        params, counted, plain, published = (
-            cost.params_pruned,
-            cost.authors_count,
-            cost.mult_adds_pruned,
-            variant.published,
-        )
+        published = variant.published
+        params, counted, plain = cost.params_pruned, cost.authors_count, cost.mult_adds_pruned
         note = published.note if published else ''
         if published and published.halved_classifier:
-            dropped = variant.num_classes * _features(variant) // 2
+            dropped = variant.num_classes * _features(variant.arch) // 2
             params, counted, plain = params - dropped, counted - dropped, plain - dropped
             note = 'counted as published, with half of the classifier inputs dropped'
         row = [name, f'{params / 1e6:.3f}', '-', '-', f'{counted / 1e6:.2f}', '-', '-', f'{plain / 1e6:.2f}', note]
@@ -95,6 +74,5 @@ def _published_rows(input_size):
     return header, rows
 
 
-def _features(variant) -> int:
-    arch = variant.arch
+def _features(arch) -> int:
     return 2 * arch.growth[0] + sum(layers * growth for layers, growth in zip(arch.layers, arch.growth))

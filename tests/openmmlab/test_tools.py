@@ -28,13 +28,15 @@ def digits(tmp_path_factory):
 
 
 def options(digits, epochs=1):
-    """A run of six iterations an epoch, on the digits."""
+    """A run of six iterations an epoch, on some of the digits."""
+    loaders = [
+        f'{name}_dataloader.{option}'
+        for name, count in dict(train=192, val=64, test=64).items()
+        for option in (f'dataset.data_root={digits}', f'dataset.indices={count}', 'batch_size=32')
+    ]
     return [
-        '--cfg-options', f'train_dataloader.dataset.data_root={digits}', f'val_dataloader.dataset.data_root={digits}',
-        f'test_dataloader.dataset.data_root={digits}', 'train_dataloader.dataset.indices=192',
-        f'train_cfg.max_epochs={epochs}',
-        'train_dataloader.batch_size=32', 'default_hooks.checkpoint.interval=1', 'train_cfg.val_interval=1',
-        'default_hooks.checkpoint.max_keep_ckpts=9', 'log_level=WARNING',
+        '--cfg-options', *loaders, f'train_cfg.max_epochs={epochs}', 'default_hooks.checkpoint.interval=1',
+        'train_cfg.val_interval=1', 'default_hooks.checkpoint.max_keep_ckpts=9', 'log_level=WARNING',
     ]  # fmt: skip
 
 
