@@ -1,5 +1,6 @@
 """Code blocks of Markdown files, and how each kind is run."""
 
+import os
 import re
 import shlex
 import shutil
@@ -24,10 +25,6 @@ STAND_INS = {
     'python tools/prepare_fashion_mnist.py data/fashion_mnist': '"$PYTHON" tools/prepare_fashion_mnist.py '
     'data/fashion_mnist --digits',
     'bash tools/run_tests.sh': 'bash -n "$ROOT/tools/run_tests.sh"',
-    'python tools/compare_surgery.py --arms groups random reactivation --recipe papers ours': '"$PYTHON" '
-    '"$ROOT/tools/compare_surgery.py" --arms groups random --recipe papers ours --epochs 3 --results results '
-    '--train-images 64 --test-images 32 --batch-size 8 --seeds 0 --rounds 1 --blocks 1 --datasets digits '
-    '> /dev/null 2>&1',
     'python tools/compare_surgery.py --network resnet26 --arms latency random channels --at-most 0.7 --recipe papers '
     'ours --datasets fashion-mnist --rounds 200 --out work_dirs/surgery_resnet26': '"$PYTHON" '
     '"$ROOT/tools/compare_surgery.py" --help > /dev/null',
@@ -42,7 +39,10 @@ SHORTER = {
 """What is added to commands that would take minutes."""
 
 FAST_MODEL = 'sfr_shufflenetv2_x0_5'
-"""Stands for the networks of benchmarks: its files are written in seconds."""
+"""Stands for the networks of benchmarks and of `FAST_PAGES`: its files are written in seconds."""
+
+FAST_PAGES = ('deployment',)
+"""Pages that write many files of one network."""
 
 OPTIONAL = ('lightning.pytorch', 'openvino', 'transformers')
 """Packages of blocks that are run only where they are installed."""
@@ -65,15 +65,15 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """Every fenced block of a page."""
     text = page.read_text()
+    if page.stem in FAST_PAGES:
+        text = text.replace('condensenetv2_a', FAST_MODEL)
     return [Block(m[1], m[2], text.count('\n', 0, m.start()) + 1) for m in _BLOCK.finditer(text)]
 
 
-def commands(block: Block) -> list[str]:
-    """Commands of a bash block without comments; continued lines are joined."""
+def commands(block: Block) -> list[list[str]]:
+    """Words of each command of a bash block, without comments; continued lines are joined."""
     lines = block.text.replace('\\\n', ' ').splitlines()
-    return [
-        ' '.join(shlex.split(line, comments=True)) and line.split('  #')[0].strip() for line in lines if line.strip()
-    ]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def run_python(block: Block, page: Path, namespace: dict) -> None:
@@ -113,22 +113,20 @@ def run_config(block: Block, page: Path) -> None:
 
 def run_bash(block: Block) -> None:
     """Run commands one after the other; ours in this process, as ``cnv2`` itself would."""
-    for command in commands(block):
-        words = shlex.split(command, comments=True)
+    environment = {
+        **os.environ,
+        'ROOT': str(ROOT),
+        'PYTHON': sys.executable,
+        'PYTHONPATH': str(ROOT),
+        'PYTHONWARNINGS': 'ignore',
+        'PATH': f'{Path(sys.executable).parent}:/usr/bin:/bin',
+    }
+    for words in commands(block):
         if words[0] == 'cnv2':
             run_cnv2(words[1:])
-        elif words[:2] in (['pip', 'install'], ['python', '-m']):
-            continue
-        else:
-            command = STAND_INS.get(' '.join(words), command)
-            environment = {
-                'ROOT': str(ROOT),
-                'PYTHON': sys.executable,
-                'PATH': f'{Path(sys.executable).parent}:/usr/bin:/bin',
-            }
-            subprocess.run(
-                ['bash', '-euo', 'pipefail', '-c', command], check=True, env={**dict_environ(), **environment}
-            )
+        elif words[:2] != ['pip', 'install']:
+            command = STAND_INS.get(' '.join(words), shlex.join(words))
+            subprocess.run(['bash', '-euo', 'pipefail', '-c', command], check=True, env=environment)
 
 
 def run_cnv2(arguments: list[str]) -> None:
@@ -168,16 +166,8 @@ def lacks_runtime(arguments: list[str]) -> bool:
     return any(find_spec(name) is None for name in packages)
 
 
-def dict_environ() -> dict[str, str]:
-    """The environment of this process."""
-    import os
-
-    return {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
-
-
-def knows(command: str) -> bool:
+def knows(words: list[str]) -> bool:
     """Whether a command of a bash block exists."""
-    words = shlex.split(command, comments=True)
     if words[0] == 'cnv2':
         return words[1] in COMMANDS
     return any((ROOT / word).exists() for word in words) or shutil.which(words[0]) is not None

@@ -10,11 +10,13 @@ import torch
 
 from tests.docs.blocks import PAGES, ROOT, LeftOutWarning, blocks, commands, knows, run_bash, run_config, run_python
 
-HEAVY = ('README', 'surgery', 'runtimes', 'deployment', 'method')
+HEAVY = ('README', 'deployment', 'method', 'speed', 'surgery')
 NEEDS = {
     'README': ('matplotlib', 'mmengine', 'onnx', 'onnxruntime'),
     'deployment': ('onnx', 'onnxruntime'),
     'method': ('matplotlib',),
+    'openmmlab': ('mmdet', 'mmpretrain'),
+    'speed': ('matplotlib', 'onnx', 'onnxruntime'),
     'surgery': ('matplotlib', 'onnx', 'onnxruntime'),
 }
 """Packages without which a page cannot run; the other pages run on every stack, but for blocks that are told."""
@@ -77,18 +79,26 @@ def quickstart_drew_its_pictures(namespace, folder):
 CHECKS = {'README': quickstart_drew_its_pictures, 'fine-tuning': released_file_becomes_a_model}
 
 
+def anchors(page):
+    """Anchors of a page's headings."""
+    titles = re.findall(r'^#+ (.+)$', page.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_links_pictures_and_commands_exist(page):
     text = page.read_text()
-    for target in re.findall(r'\]\(([^)#]+)(?:#[^)]*)?\)', text):
+    for target, anchor in re.findall(r'\]\(([^)#]*)(?:#([^)]*))?\)', text):
         if '://' not in target:
-            assert (page.parent / target).exists(), f'{page.name} points to {target}'
+            file = page.parent / target if target else page
+            assert file.exists(), f'{page.name} points to {target}'
+            assert not anchor or anchor in anchors(file), f'{page.name} points to {target}#{anchor}'
     for picture in re.findall(r'!\[[^\]]*\]\(([^)]+)\)', text):
         assert (page.parent / picture).stat().st_size < 200_000, picture
     for block in blocks(page):
         assert block.language in LANGUAGES, f'{page.name}, line {block.line}: {block.language}'
-        for command in commands(block) if block.language == 'bash' else ():
-            assert knows(command), f'{page.name}, line {block.line}: {command}'
+        for words in commands(block) if block.language == 'bash' else ():
+            assert knows(words), f'{page.name}, line {block.line}: {words}'
         if block.language == 'python':
             compile(block.text, str(page), 'exec')
     fences = text.count('\n```') + text.startswith('```')
@@ -99,3 +109,17 @@ def test_no_page_names_this_machine():
     for page in PAGES:
         found = re.search(r'(?<![\w.])/(work|root|tmp|opt|home)/', page.read_text())
         assert not found, f'{page.name}: {found.group()}'
+
+
+def test_pages_stay_short():
+    def words(page):
+        prose, inside = [], False
+        for line in page.read_text().splitlines():
+            if line.startswith('```'):
+                inside = not inside
+            elif not inside:
+                prose += line.split()
+        return len(prose)
+
+    assert words(ROOT / 'README.md') <= 1000
+    assert sum(len(page.read_text().split()) for page in PAGES[1:]) <= 11_000
