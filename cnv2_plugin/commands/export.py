@@ -8,7 +8,6 @@ from ._output import print_table, progress_printer
 from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True
-PROCESSORS = ('avx2', 'avx512')
 CACHE = '~/.cache/cnv2_plugin/tuning.json'
 
 
@@ -21,11 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='by default the published size')
     parser.add_argument('--batch', type=_batch, help="images in a call, or 'dynamic' (.onnx only, and its default)")
     parser.add_argument('--no-optimize', action='store_true', help='group convolutions as they are (.onnx only)')
-    parser.add_argument('--native', action='store_true', help='stages in the native kernels (.onnx and .pt2; who opens '
-                        'the file needs this package, see docs/deployment.md)')  # fmt: skip
+    parser.add_argument('--native', action='store_true', help='stages in the native kernels (.onnx and .pt2; opening '
+                        'the file takes this package, see docs/deployment.md)')  # fmt: skip
     parser.add_argument('--tune', choices=('onnxruntime', 'openvino'), help='measure the forms of every layer here')
-    parser.add_argument('--for', choices=PROCESSORS, dest='processor', help='take the forms that were measured on '
-                        'processors with these instructions (default: those of this one)')  # fmt: skip
     parser.add_argument('--threads', type=_count, default=1, help='of the runtime while tuning (default 1)')
     parser.add_argument('--budget', type=_amount, default=300, help='seconds to tune for (default 300)')
     parser.add_argument(
@@ -43,35 +40,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Tune where asked to, write, check, and print what was written."""
     from ..checkpoints.io import check_finite, check_target
-    from ..deploy.runtimes import RUNTIMES
+    from ..deploy.quantize import image_batches
+    from ..deploy.runtimes import RUNTIMES, export_runtime
 
     check_input(args.input)
-    runtimes = {kind.suffixes[0]: name for name, kind in RUNTIMES.items()} | {'.onnx': 'onnx'}
+    runtimes = {kind.suffixes[0]: name for name, kind in RUNTIMES.items()}
     if args.out.suffix not in runtimes:
         raise UsageError(f'--out {args.out} does not tell the runtime; end it in {", ".join(sorted(runtimes))}.')
     runtime = runtimes[args.out.suffix]
-    if runtime != 'onnx' and (args.no_optimize or args.int8 or args.batch == 'dynamic'):
+    if runtime != 'onnxruntime' and (args.no_optimize or args.int8 or args.batch == 'dynamic'):
         raise UsageError(f'--no-optimize, --int8 and --batch dynamic are for .onnx files, not for {runtime}.')
     if args.tune and args.no_optimize:
         raise UsageError('--tune chooses forms, and --no-optimize leaves none to choose; give one of them.')
-    if args.native and runtime not in ('onnx', 'torch_export'):
+    if args.native and runtime not in ('onnxruntime', 'torch_export'):
         raise UsageError(f'--native is for .onnx and .pt2 files, not for {runtime}.')
     if args.native and (args.tune or args.no_optimize or args.int8):
         raise UsageError('--native leaves no forms to choose and nothing to quantise; give it without --tune, '
                          '--no-optimize and --int8.')  # fmt: skip
     if not args.out.is_dir() or runtime != 'coreml':
         check_target(args.out)
-    if args.int8:
-        check_target(_int8_path(args.out))
     source = open_model(args.model, args)
-    title, model, size = source.name, source.model, source.input_size
+    model, size = source.model, source.input_size
     check_finite(model.state_dict(), args.model)
-    images = _calibration(model, size, args) if args.int8 else None
+    images = image_batches(args.int8, (args.batch or 'dynamic', *size), model.pretrained_cfg) if args.int8 else None
     choices = _tune(model, size, args) if args.tune else None
-    if runtime == 'onnx':
-        _write_onnx(title, model, size, choices, images, args)
+    if runtime == 'onnxruntime':
+        report, quantised = _write_onnx(model, size, choices, images, args)
     else:
-        _write_runtime(title, model, runtime, size, choices, args)
+        report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, choices, args.native)
+    paths = getattr(report, 'paths', (args.out,))
+    rows = [['files', ', '.join(map(str, paths))], ['MB', f'{report.size / 1e6:.2f}']]
+    if runtime == 'onnxruntime':
+        rows[0][0] = 'file'
+        nodes = ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))
+        rows += [['opset', report.opset], ['nodes', nodes]]
+    checked = 'not run here' if report.verification is None else f'{report.verification.max_rel:.2e}'
+    rows.append(['max relative difference', checked])
+    if report.forms and not args.native:
+        rows.append(['forms', 'measured here' if args.tune else 'from the table, see --tune'])
+    print_table('Export', ['', source.name], rows, args.markdown)
+    if args.forms and report.forms:
+        print_table('Forms', ['layer', 'form'], sorted(report.forms.items()), args.markdown)
+    if images:
+        rows = [
+            ['file', _int8_path(args.out)],
+            ['MB', f'{quantised.size / 1e6:.2f}'],
+            ['calibration images', quantised.images],
+            ['same class as float32', f'{quantised.agreement:.1%}'],
+            ['relative difference', f'{quantised.max_rel:.2e}'],
+        ]
+        print_table('int8', ['', source.name], rows, args.markdown)
+
+
+def _write_onnx(model, size, choices, images, args: argparse.Namespace):
+    """Write the file, and the quantised one beside it where there are images; neither appears without the other."""
+    from ..checkpoints.io import staged
+    from ..deploy import export_onnx
+    from ..deploy.quantize import quantize_onnx
+
+    with staged(args.out, *([_int8_path(args.out)] if images else [])) as (path, *quantised):
+        report = export_onnx(
+            model, path, size, args.batch or 'dynamic', not args.no_optimize, args.tolerance, choices=choices,
+            native=args.native,
+        )  # fmt: skip
+        return report, quantize_onnx(path, quantised[0], images) if images else None
 
 
 def _batch(text: str):
@@ -94,12 +126,6 @@ def _amount(text: str) -> float:
     return value
 
 
-def _calibration(model, size: tuple[int, int, int], args: argparse.Namespace):
-    from ..deploy.quantize import image_batches
-
-    return image_batches(args.int8, (args.batch or 'dynamic', *size), model.pretrained_cfg)
-
-
 def _tune(model, size, args: argparse.Namespace) -> dict[str, str]:
     from ..deploy import tune
 
@@ -112,61 +138,5 @@ def _tune(model, size, args: argparse.Namespace) -> dict[str, str]:
     )  # fmt: skip
 
 
-def _write_onnx(title: str, model, size, choices, images, args: argparse.Namespace) -> None:
-    from ..deploy import export_onnx
-
-    report = export_onnx(
-        model, args.out, size, args.batch or 'dynamic', not args.no_optimize, args.tolerance, choices=choices,
-        native=args.native, processor=args.processor,
-    )  # fmt: skip
-    rows = [
-        ['file', report.path],
-        ['MB', f'{report.size / 1e6:.2f}'],
-        ['opset', report.opset],
-        ['nodes', ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))],
-        ['max relative difference', f'{report.verification.max_rel:.2e}'],
-    ]
-    _print(title, rows, report.forms, 'onnxruntime', args)
-    if images:
-        from ..deploy.quantize import quantize_onnx
-
-        small = quantize_onnx(args.out, _int8_path(args.out), images)
-        rows = [
-            ['file', small.path],
-            ['MB', f'{small.size / 1e6:.2f}'],
-            ['calibration images', small.images],
-            ['same class as float32', f'{small.agreement:.1%}'],
-            ['relative difference', f'{small.max_rel:.2e}'],
-        ]
-        print_table('int8', ['', title], rows, args.markdown)
-
-
 def _int8_path(path: Path) -> Path:
     return path.with_stem(f'{path.stem}-int8')
-
-
-def _write_runtime(title: str, model, runtime: str, size, choices, args: argparse.Namespace) -> None:
-    from ..deploy.runtimes import RUNTIMES, export_runtime
-
-    report = export_runtime(
-        model, runtime, args.out, size, args.batch or 1, args.tolerance, choices, args.native,
-        args.processor,
-    )  # fmt: skip
-    checked = 'not run here' if report.verification is None else f'{report.verification.max_rel:.2e}'
-    rows = [
-        ['files', ', '.join(map(str, report.paths))],
-        ['MB', f'{report.size / 1e6:.2f}'],
-        ['max relative difference', checked],
-    ]
-    _print(title, rows, report.forms, RUNTIMES[runtime].table, args)
-
-
-def _print(title: str, rows, forms: dict[str, str], runtime: str, args: argparse.Namespace) -> None:
-    from ..lowering.table import RULES, measured_on
-
-    if forms and not args.native:
-        table = measured_on(runtime if runtime in RULES else 'onnxruntime', args.processor)
-        rows = [*rows, ['forms', 'measured here' if args.tune else f'as measured with {table}, see --for and --tune']]
-    print_table('Export', ['', title], rows, args.markdown)
-    if args.forms and forms:
-        print_table('Forms', ['layer', 'form'], sorted(forms.items()), args.markdown)

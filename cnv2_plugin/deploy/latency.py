@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Optional, Union
 
 import torch
@@ -16,13 +17,17 @@ from ..lowering.onnx_graph import to_onnx
 from ..lowering.rewrites import clean_up
 from ..lowering.table import LAST_REWRITES, default_choices
 from ..lowering.timing import Progress, interleave
-from ..lowering.tuner import MEASURED
 from ..sparsify import LayerPlan, ReactivationPlan
 from ..sparsify.surgery.convert import finish_at_random
-from .export import pool_globally, to_proto
+from .runtimes import runtime_named
+from .runtimes.onnxruntime import to_proto
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+
+RUNTIMES = ('onnxruntime', 'openvino')
+"""Runtimes in which latency can be measured."""
 
 
 class RuntimeLatency:
@@ -56,8 +61,8 @@ class RuntimeLatency:
         budget: float = 60.0,
         progress: Optional[Progress] = None,
     ) -> None:
-        if runtime not in MEASURED:
-            raise ValueError(f'latency can be measured in {" and ".join(MEASURED)}, not in {runtime!r}.')
+        if runtime not in RUNTIMES:
+            raise ValueError(f'latency can be measured in {" and ".join(RUNTIMES)}, not in {runtime!r}.')
         if threads < 1 or rounds < 1:
             raise ValueError(f'threads is {threads} and rounds is {rounds}; both take whole numbers of at least 1.')
         self.runtime = runtime
@@ -133,8 +138,9 @@ class RuntimeLatency:
         return rewritten
 
     def _measure(self, protos: Iterable['ModelProto'], image: torch.Tensor) -> list[float]:
-        images = image.numpy()
-        runners = {i: MEASURED[self.runtime](proto, images, self.threads) for i, proto in enumerate(protos)}
+        load = runtime_named(self.runtime).module().load
+        runs = [load(proto.SerializeToString(), self.threads) for proto in protos]
+        runners = {i: partial(run, image) for i, run in enumerate(runs)}
         clock = time.process_time if self.threads == 1 else time.perf_counter
         return [timing.min for timing in interleave(runners, self.rounds, warmup=3, clock=clock).values()]
 
@@ -190,12 +196,10 @@ def _exported(model: nn.Module, image: torch.Tensor, runtime: str) -> 'ModelProt
     """
     try:
         channels, height, width = image.shape[1:]
-        proto = to_proto(lower(model, (channels, height, width), runtime), image, dynamic=False)
+        return to_proto(lower(model, (channels, height, width), runtime), image)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f'{type(model).__name__} cannot be exported to be measured in {runtime} ({reason}); take '
             f"target='multiply-adds'."
         ) from error
-    pool_globally(proto)
-    return proto

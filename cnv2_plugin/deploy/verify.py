@@ -8,8 +8,6 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from ..kernels.library import register_operators
-
 Outputs = Union[Tensor, Sequence[Tensor]]
 Runnable = Union[nn.Module, Callable[[Tensor], Outputs], str, Path]
 
@@ -106,7 +104,9 @@ def _worse(a: float, b: float) -> float:
 def as_runner(form: Runnable) -> Callable[[Tensor], list[Tensor]]:
     """A function from images to a list of outputs, for a module, a callable or an ONNX file."""
     if isinstance(form, (str, Path)):
-        return _onnx_runner(form)
+        from .runtimes.onnxruntime import load
+
+        return load(Path(form))
 
     def run(x: Tensor) -> list[Tensor]:
         trained = form if isinstance(form, nn.Module) and form.training else None
@@ -121,13 +121,3 @@ def as_runner(form: Runnable) -> Callable[[Tensor], list[Tensor]]:
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
     return run
-
-
-def _onnx_runner(path: Union[str, Path]) -> Callable[[Tensor], list[Tensor]]:
-    import onnxruntime
-
-    options = register_operators(onnxruntime.SessionOptions())
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    name = session.get_inputs()[0].name
-    return lambda x: [torch.from_numpy(output) for output in session.run(None, {name: x.numpy()})]

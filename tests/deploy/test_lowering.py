@@ -8,8 +8,6 @@ import torch
 from torch import nn
 
 import cnv2_plugin  # noqa: F401
-from cnv2_plugin.cli import main
-from cnv2_plugin.commands import export
 from cnv2_plugin.deploy import condense, lower, lowered_forms
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
 from cnv2_plugin.lowering.describe import describe
@@ -271,18 +269,7 @@ def test_each_processor_has_its_forms():
         assert lowered_forms(lower(model, (3, 64, 64))) == found[measured_on('onnxruntime')]
 
 
-@pytest.mark.needs('onnx', 'onnxruntime')
-def test_the_export_command_says_whose_forms_it_took(tmp_path, capsys):
-    for processor in PROCESSORS:
-        path = tmp_path / f'{processor}.onnx'
-        assert (
-            main(['export', 'condensenetv2_b', '--input', '3', '64', '64', '--out', str(path), '--for', processor]) == 0
-        )
-        assert f'as measured with {processor}' in capsys.readouterr().out
-
-
 def test_a_processor_without_a_table_of_its_own_takes_that_of_avx2():
-    assert PROCESSORS == export.PROCESSORS
     assert measured_on('openvino', 'avx512') == measured_on('ncnn') == 'avx2'
     for arguments in (('onnxruntime', 'neon'), ('tensorflow', None)):
         with pytest.raises(ValueError, match='there (are|is no)'):

@@ -1,18 +1,17 @@
-"""What every runtime offers, and writing its files whole or not at all."""
+"""The runtimes that models are exported to, and writing their files whole or not at all."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints.io import check_folder, check_target
+from ...checkpoints.io import check_folder, check_target, staged
 from ...lowering import lower, lowered_forms
 from ..verify import VerifyReport, verify
 
@@ -29,9 +28,7 @@ class Runtime:
         packages: Python packages that writing takes.
         table: whose table of forms is used; see :mod:`cnv2_plugin.lowering.table`.
         is_folder: whether the files are in a folder of that name.
-        exact: whether float32 results agree to rounding.
         runs: whether the file is run and compared here.
-        note: what users should know.
     """
 
     name: str
@@ -39,12 +36,10 @@ class Runtime:
     packages: tuple[str, ...]
     table: str
     is_folder: bool = False
-    exact: bool = True
     runs: bool = True
-    note: str = ''
 
     def module(self) -> ModuleType:
-        """The module with ``write(lowered, path, example)`` and, where it runs, ``load(path)``.
+        """The module with ``write(lowered, path, example)`` and, where it runs, ``load(path, threads)``.
 
         Raises:
             ImportError: a package is missing; tells how to get it.
@@ -79,10 +74,11 @@ RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
         Runtime('openvino', ('.xml', '.bin'), ('openvino', 'onnx'), 'openvino'),
-        Runtime('torch_export', ('.pt2',), (), 'onnxruntime', note='load with torch.export.load'),
-        Runtime('executorch', ('.pte',), ('executorch',), 'onnxruntime', note='XNNPACK delegate; fixed batch'),
-        Runtime('ncnn', ('.param', '.bin'), ('ncnn', 'pnnx'), 'ncnn', note='no channel gather: dense 1x1 convolutions'),
-        Runtime('coreml', ('.mlpackage',), ('coremltools',), 'onnxruntime', True, runs=False, note='for Apple systems'),
+        Runtime('onnxruntime', ('.onnx',), ('onnx', 'onnxruntime'), 'onnxruntime'),
+        Runtime('torch_export', ('.pt2',), (), 'onnxruntime'),
+        Runtime('executorch', ('.pte',), ('executorch',), 'onnxruntime'),
+        Runtime('ncnn', ('.param', '.bin'), ('ncnn', 'pnnx'), 'ncnn'),
+        Runtime('coreml', ('.mlpackage',), ('coremltools',), 'onnxruntime', is_folder=True, runs=False),
     )
 }  # fmt: skip
 
@@ -107,7 +103,6 @@ def export_runtime(
     tolerance: float = 1e-5,
     choices: Optional[Mapping[str, str]] = None,
     native: bool = False,
-    processor: Optional[str] = None,
 ) -> RuntimeReport:
     """Lower a finished model and write it for a runtime.
 
@@ -119,9 +114,8 @@ def export_runtime(
         batch: images in a call, fixed in the file.
         tolerance: largest relative difference to PyTorch that is accepted.
         choices: form by layer in place of the default table's.
-        native: stages in the native kernels (``'torch_export'`` only); who loads the file imports
-            ``cnv2_plugin.kernels.operator`` first.
-        processor: whose table of forms is used, see :func:`cnv2_plugin.lowering.lower`.
+        native: stages in the native kernels (``'torch_export'`` and ``'onnxruntime'``); a program that loads the file
+            imports ``cnv2_plugin.kernels.operator``, or registers the kernels' library, first.
 
     Raises:
         KernelsMissingError: ``native``, and the kernels are not built.
@@ -145,19 +139,16 @@ def export_runtime(
     else:
         _check_free(paths, runtime)
     module = kind.module()
-    if native and runtime != 'torch_export':
+    if native and runtime not in ('torch_export', 'onnxruntime'):
         raise ValueError(f'{runtime} files hold standard operators only; native ones are for torch_export and ONNX.')
-    lowered = lower(model, input_size, 'native' if native else kind.table, choices, processor=processor)
-    with TemporaryDirectory(dir=path.parent, prefix=f'.{path.stem}-') as folder:
-        temporary = Path(folder) / path.name
-        module.write(lowered, temporary, torch.zeros(batch, *input_size))
+    lowered = lower(model, input_size, 'native' if native else kind.table, choices)
+    with staged(*paths) as temporaries:
+        module.write(lowered, temporaries[0], torch.zeros(batch, *input_size))
         report = None
         if kind.runs:
-            report = verify(model, module.load(temporary), input_size, batch_size=batch)
+            report = verify(model, module.load(temporaries[0]), input_size, batch_size=batch)
             report.check(tolerance, f'the {runtime} file')
-        size = sum(_bytes(temporary.with_suffix(suffix)) for suffix in kind.suffixes)
-        for target in reversed(paths):  # the one that users name comes last: with it, the others are there
-            temporary.with_suffix(target.suffix).replace(target)
+        size = sum(map(_bytes, temporaries))
     return RuntimeReport(runtime, paths, size, report, lowered_forms(lowered))
 
 

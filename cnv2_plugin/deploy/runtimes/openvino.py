@@ -1,7 +1,9 @@
-"""OpenVINO IR, read from the optimised ONNX graph."""
+"""OpenVINO IR, read from the lowered ONNX graph."""
 
 from pathlib import Path
+from typing import Union
 
+import torch
 from torch import Tensor, nn
 
 from ...lowering.openvino_core import openvino_core
@@ -12,18 +14,15 @@ def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
     """Write ``.xml`` and ``.bin`` in float32."""
     import openvino
 
-    from ..export import export_onnx
+    from .onnxruntime import to_proto
 
-    onnx = path.with_suffix('.onnx')
-    batch, channels, height, width = example.shape
-    export_onnx(lowered, onnx, (channels, height, width), batch=batch)
-    openvino.save_model(openvino_core().read_model(onnx), path, compress_to_fp16=False)
+    content = to_proto(lowered, example).SerializeToString()
+    openvino.save_model(openvino_core().read_model(content), path, compress_to_fp16=False)
 
 
-def load(path: Path) -> Loaded:
-    """Run on the processor in float32."""
-    import torch
-
-    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
-    compiled = openvino_core().compile_model(path, 'CPU', settings)
-    return lambda x: [torch.from_numpy(output.copy()) for output in compiled([x.numpy()]).values()]
+def load(model: Union[Path, bytes], threads: int = 0) -> Loaded:
+    """Run on the CPU in float32 with so many threads; 0 for as many as OpenVINO takes."""
+    core = openvino_core()
+    settings = {'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1, 'INFERENCE_PRECISION_HINT': 'f32'}
+    request = core.compile_model(core.read_model(model), 'CPU', settings).create_infer_request()
+    return lambda x: [torch.from_numpy(output.copy()) for output in request.infer([x.numpy()]).values()]

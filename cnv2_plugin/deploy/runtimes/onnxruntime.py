@@ -1,0 +1,170 @@
+"""ONNX: written by PyTorch's exporter, run by ONNX Runtime."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from ...lowering.timing import onnx_session
+from .base import Loaded
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+OPSET = 20
+NATIVE_DOMAIN = 'cnv2_plugin'
+"""Domain of the operators that run in the native kernels."""
+
+
+def write(
+    model: nn.Module,
+    path: Path,
+    example: Tensor,
+    dynamic: bool = False,
+    output_names: Optional[list[str]] = None,
+    metadata: Optional[Mapping[str, Any]] = None,
+    pool: bool = True,
+) -> 'ModelProto':
+    """Write ``.onnx`` and return what is in it.
+
+    Args:
+        model: lowered or condensed module.
+        path: file to write.
+        example: images ``(N, C, H, W)``.
+        dynamic: take any number of images.
+        output_names: ``logits``, or ``output_0`` and so on, by default.
+        metadata: plain values stored in the file.
+        pool: write means over height and width as GlobalAveragePool.
+    """
+    import onnx
+
+    proto = to_proto(model, example, dynamic, output_names, pool)
+    onnx.helper.set_model_props(proto, {key: _text(value) for key, value in (metadata or {}).items()})
+    onnx.save(proto, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+    return proto
+
+
+def load(model: Union[Path, bytes], threads: int = 1) -> Loaded:
+    """Run in ONNX Runtime on the CPU with all its graph optimisations."""
+    session = onnx_session(model, threads)
+    name = session.get_inputs()[0].name
+    return lambda x: [torch.from_numpy(output) for output in session.run(None, {name: x.numpy()})]
+
+
+def to_proto(
+    model: nn.Module,
+    example: Tensor,
+    dynamic: bool = False,
+    output_names: Optional[list[str]] = None,
+    pool: bool = True,
+) -> 'ModelProto':
+    """An ONNX model of a module; see :func:`write` for the arguments."""
+    with torch.no_grad():
+        outputs = model(example)
+    if output_names is None:
+        output_names = ['logits'] if isinstance(outputs, Tensor) else [f'output_{i}' for i in range(len(outputs))]
+    export = _trace if torch.__version__ < '2.6' else _export
+    with _quiet():
+        proto = export(model, example, dynamic, output_names)
+    if pool:
+        _pool_globally(proto)
+    _strip(proto)
+    return proto
+
+
+def _export(model: nn.Module, example: Tensor, dynamic: bool, output_names: list[str]) -> 'ModelProto':
+    """Go through ``torch.export``."""
+    import onnxscript
+    from onnx.defs import OpSchema
+
+    parameters = (('images', 'tensor(float)'), ('weights', 'tensor(float)'), ('plan', 'tensor(int32)'))
+    schema = OpSchema(
+        'NativeStages', NATIVE_DOMAIN, 1,
+        inputs=[OpSchema.FormalParameter(*parameter) for parameter in parameters],
+        outputs=[OpSchema.FormalParameter('result', 'tensor(float)')],
+    )  # fmt: skip
+    node = onnxscript.values.Op(onnxscript.values.Opset(NATIVE_DOMAIN, 1), 'NativeStages', schema)
+
+    def native_stages(images: Any, weights: Any, plan: Any, shape: Sequence[int]) -> Any:
+        return node(images, weights, plan)
+
+    shapes = ({0: torch.export.Dim('batch', min=1)},) if dynamic else None
+    program = torch.onnx.export(
+        model, (example,), dynamo=True, opset_version=OPSET, input_names=['input'], output_names=output_names,
+        dynamic_shapes=shapes, optimize=True, verbose=False,
+        custom_translation_table={torch.ops.cnv2_plugin.native_stages.default: native_stages},
+    )  # fmt: skip
+    if program is None:
+        raise RuntimeError('torch.onnx.export gave no program.')
+    return program.model_proto
+
+
+def _trace(model: nn.Module, example: Tensor, dynamic: bool, output_names: list[str]) -> 'ModelProto':
+    """Go through TorchScript: before PyTorch 2.6 the other exporter takes neither dynamic shapes nor own operators."""
+    import onnx
+
+    # A function without annotations: PyTorch 2.4 looks for classes of its own among them.
+    torch.onnx.register_custom_op_symbolic(
+        'cnv2_plugin::native_stages',
+        lambda g, images, weights, plan, shape: g.op(f'{NATIVE_DOMAIN}::NativeStages', images, weights, plan),
+        OPSET,
+    )
+    file: Any = io.BytesIO()
+    torch.onnx.export(
+        model, (example,), file, opset_version=OPSET, input_names=['input'], output_names=output_names,
+        dynamic_axes={name: {0: 'batch'} for name in ('input', *output_names)} if dynamic else None,
+    )  # fmt: skip
+    return onnx.load_model_from_string(file.getvalue())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own notes to itself."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip(proto: 'ModelProto') -> None:
+    """Drop the exporter's notes on every node, which hold paths of this machine, and constants that nothing reads."""
+    for item in [*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output]:
+        del item.metadata_props[:]
+        item.doc_string = ''
+    del proto.graph.metadata_props[:]
+    del proto.graph.value_info[:]
+    read = {name for node in proto.graph.node for name in node.input} | {output.name for output in proto.graph.output}
+    for unused in [item for item in proto.graph.initializer if item.name not in read]:
+        proto.graph.initializer.remove(unused)
+
+
+def _pool_globally(proto: 'ModelProto') -> None:
+    """Replace means over height and width by GlobalAveragePool, for which runtimes have a faster kernel."""
+    from onnx import numpy_helper
+
+    constants = {item.name: item for item in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type != 'ReduceMean' or len(node.input) != 2 or node.input[1] not in constants:
+            continue
+        axes = sorted(numpy_helper.to_array(constants[node.input[1]]).flatten().tolist())
+        keeps = next((a.i for a in node.attribute if a.name == 'keepdims'), 1)
+        if axes in ([2, 3], [-2, -1]) and keeps:
+            node.op_type = 'GlobalAveragePool'
+            del node.input[1:], node.attribute[:]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
