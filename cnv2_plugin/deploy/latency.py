@@ -18,7 +18,7 @@ from ..lowering.rewrites import clean_up
 from ..lowering.table import LAST_REWRITES, default_choices
 from ..lowering.timing import Progress, interleave
 from ..sparsify import LayerPlan, ReactivationPlan
-from ..sparsify.surgery.convert import finish_at_random
+from ..sparsify.surgery import finish_at_random
 from .runtimes import runtime_named
 from .runtimes.onnxruntime import to_proto
 

@@ -10,17 +10,19 @@ from .packing import (
     pack_model,
     restore_masked,
 )
-from .reactivate import AddedReactivation, add_reactivation
-from .reactivate_report import ReactivationPlan, ReactivationReport
 from .recalibration import recalibrate_norms
 from .schedule import SparsificationSchedule, cosine_with_rewind
 from .sparsifier import StagedSparsifier
 from .surgery import (
+    AddedReactivation,
     LatencyModel,
     LayerPlan,
     NetworkLatency,
+    ReactivationPlan,
+    ReactivationReport,
     SkippedLayer,
     SurgeryReport,
+    add_reactivation,
     plan_learned_groups,
     to_learned_groups,
 )

@@ -9,8 +9,7 @@ from torch import nn
 from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.deploy import RuntimeLatency, condense
 from cnv2_plugin.layers import GroupSparseConv2d
-from cnv2_plugin.sparsify import LayerPlan, add_reactivation, plan_learned_groups, to_learned_groups
-from cnv2_plugin.sparsify.reactivate_report import ReactivationPlan
+from cnv2_plugin.sparsify import LayerPlan, ReactivationPlan, add_reactivation, plan_learned_groups, to_learned_groups
 from tests.helpers import finish_pruning, installed
 
 SIZE = (3, 8, 8)

@@ -1,10 +1,10 @@
-"""What surgery does or would do to a network, in numbers."""
+"""Surgery reports: what is changed in a network, what stays and why, and what it costs before and after."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional
 
 from ...layers import kept_units
+from .sites import KINDS
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,6 @@ class LayerPlan:
     latency_before: Optional[float] = None
     latency_after: Optional[float] = None
 
-    @property
-    def weights_before(self) -> int:
-        """Weights of the dense convolution."""
-        return self.in_channels * self.out_channels
-
-    @property
-    def weights_after(self) -> int:
-        """Weights of the condensed one."""
-        return kept_units(self.in_channels, self.factor, self.factor - 1) * self.out_channels
-
 
 @dataclass(frozen=True)
 class SkippedLayer:
@@ -64,18 +54,45 @@ class SkippedLayer:
 
 
 @dataclass(frozen=True)
+class ReactivationPlan:
+    """One added reactivation.
+
+    Attributes:
+        name: of the new layer.
+        kind: how the network reuses the features, see :data:`KINDS`.
+        in_channels: channels of the later features.
+        out_channels: channels of the earlier features that they reactivate.
+        groups: chosen number of groups.
+        factor: sparse factor.
+        mult_adds: multiply-adds that it adds to one image, once pruned.
+        size: height and width of the features.
+    """
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    groups: int
+    factor: int
+    mult_adds: int
+    size: tuple[int, ...] = (1, 1)
+
+
+@dataclass(frozen=True)
 class NetworkLatency:
-    """What a runtime needs for the whole network as it would be exported.
+    """What a runtime needs for the whole network as it would be exported, in milliseconds.
 
     Attributes:
         runtime: name of the runtime.
-        before: milliseconds of the dense network.
-        after: milliseconds with the chosen layers condensed; ``before`` where the network is left alone.
-        tried: milliseconds with the layers of the last try condensed, be it kept or not; None where no layer is faster.
+        dense: with all learned groups dense.
+        before: as it was, pruned.
+        after: changed and pruned; ``before`` where the network is left alone.
+        tried: with the layers of the last try, be they taken or not; None where no layer is faster.
         tried_layers: how many layers that are.
     """
 
     runtime: str
+    dense: float
     before: float
     after: float
     tried: Optional[float] = None
@@ -83,21 +100,8 @@ class NetworkLatency:
 
     @property
     def share(self) -> float:
-        """Latency after surgery over that before."""
-        return self.after / self.before
-
-    def __str__(self) -> str:
-        if self.after < self.before:
-            return (
-                f'In {self.runtime} {self.before:.3f} ms become {self.after:.3f} ms ({self.share:.2f} of the latency).'
-            )
-        text = f'The network is left alone: in {self.runtime} it takes {self.before:.3f} ms'
-        if self.tried is None:
-            return f'{text}, and no convolution gets faster.'
-        share = self.tried / self.before
-        return (
-            f'{text}, and would take {self.tried:.3f} ms ({share:.2f}) with {self.tried_layers} convolutions condensed.'
-        )
+        """What is left of the latency of the dense network."""
+        return self.after / self.dense
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,6 @@ class SurgeryReport:
         layers: convolutions that learn groups.
         skipped: convolutions that stay, and why.
         mult_adds_before: multiply-adds of the network (convolutions, linear layers, attention) for one image.
-        mult_adds_after: the same once pruned and condensed.
-        weights_before: weights of ``layers``.
-        weights_after: the same once pruned and condensed.
         input_size: ``(C, H, W)`` of the image.
         at_most: share of the dense network's multiply-adds or latency that was asked for.
         latency: of the network, where layers were chosen by it.
@@ -119,25 +120,24 @@ class SurgeryReport:
     layers: tuple[LayerPlan, ...]
     skipped: tuple[SkippedLayer, ...]
     mult_adds_before: int
-    mult_adds_after: int
-    weights_before: int
-    weights_after: int
     input_size: tuple[int, ...]
     at_most: Optional[float] = None
     latency: Optional[NetworkLatency] = None
 
-    @classmethod
-    def of(
-        cls, layers: Sequence[LayerPlan], skipped: Sequence[SkippedLayer], mult_adds: int, input_size: Sequence[int],
-        **more: Any,
-    ) -> 'SurgeryReport':  # fmt: skip
-        """The report on these layers of a network of ``mult_adds`` multiply-adds."""
-        saved = sum(layer.mult_adds_before - layer.mult_adds_after for layer in layers)
-        return cls(
-            tuple(layers), tuple(skipped), mult_adds, mult_adds - saved,
-            sum(layer.weights_before for layer in layers), sum(layer.weights_after for layer in layers),
-            tuple(input_size), **more,
-        )  # fmt: skip
+    @property
+    def mult_adds_after(self) -> int:
+        """Multiply-adds of the network once pruned and condensed."""
+        return self.mult_adds_before - sum(layer.mult_adds_before - layer.mult_adds_after for layer in self.layers)
+
+    @property
+    def weights_before(self) -> int:
+        """Weights of the layers that learn groups, dense."""
+        return sum(layer.in_channels * layer.out_channels for layer in self.layers)
+
+    @property
+    def weights_after(self) -> int:
+        """Weights of the layers that learn groups once pruned and condensed."""
+        return sum(kept_units(p.in_channels, p.factor, p.factor - 1) * p.out_channels for p in self.layers)
 
     @property
     def share(self) -> float:
@@ -159,13 +159,67 @@ class SurgeryReport:
             f'{self.weights_before / 1e6:.2f} M of their weights become {self.weights_after / 1e6:.2f} M.'
         ]
         if self.latency is not None:
-            lines.append(str(self.latency))
+            lines.append(self._latency_line(self.latency))
         if not self.reached:
             lines.append(f'At most {self.at_most:.2f} was asked for; {self.share:.2f} is what these layers can reach.')
         reasons: dict[str, list[SkippedLayer]] = {}
         for layer in self.skipped:
             reasons.setdefault(layer.reason, []).append(layer)
         return '\n'.join([*lines, *(_stays(reason, layers) for reason, layers in reasons.items())])
+
+    @staticmethod
+    def _latency_line(found: NetworkLatency) -> str:
+        if found.after < found.before:
+            text = f'In {found.runtime} {found.before:.3f} ms become {found.after:.3f} ms'
+            return f'{text} ({found.share:.2f} of the latency).'
+        text = f'The network is left alone: in {found.runtime} it takes {found.before:.3f} ms, and'
+        if found.tried is None:
+            return f'{text} no convolution gets faster.'
+        tried = f'{found.tried:.3f} ms ({found.tried / found.before:.2f})'
+        return f'{text} would take {tried} with {found.tried_layers} convolutions condensed.'
+
+
+@dataclass(frozen=True)
+class ReactivationReport:
+    """What :func:`~cnv2_plugin.sparsify.add_reactivation` did.
+
+    Attributes:
+        layers: added reactivations.
+        refused: names of modules and why their features are not reactivated.
+        mult_adds_before: multiply-adds of the network for one image.
+        left_out: names of those that would have gone beyond ``at_most``.
+        at_most: share of the dense network's multiply-adds or latency that was asked for.
+        latency: of the network, where it was asked for.
+    """
+
+    layers: tuple[ReactivationPlan, ...]
+    refused: dict[str, str]
+    mult_adds_before: int
+    left_out: tuple[str, ...] = ()
+    at_most: Optional[float] = None
+    latency: Optional[NetworkLatency] = None
+
+    @property
+    def mult_adds_after(self) -> int:
+        """Multiply-adds of the network with all reactivations, pruned."""
+        return self.mult_adds_before + sum(plan.mult_adds for plan in self.layers)
+
+    def __str__(self) -> str:
+        kinds = ', '.join(f'{sum(p.kind == k for p in self.layers)} {k}' for k in KINDS)
+        added = self.mult_adds_after / max(self.mult_adds_before, 1) - 1
+        lines = [
+            f'{len(self.layers)} reactivations added ({kinds}): {self.mult_adds_before / 1e6:.1f} M multiply-adds '
+            f'become {self.mult_adds_after / 1e6:.1f} M (+{added:.1%}).'
+        ]
+        if self.latency is not None:
+            text = f'In {self.latency.runtime} {self.latency.before:.3f} ms become {self.latency.after:.3f} ms'
+            lines.append(f'{text}, {self.latency.share:.2f} of the dense network.')
+        if self.left_out:
+            lines.append(
+                f'{len(self.left_out)} are left out, which would take the network beyond {self.at_most:.2f} of the '
+                f'dense one: {", ".join(self.left_out[:3])}{" ..." * (len(self.left_out) > 3)}.'
+            )
+        return '\n'.join([*lines, *(f'{name}: {reason}.' for name, reason in self.refused.items())])
 
 
 def _stays(reason: str, layers: list[SkippedLayer]) -> str:

@@ -1,5 +1,6 @@
 """Learned groups in models of other libraries, by config: as a hook, or around the model's own config."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Optional, Union
@@ -35,7 +36,7 @@ class LearnedGroupSurgeryHook(Hook):
             given as ``include``: every process, a later sitting and the deployed config then have the same layers.
 
     Raises:
-        ValueError: nothing in the model can learn groups, or an argument is out of range.
+        ValueError: if nothing in the model can learn groups, or an argument is out of range.
 
     Example:
         >>> custom_hooks = [dict(type='LearnedGroupSurgeryHook', groups=4, factor=4, include='backbone'),
@@ -68,36 +69,20 @@ class LearnedGroupSurgeryHook(Hook):
 
 
 @MODELS.register_module(name='LearnedGroupModel')
-def build_learned_group_model(
-    model: Mapping[str, Any],
-    groups: int = 4,
-    factor: int = 4,
-    include: Patterns = None,
-    exclude: Patterns = None,
-    min_channels: int = 32,
-    input_size: Sequence[int] = (3, 224, 224),
-    deploy: bool = False,
-    at_most: Optional[float] = None,
-    **defaults,
-) -> nn.Module:
-    """Build a model whose dense 1x1 convolutions learn groups: what the hook does, where no runner is.
+def build_learned_group_model(model: Mapping[str, Any], deploy: bool = False, **options: Any) -> nn.Module:
+    """Build a model whose dense 1x1 convolutions learn groups, as the hook makes it, where there is no runner.
 
     Args:
         model: config of the model.
-        groups: see :func:`cnv2_plugin.sparsify.to_learned_groups`, like all that follow.
-        factor: condense factor.
-        include: patterns of module names.
-        exclude: patterns of what stays.
-        min_channels: fewest channels in and out of a layer.
-        input_size: ``(C, H, W)`` of the image by which layers are judged.
         deploy: build the condensed form.
-        at_most: share of the dense model's multiply-adds to come down to.
-        **defaults: further options that a runner adds, such as ``data_preprocessor``; passed on to the model.
+        **options: arguments of :class:`LearnedGroupSurgeryHook`; others, which a runner adds (``data_preprocessor``),
+            are passed on to the model.
 
     Returns:
         The model itself, with the parameter names of the original.
     """
-    options = {**defaults, **deepcopy(dict(model))}
-    built = MODELS.build(options)
-    to_learned_groups(built, groups, factor, include, exclude, min_channels, tuple(input_size), deploy, at_most=at_most)
+    names = inspect.signature(LearnedGroupSurgeryHook).parameters.keys() & options.keys()
+    surgery = LearnedGroupSurgeryHook(**{name: options.pop(name) for name in names})
+    built = MODELS.build({**options, **deepcopy(dict(model))})
+    to_learned_groups(built, deploy=deploy, **surgery.options)
     return built

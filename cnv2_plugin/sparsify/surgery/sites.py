@@ -8,7 +8,7 @@ from typing import Optional, TypeGuard
 import torch
 from torch import fx, nn
 
-from ..layers import GroupSparseConv2d
+from ...layers import GroupSparseConv2d
 
 KINDS = ('dense', 'split', 'cross-stage', 'residual')
 

@@ -8,8 +8,8 @@ from typing import Any, Union
 import torch
 from torch import Tensor, fx, nn
 
-from ..layers import GroupSparseConv2d
-from .reactivate_sites import convolutions_of
+from ...layers import GroupSparseConv2d
+from .sites import convolutions_of
 
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 _TRACING_ERRORS = (

@@ -4,19 +4,19 @@ import operator
 from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..layers import SparseFeatureReactivation, kept_units
-from .reactivate_choice import choose_reactivations
-from .reactivate_report import ReactivationPlan, ReactivationReport
-from .reactivate_rewrite import UntraceableError, trace, with_forward
-from .reactivate_sites import KINDS, Site, called, concatenated, convolutions_of, find_sites
-from .surgery.choice import LatencyModel, Target, check_target
-from .surgery.plan import MIN_CHANNELS, Patterns, name_filter
-from .surgery.probe import evaluating, probe, run
+from ...layers import SparseFeatureReactivation, kept_units
+from .choice import LatencyModel, Target, check_target, choose_reactivations
+from .learned_groups import MIN_CHANNELS, Patterns, check_whole_numbers, groups_for, name_filter
+from .probe import evaluating, probe, run
+from .report import ReactivationPlan, ReactivationReport
+from .sites import KINDS, Site, called, concatenated, convolutions_of, find_sites
+from .tracing import UntraceableError, trace, with_forward
 
 Call = tuple[tuple[int, ...], int]
 """Shape of a module's input, and number of its calls."""
@@ -37,10 +37,6 @@ class AddedReactivation(SparseFeatureReactivation):
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({f'{prefix}{key}': value for key, value in self.state_dict().items()})
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-Change = tuple[str, nn.Module, type[nn.Module], dict[str, AddedReactivation]]
-"""A module by name, its new class, and the layers that it gets."""
 
 
 def add_reactivation(
@@ -94,102 +90,105 @@ def add_reactivation(
         >>> model = timm.create_model('densenet121', pretrained=True)
         >>> print(add_reactivation(model, groups=8, factor=8))
     """
-    kinds = tuple(kinds)
-    _check_arguments(groups, factor, kinds, min_channels)
+    check_whole_numbers(groups=(groups, 2), factor=(factor, 2), min_channels=(min_channels, 1))
     check_target(target, at_most, latency)
+    kinds = tuple(kinds)
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ValueError(f'kinds is {kinds!r}; it takes any of {", ".join(map(repr, KINDS))}.')
     chosen = name_filter(include, exclude, [name for name, _ in model.named_modules()])
     before = probe(model, input_size).mult_adds
 
-    def changes(
-        network: nn.Module, wanted: Optional[Collection[str]] = None
-    ) -> tuple[list[Change], list[ReactivationPlan], dict[str, str]]:
-        return _changes(network, chosen, groups, factor, kinds, min_channels, input_size, wanted)
+    def change(network: nn.Module, wanted: Optional[Collection[str]] = None) -> _Changes:
+        changes = _Changes(groups, factor, kinds, min_channels, wanted)
+        changes.collect(network, chosen, input_size)
+        return changes
 
     def changed(wanted: Collection[str]) -> nn.Module:
         copy = deepcopy(model)
-        _apply(changes(copy, wanted)[0])
+        change(copy, wanted).apply()
         return copy
 
-    all_changes, plans, refused = changes(model)
-    if not plans:
-        raise ValueError(_nothing_to_do(model, refused))
-    report = ReactivationReport(tuple(plans), refused, before, before + sum(plan.mult_adds for plan in plans))
+    every = change(model)
+    if not every.plans:
+        raise ValueError(_nothing_to_do(model, every.refused))
+    report = ReactivationReport(tuple(every.plans), every.refused, before)
     report = choose_reactivations(model, report, input_size, target, at_most, latency, changed)
-    if len(report.layers) == len(plans):
-        _apply(all_changes)
+    if len(report.layers) == len(every.plans):
+        every.apply()
     elif report.layers:
-        _apply(changes(model, {plan.name for plan in report.layers})[0])
+        change(model, {plan.name for plan in report.layers}).apply()
     return report
 
 
-def _changes(
-    model: nn.Module, chosen: Callable[[str], bool], groups: int, factor: int, kinds: tuple[str, ...],
-    min_channels: int, input_size: tuple[int, int, int], wanted: Optional[Collection[str]],
-) -> tuple[list[Change], list[ReactivationPlan], dict[str, str]]:  # fmt: skip
-    """Modules with their new classes and the wanted layers, plans of all layers, and refusals; changes nothing."""
-    examples = _single_tensor_calls(model, input_size)
-    refused: dict[str, str] = {}
-    changes: list[Change] = []
-    plans: list[ReactivationPlan] = []
-    done: set[nn.Module] = set()
-    for name, module in _inside_out(model):
-        if module not in examples or not chosen(name):
-            continue
-        try:
-            change, found = _rewritten(
-                name, module, frozenset(done), examples[module], groups, factor, kinds, min_channels, wanted
-            )
-        except UntraceableError as error:
-            refused[name or type(model).__name__] = str(error)
-            continue
-        if found:
-            done.add(module)
-            plans.extend(found)
-        if change is not None:
-            changes.append((name, module, *change))
-    inside = tuple({f'{plan.name.rpartition(".")[0]}.' for plan in plans if '.' in plan.name})
-    refused = {name: reason for name, reason in refused.items() if not name.startswith(inside)} if inside else refused
-    return changes, plans, refused
+@dataclass
+class _Changes:
+    """Collects the modules that reactivate, without changing them, and changes them all at once.
 
+    Attributes:
+        plans: of all reactivations that are possible.
+        refused: names of modules, and why they are left alone.
+        modules: modules, with the class and the new layers that each gets; only wanted layers are among them.
+    """
 
-def _apply(changes: Iterable[Change]) -> None:
-    for _, module, cls, layers in changes:
-        for key, layer in layers.items():
-            module.add_module(key, layer)
-        module.__class__ = cls
+    groups: int
+    factor: int
+    kinds: tuple[str, ...]
+    min_channels: int
+    wanted: Optional[Collection[str]]
+    plans: list[ReactivationPlan] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    modules: list[tuple[nn.Module, type[nn.Module], dict[str, AddedReactivation]]] = field(default_factory=list)
 
+    def collect(self, model: nn.Module, chosen: Callable[[str], bool], input_size: tuple[int, int, int]) -> None:
+        """Look at all chosen modules, inner ones first."""
+        calls = _single_tensor_calls(model, input_size)
+        done: set[nn.Module] = set()
+        for name, module in _inside_out(model):
+            if module in calls and chosen(name):
+                try:
+                    if self._add(name, module, frozenset(done), *calls[module]):
+                        done.add(module)
+                except UntraceableError as error:
+                    self.refused[name or type(model).__name__] = str(error)
+        inside = tuple({f'{plan.name.rpartition(".")[0]}.' for plan in self.plans if '.' in plan.name})
+        self.refused = {name: reason for name, reason in self.refused.items() if not name.startswith(inside)}
 
-def _rewritten(
-    name: str, module: nn.Module, done: frozenset[nn.Module], call: Call, groups: int, factor: int,
-    kinds: tuple[str, ...], min_channels: int, wanted: Optional[Collection[str]],
-) -> tuple[Optional[tuple[type[nn.Module], dict[str, AddedReactivation]]], list[ReactivationPlan]]:  # fmt: skip
-    """The class and the layers of a module with reactivation, and their plans; changes nothing."""
-    shape, calls = call
-    reference = next(module.parameters())
-    example = torch.randn(shape, device=reference.device, dtype=reference.dtype)
-    graph = trace(module, done, example.clone())
-    sites = [site for site in find_sites(graph, module) if site.kind in kinds]
-    sites = [site for site in sites if _widths(site) and min(_widths(site)) >= min_channels]
-    sites = [site for site in sites if _groups_for(_widths(site)[0], groups) > 1 and not _overwritten(site, module)]
-    layers: dict[str, AddedReactivation] = {}
-    plans: list[ReactivationPlan] = []
-    rewritten: dict[tuple[fx.Node, ...], fx.Node] = {}
-    for i, site in enumerate(sites):
-        channels, old = _widths(site)
-        key = f'reactivation_{i}'
-        full = f'{name}.{key}' if name else key
-        divided = _groups_for(channels, groups)
-        positions = shape[0] * site.node.meta['shape'][2] * site.node.meta['shape'][3] * calls
-        mult_adds = kept_units(old, factor, factor - 1) * channels * positions
-        size = tuple(site.node.meta['shape'][2:])
-        plans.append(ReactivationPlan(full, site.kind, channels, old, divided, factor, mult_adds, size))
-        if wanted is None or full in wanted:
-            options = dict(device=reference.device, dtype=reference.dtype)
-            layers[key] = AddedReactivation(channels, old, divided, factor, **options).train(module.training)
-            _insert(graph, site, key, rewritten)
-    if not layers:
-        return None, plans
-    return (with_forward(module, graph), layers), plans
+    def apply(self) -> None:
+        """Change the modules."""
+        for module, cls, layers in self.modules:
+            for key, layer in layers.items():
+                module.add_module(key, layer)
+            module.__class__ = cls
+
+    def _add(
+        self, name: str, module: nn.Module, done: frozenset[nn.Module], shape: tuple[int, ...], calls: int
+    ) -> bool:
+        """Look at one module, which is called so many times with one tensor of a shape."""
+        parameter = next(module.parameters())
+        options = dict(device=parameter.device, dtype=parameter.dtype)
+        graph = trace(module, done, torch.randn(shape, **options))
+        sites = [site for site in find_sites(graph, module) if self._fits(site, module)]
+        layers: dict[str, AddedReactivation] = {}
+        rewritten: dict[tuple[fx.Node, ...], fx.Node] = {}
+        for i, site in enumerate(sites):
+            channels, old = _widths(site)
+            key = f'reactivation_{i}'
+            full = f'{name}.{key}' if name else key
+            groups, size = groups_for(channels, self.groups), tuple(site.node.meta['shape'][2:])
+            mult_adds = kept_units(old, self.factor, self.factor - 1) * channels * shape[0] * size[0] * size[1] * calls
+            self.plans.append(ReactivationPlan(full, site.kind, channels, old, groups, self.factor, mult_adds, size))
+            if self.wanted is None or full in self.wanted:
+                layers[key] = AddedReactivation(channels, old, groups, self.factor, **options).train(module.training)
+                _insert(graph, site, key, rewritten)
+        if layers:
+            self.modules.append((module, with_forward(module, graph), layers))
+        return bool(sites)
+
+    def _fits(self, site: Site, module: nn.Module) -> bool:
+        widths = _widths(site)
+        if site.kind not in self.kinds or min(widths, default=0) < self.min_channels:
+            return False
+        return groups_for(widths[0], self.groups) > 1 and not _overwritten(site, module)
 
 
 def _insert(graph: fx.Graph, site: Site, key: str, rewritten: dict[tuple[fx.Node, ...], fx.Node]) -> None:
@@ -241,11 +240,6 @@ def _overwritten(site: Site, module: nn.Module) -> bool:
     return False
 
 
-def _groups_for(channels: int, groups: int) -> int:
-    """The largest divisor of ``channels`` that is at most ``groups``."""
-    return max(g for g in range(1, groups + 1) if channels % g == 0)
-
-
 def _inside_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules with several convolutions and a forward pass of their own, inner ones first."""
     found = []
@@ -274,15 +268,6 @@ def _single_tensor_calls(model: nn.Module, input_size: tuple[int, int, int]) -> 
             hooks.enter_context(module.register_forward_pre_hook(visit, with_kwargs=True))
         run(model, input_size)
     return {module: call for module, call in seen.items() if module not in other}
-
-
-def _check_arguments(groups: int, factor: int, kinds: tuple[str, ...], min_channels: int) -> None:
-    for argument, value, least in (('groups', groups, 2), ('factor', factor, 2), ('min_channels', min_channels, 1)):
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f'{argument} is {value!r}; it takes a whole number of at least {least}.')
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise ValueError(f'kinds is {kinds!r}; it takes any of {", ".join(map(repr, KINDS))}.')
 
 
 def _nothing_to_do(model: nn.Module, refused: dict[str, str]) -> str:
