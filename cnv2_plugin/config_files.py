@@ -1,4 +1,4 @@
-"""The configs that travel with the package, in OpenMMLab's layout: ``.mim/configs`` beside the code.
+"""The configs that the package contains, in OpenMMLab's layout: ``.mim/configs`` beside the code.
 
 In a checkout ``.mim`` holds links to ``configs``, ``tools`` and ``model-index.yml``; ``setup.py`` puts the files
 themselves into wheels.
@@ -12,7 +12,7 @@ MIM = Path(__file__).parent / '.mim'
 
 
 def config_names() -> list[str]:
-    """Names of the configs of whole runs, as they follow ``cnv2_plugin::``.
+    """List the configs of whole runs by the names that follow ``cnv2_plugin::``.
 
     Raises:
         FileNotFoundError: the installation has no configs.
@@ -33,7 +33,7 @@ def config_path(name: str) -> Path:
         Path of the file.
 
     Raises:
-        ValueError: there is none of that name, or it is another package's; names the closest.
+        ValueError: the package has none of that name; the message names the closest.
         FileNotFoundError: the installation has no configs.
     """
     package, given, wanted = name.rpartition('::')

@@ -1,8 +1,8 @@
 """The scope ``cnv2_plugin`` of mmengine's registries; mmengine imports this module by its name.
 
-mmengine builds what ``_base_ = 'cnv2_plugin::...'`` defines in the scope of the package that the base is from. Types
-without prefix then are this package's, else MMPretrain's, else mmengine's, so that a base means what it means in its
-own folder. Bases for other toolkits say theirs with ``_scope_``.
+mmengine builds what ``_base_ = 'cnv2_plugin::...'`` defines in the scope of this package. A type without prefix is
+looked up here, then in MMPretrain, then in mmengine, so that a base builds the same model as the file itself does.
+Bases for other toolkits name their scope with ``_scope_``.
 """
 
 from functools import cache
@@ -20,7 +20,7 @@ class PluginRegistry(Registry):
     """A child of one of mmengine's root registries that finds this package's types, and MMPretrain's by bare name."""
 
     def get(self, key: str) -> Optional[type]:
-        """The registered class or function; None where there is none.
+        """Return the registered class or function, or None.
 
         Args:
             key: a bare name, or one with the prefix of a scope, such as ``mmdet.FPN``.
@@ -45,6 +45,6 @@ REGISTRIES = {
     for name, root in vars(mmengine_registry).items()
     if isinstance(root, Registry)
 }
-"""One for each root registry, by mmengine's name of it."""
+"""One registry for each of mmengine's root registries, under the same name."""
 
 MODELS, HOOKS = REGISTRIES['MODELS'], REGISTRIES['HOOKS']

@@ -1,4 +1,4 @@
-"""Counting and showing what a network does."""
+"""Cost, sparsity and connection maps of a network, as figures, pictures and a report."""
 
 from .cost import Cost, count_cost
 from .heatmap import ConnectionMap, connection_map

@@ -4,6 +4,7 @@ import argparse
 import ast
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 from ..config_files import MIM, PACKAGE, config_names, config_path
@@ -67,7 +68,7 @@ def copy_config(name: str, folder: Path, overwrite: bool = False) -> Path:
 
 
 def with_package_bases(text: str, place: PurePosixPath) -> str:
-    """The text of a config with its relative bases named ``cnv2_plugin::...``.
+    """Name the relative bases in the text of a config ``cnv2_plugin::...``.
 
     Args:
         text: the config.
@@ -76,22 +77,16 @@ def with_package_bases(text: str, place: PurePosixPath) -> str:
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_':
             bases = ast.literal_eval(node.value)
-            named = [_in_package(base, place) for base in ([bases] if isinstance(bases, str) else bases)]
+            named = [
+                base if '::' in base else f'{PACKAGE}::{normpath(place.parent / base)}'
+                for base in ([bases] if isinstance(bases, str) else bases)
+            ]
             listed = '[\n' + ''.join(f'    {base!r},\n' for base in named) + ']'
             value = repr(named[0]) if isinstance(bases, str) else listed
             lines = text.splitlines(keepends=True)
             lines[node.lineno - 1 : node.end_lineno] = [f"_base_ = __import__('{PACKAGE}') and {value}\n"]
             return ''.join(lines)
     return text
-
-
-def _in_package(base: str, place: PurePosixPath) -> str:
-    if '::' in base:
-        return base
-    parts: list[str] = []
-    for part in (place.parent / base).parts:
-        parts = parts[:-1] if part == '..' else [*parts, part]
-    return f'{PACKAGE}::{"/".join(parts)}'
 
 
 def _list(pattern: str) -> None:
@@ -108,7 +103,7 @@ def _list(pattern: str) -> None:
 
 
 def _figures() -> dict[str, dict[str, Any]]:
-    """What the metafiles tell of each config: ``Parameters``, and multiply-adds as ``FLOPs``, both after pruning."""
+    """Read the metadata of each config: ``Parameters``, and multiply-adds as ``FLOPs``, both after pruning."""
     import yaml
 
     metafiles = (MIM / 'configs').glob('*/metafile.yml')

@@ -4,7 +4,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 FAILURES: dict[str, Exception] = {}
-"""What importing an installed toolkit raised, by package; a broken toolkit never breaks the others."""
+"""Error of each installed toolkit that cannot be imported, by package; the others work without it."""
 
 _ADAPTERS = {'timm': 'timm', 'mmengine': 'openmmlab'}
 

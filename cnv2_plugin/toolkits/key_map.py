@@ -1,4 +1,4 @@
-"""Names of the same weights in timm's models and in OpenMMLab's: the one place where they are written.
+"""Renames weights between timm's models and OpenMMLab's.
 
 | timm | mmpretrain (``ImageClassifier``), mmdet (backbone only) |
 |---|---|
@@ -9,22 +9,22 @@
 """
 
 from collections.abc import Mapping
+from typing import Optional
 
 from torch import Tensor
 
-_SE, _HIDDEN, _CLASSIFIER = ('se_head.', 'neck.se.'), ('conv_head.', 'head.layers.0.fc.'), 'classifier.'
-_STACKED, _LINEAR = 'head.layers.1.fc.', 'head.fc.'
-_BACKBONE = 'backbone.'
 _TRUNK = ('stem.', 'stages.', 'norm.', 'final.')
+_BACKBONE = 'backbone.'
+_HIDDEN = ('conv_head.', 'head.layers.0.fc.')
 
 LAYOUTS = ('timm', 'mmpretrain', 'backbone')
 
 
 def layout_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Whose names the keys have: ``'timm'`` (or a bare trunk), or ``'mmpretrain'`` (any OpenMMLab model).
+    """Tell whose names the keys have: ``'timm'`` (or a bare trunk), or ``'mmpretrain'`` (any OpenMMLab model).
 
     Raises:
-        ValueError: neither.
+        ValueError: they have neither.
     """
     if any(key.startswith(_BACKBONE) for key in state_dict):
         return 'mmpretrain'
@@ -38,7 +38,7 @@ def layout_of(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def convert_keys(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename a state dict, whichever layout it has; the training and the deployed form alike.
+    """Rename the keys of a state dict of any of the layouts, of a masked or a condensed model.
 
     Args:
         state_dict: weights of a timm, mmpretrain or mmdet model.
@@ -53,44 +53,35 @@ def convert_keys(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, T
     """
     if to not in LAYOUTS:
         raise ValueError(f'to is {to!r}; it takes {", ".join(map(repr, LAYOUTS))}.')
-    timm = _to_timm if layout_of(state_dict) == 'mmpretrain' else _keep
+    stacked = any(key.startswith(_HIDDEN) for key in state_dict)
+    classifier = 'head.layers.1.fc.' if stacked else 'head.fc.'
+    pairs = [(key, _BACKBONE + key) for key in _TRUNK]
+    pairs += [('se_head.', 'neck.se.'), _HIDDEN, ('classifier.', classifier)]
+    from_mmpretrain = layout_of(state_dict) == 'mmpretrain'
     renamed: dict[str, Tensor] = {}
     dropped: list[str] = []
-    stacked = any(key.startswith(_HIDDEN) for key in state_dict)
     for key, value in state_dict.items():
-        name, tensor = timm(key, value)
+        name = _rename(key, [(theirs, ours) for ours, theirs in pairs]) if from_mmpretrain else key
+        if name == 'conv_head.weight':
+            value = _reshape(value, to)
         if name and to == 'backbone' and not name.startswith(_TRUNK):
             name = None
-        if name and to == 'mmpretrain':
-            name, tensor = _to_mmpretrain(name, tensor, stacked)
-        if name is None:
-            dropped.append(key)
+        elif name and to == 'mmpretrain':
+            name = _rename(name, pairs)
+        if name:
+            renamed[name] = value
         else:
-            renamed[name] = tensor
+            dropped.append(key)
     return renamed, dropped
 
 
-def _keep(key: str, value: Tensor):
-    return key, value
+def _rename(key: str, pairs: list[tuple[str, str]]) -> Optional[str]:
+    """Replace the prefix of a key; None where it has none of the known ones."""
+    return next((new + key[len(old) :] for old, new in pairs if key.startswith(old)), None)
 
 
-def _to_timm(key: str, value: Tensor):
-    trunk = key.removeprefix(_BACKBONE)
-    if trunk != key:
-        return (trunk if trunk.startswith(_TRUNK) else None), value
-    for prefix, name in ((_SE[1], _SE[0]), (_HIDDEN[1], _HIDDEN[0]), (_STACKED, _CLASSIFIER), (_LINEAR, _CLASSIFIER)):
-        if key.startswith(prefix):
-            rest = key[len(prefix) :]
-            is_kernel = prefix == _HIDDEN[1] and rest == 'weight'
-            return name + rest, value[:, :, None, None] if is_kernel else value
-    return None, value
-
-
-def _to_mmpretrain(key: str, value: Tensor, stacked: bool):
-    if key.startswith(_TRUNK):
-        return _BACKBONE + key, value
-    classifier = (_CLASSIFIER, _STACKED if stacked else _LINEAR)
-    for prefix, name in (_SE, _HIDDEN, classifier):
-        if key.startswith(prefix):
-            return name + key[len(prefix) :], value.flatten(1) if prefix == _HIDDEN[0] and value.ndim == 4 else value
-    return None, value
+def _reshape(weight: Tensor, to: str) -> Tensor:
+    """The hidden layer is a 1x1 convolution in timm, a linear layer in mmpretrain."""
+    if to == 'mmpretrain':
+        return weight.flatten(1) if weight.ndim == 4 else weight
+    return weight[:, :, None, None] if weight.ndim == 2 else weight

@@ -1,4 +1,4 @@
-"""What mmpretrain and mmdet expect of a backbone, added to a trunk."""
+"""Adds to a trunk what mmpretrain and mmdet expect of a backbone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
@@ -126,7 +126,7 @@ class OpenMMLabBackbone(StrictForm):
 
 
 def _stage_indices(out_indices: Union[int, Sequence[int]], count: int) -> tuple[int, ...]:
-    """Non-negative, ascending indices."""
+    """Check ``out_indices`` and return them non-negative and ascending."""
     given = (out_indices,) if isinstance(out_indices, int) else out_indices
     if not isinstance(given, Sequence) or isinstance(given, str) or any(not isinstance(i, int) for i in given):
         raise TypeError(f'out_indices is {out_indices!r}; it takes a whole number or a sequence of them.')

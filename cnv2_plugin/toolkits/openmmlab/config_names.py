@@ -1,7 +1,8 @@
 """Makes the package's configs known: to mmengine as ``cnv2_plugin::...``, to MMPretrain by the names of the models."""
 
 import sys
-from importlib.abc import Loader, MetaPathFinder
+from functools import partial
+from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 
 from mmengine.config.utils import MODULE2PACKAGE
@@ -13,9 +14,9 @@ _HUB = 'mmpretrain.apis.model'
 
 
 def register_configs() -> None:
-    """Let mmengine resolve ``cnv2_plugin::...``, and MMPretrain's ``list_models`` and ``get_model`` our names.
+    """Let mmengine resolve ``cnv2_plugin::...``, and MMPretrain's ``list_models`` and ``get_model`` find our names.
 
-    MMPretrain is told when it is imported; nothing is imported for it.
+    Names are registered with MMPretrain when it is imported; it is not imported for that.
     """
     # mmengine looks for .mim beside what this names: a module of ours, as the name of an editable or uninstalled
     # distribution leads nowhere.
@@ -38,33 +39,21 @@ def register_models(hub) -> None:
 
 
 class _HubFinder(MetaPathFinder):
-    """Waits for MMPretrain's import, once."""
+    """Waits for the import of ``mmpretrain.apis.model``, once, to register our models at its end."""
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname != _HUB:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
-        if spec is not None:
-            spec.loader = _HubLoader(spec.loader)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = partial(_load, spec.loader.exec_module)
         return spec
 
 
-class _HubLoader(Loader):
-    """Loads as the given loader does, then registers our models."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def __getattr__(self, name: str):
-        return getattr(self._loader, name)
-
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module) -> None:
-        self._loader.exec_module(module)
-        try:
-            register_models(module)
-        except Exception as error:  # MMPretrain works without our names
-            FAILURES['mmpretrain'] = error
+def _load(exec_module, module) -> None:
+    exec_module(module)
+    try:
+        register_models(module)
+    except Exception as error:  # MMPretrain works without our names
+        FAILURES['mmpretrain'] = error

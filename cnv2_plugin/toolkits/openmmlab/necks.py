@@ -11,7 +11,7 @@ from ...layers import SqueezeExcite
 
 @MODELS.register_module()
 class SEGlobalPooling(BaseModule):
-    """Global average pool, then squeeze-and-excitation: what CondenseNetV2 has before its last two linear layers.
+    """Global average pooling and squeeze-and-excitation, as CondenseNetV2 has before its last two linear layers.
 
     With ``StackedLinearClsHead(in_channels=channels, mid_channels=[F], act_cfg=dict(type='HSwish'))`` behind it, the
     logits are those of the timm model.
@@ -34,7 +34,7 @@ class SEGlobalPooling(BaseModule):
         self.se = SqueezeExcite(channels, channels // reduction)
 
     def forward(self, inputs: Union[Tensor, tuple[Tensor, ...]]) -> Union[Tensor, tuple[Tensor, ...]]:
-        """Map ``(N, C, H, W)`` to ``(N, C)``; of several feature maps, the last one is read.
+        """Map ``(N, C, H, W)`` to ``(N, C)``; the last one if there are several feature maps.
 
         Raises:
             TypeError: ``inputs`` is neither a tensor nor a tuple or list of them.
@@ -48,10 +48,10 @@ class SEGlobalPooling(BaseModule):
 
 @MODELS.register_module(name='SFRFPN')
 def build_sfr_fpn(**options):
-    """Build :class:`~cnv2_plugin.toolkits.openmmlab.sfr_fpn.SFRFPN`; mmdet is imported here, not earlier.
+    """Build :class:`~cnv2_plugin.toolkits.openmmlab.sfr_fpn.SFRFPN`, importing mmdet only now.
 
     Raises:
-        ImportError: mmdet is missing or refuses the installed versions; says why.
+        ImportError: mmdet is missing or refuses the installed versions.
     """
     try:
         from .sfr_fpn import SFRFPN

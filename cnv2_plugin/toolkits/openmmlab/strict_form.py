@@ -1,4 +1,4 @@
-"""Refuses weights of the other form, which mmengine's lenient loading would skip with a warning."""
+"""Refuses weights of the wrong form, which mmengine would skip with a warning."""
 
 from torch import nn
 
@@ -7,9 +7,10 @@ from ...layers.state_dicts import state_dict_faults
 
 
 class StrictForm(nn.Module):
-    """Raises where a state dict of the training form meets a deployed module, or the reverse.
+    """Raises if weights of a training form are loaded into a deployed module, or the reverse.
 
-    mmengine loads with ``strict=False`` and only logs what does not fit, so that a test would run on random weights.
+    mmengine loads with ``strict=False`` and only logs tensors that do not fit, so that a test would run on random
+    weights.
     """
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:

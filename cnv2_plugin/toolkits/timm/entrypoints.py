@@ -1,4 +1,4 @@
-"""Entry points and default configurations made from the variants table."""
+"""Makes timm's entry points and default configurations from the table of variants."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from .pretrained import filter_checkpoint, forget_weights, with_weights
 
 
 def default_cfg(variant: Variant, model_cls: type) -> dict[str, Any]:
-    """Timm's pretrained configuration of a variant."""
+    """Make timm's pretrained configuration of a variant."""
     mean, std = variant.stats
     return dict(
         url=variant.url,

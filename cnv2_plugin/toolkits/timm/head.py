@@ -1,4 +1,4 @@
-"""What timm expects of a model, added to a trunk: head, feature access and parameter groups."""
+"""Adds to a trunk what timm expects of a model: a head, access to features, parameter groups."""
 
 from typing import Any, Optional, Union
 
@@ -80,7 +80,7 @@ class TimmModel(nn.Module):
 
     @torch.jit.ignore
     def on_condense(self) -> None:
-        """Have timm record how to build the condensed form, for configurations that are saved with its weights."""
+        """Record the arguments that build the condensed form, which timm saves beside the weights."""
         keep = dict(classifier_keep=self.classifier.keep) if isinstance(self.classifier, SelectiveLinear) else {}
         self._model_args = dict(getattr(self, '_model_args', {}), deploy=True, **keep)
 
@@ -92,12 +92,12 @@ class TimmModel(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay besides timm's own choice of biases and norms."""
+        """Name parameters without weight decay, besides the biases and norms that timm leaves out itself."""
         return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Parameter groups for layer-wise learning rates: stem, then stages or layers, then the rest."""
+        """Group parameters for layer-wise learning rates: stem, then layers (stages if ``coarse``), then the rest."""
         blocks = r'^stages\.(\d+)' if coarse else r'^stages\.(\d+)\.layers\.(\d+)'
         return dict(stem=r'^stem', blocks=[(blocks, None), (rf'^{self.final_attribute}', (99999,))])
 
@@ -109,7 +109,7 @@ class TimmModel(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
+        """Return the last linear layer."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
@@ -154,7 +154,7 @@ class TimmModel(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
-        """Features of chosen stages, and of the whole trunk unless ``intermediates_only``.
+        """Compute the features of chosen stages, and those of the whole trunk unless ``intermediates_only``.
 
         Args:
             x: images ``(N, C, H, W)``.
@@ -186,7 +186,7 @@ class TimmModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: Union[int, list[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last chosen one, and the head where asked or no longer fitting."""
+        """Drop the stages after the last chosen one; drop the head if asked, or if stages were dropped."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         prune_end = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
@@ -204,7 +204,7 @@ class TimmModel(nn.Module):
         return self.forward_final(self.stages(self.forward_stem(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map features to logits ``(N, num_classes)``, or to what the classifier reads."""
+        """Map features to logits ``(N, num_classes)``, or to the classifier's inputs if ``pre_logits``."""
         x = self.act_head(self.conv_head(self.se_head(self.global_pool(x))))
         x = self.head_drop(self.flatten(x))
         return x if pre_logits else self.classifier(x)

@@ -1,4 +1,4 @@
-"""A model as the folder that timm and the Hugging Face hub load: weights, configuration and model card."""
+"""Writes a model as the folder that timm and the Hugging Face hub load: weights, configuration and model card."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -31,9 +31,8 @@ FOLDER is this folder (timm 1.0.16 or newer); once it is on the hub, `hf-hub:USE
 def save_for_hub(model: nn.Module, directory: Union[str, Path], model_card: Optional[Mapping[str, Any]] = None) -> None:
     """Write a trained or deployed timm model so that ``create_model('local-dir:DIRECTORY', pretrained=True)`` loads it.
 
-    timm reads ``local-dir:`` since 1.0.16; older ones read the folder from the hub only. It holds
-    ``model.safetensors``, ``config.json`` and a model card, ``README.md``: what ``hf-hub:`` sources hold too. A card
-    that is there already stays.
+    The folder holds ``model.safetensors``, ``config.json`` and a model card, ``README.md``, as ``hf-hub:`` sources do.
+    An existing card is kept. timm reads ``local-dir:`` since 1.0.16; older versions need the hub.
 
     Args:
         model: made by ``timm.create_model``.
@@ -61,7 +60,7 @@ def save_for_hub(model: nn.Module, directory: Union[str, Path], model_card: Opti
 
 
 def _name_classes_once(path: Path) -> None:
-    """Leave the classes at the top of the configuration only: transformers refuses them among ``model_args`` too."""
+    """Remove the number of classes from ``model_args``, where transformers refuses it; it stays at the top level."""
     config = json.loads(path.read_text())
     config.get('model_args', {}).pop('num_classes', None)
     with atomic_path(path) as temporary:
@@ -88,7 +87,7 @@ def _card(model: nn.Module, fields: Mapping[str, Any]) -> str:
 
 
 def _header(fields: Mapping[str, Any]) -> ModelCardData:
-    """What the hub reads of a card, by its own library: timm 1.0.9 has fixed tags, and none quotes what YAML needs."""
+    """Make the card's header with the hub's own library: timm 1.0.9 has fixed tags, and no version quotes for YAML."""
     details = fields['details']
     datasets = [_listed(details[key]) for key in ('Dataset', 'Pretrain Dataset') if key in details]
     return ModelCardData(

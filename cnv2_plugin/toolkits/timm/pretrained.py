@@ -1,4 +1,4 @@
-"""Weights for ``pretrained=True``: where they come from, and how a file becomes what the model loads."""
+"""Finds and reads the weights of ``pretrained=True``, and converts files of other origin."""
 
 import hashlib
 import os
@@ -21,14 +21,14 @@ from ...layers import SelectiveLinear
 
 
 def with_weights(variant: Variant, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of an entry point with the weights read by our own safe loader.
+    """Add weights read by our own safe loader to the keyword arguments of an entry point.
 
-    timm derives a cache name from the end of an address (released addresses end in ``/?dl=1``) and its address loader
-    refuses files that hold training options, so files and addresses are opened here; timm's hub and folder sources
-    hold weights in our own format and stay with timm.
+    Files and addresses are opened here, because timm names cached files by the end of an address (those of released
+    weights end in ``/?dl=1``) and refuses files that hold training options. Hub and folder sources hold weights in our
+    own format and are left to timm.
 
     Raises:
-        RuntimeError: the variant has no address; says where its weights are.
+        RuntimeError: the variant has no address; the message says where its weights are.
         CheckpointError: the file cannot be read.
     """
     overlay = dict(kwargs.get('pretrained_cfg_overlay') or {})
@@ -53,18 +53,16 @@ def with_weights(variant: Variant, kwargs: dict[str, Any]) -> dict[str, Any]:
 def download(
     url: Union[str, tuple[str, str]], name: str, cache_dir: Optional[Union[str, Path]] = None, page: str = ''
 ) -> Path:
-    """Fetch a file into the cache under a name of our own; a file that is there is not fetched.
-
-    A progress bar is drawn on a terminal, and nothing into a pipe.
+    """Download a file into the cache, unless it is there already; show a progress bar on a terminal.
 
     Args:
         url: address, or address and file name.
         name: what the file name begins with; a hash of the address follows.
         cache_dir: folder; torch.hub's by default.
-        page: page for people, named where the download fails.
+        page: web page that an error message names if the download fails.
 
     Raises:
-        CheckpointError: the address cannot be read, or what it gives is no checkpoint; nothing is kept then.
+        CheckpointError: the address cannot be read, or gives no checkpoint; nothing is kept then.
     """
     url, file_name = url if isinstance(url, (tuple, list)) else (url, '')
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / 'checkpoints'
@@ -88,10 +86,10 @@ def download(
 
 
 def filter_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """The state dict that ``model`` loads, from any file of its network.
+    """Convert the content of a checkpoint to the state dict that ``model`` loads.
 
-    Understands our own files and those of the authors (CondenseNet, CondenseNetV2), torchvision and MMPretrain
-    (ShuffleNetV2); condenses a finished training form for a model with ``deploy=True``.
+    Reads our own files, those of the authors (CondenseNet, CondenseNetV2), and those of torchvision and MMPretrain
+    (ShuffleNetV2). For a model with ``deploy=True`` weights of a finished training form are condensed.
 
     Raises:
         CheckpointError: the file is of another network.
