@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the script; with sparsification the exit code is 1 where nothing was there to sparsify."""
-    from ..sparsify.script import SparsificationError, sparsified_script
+    from ..sparsify.script import SparsificationError, SparsifiedScript
     from ._script import run_script
 
     options = _options(args)
     if options is None:
         return run_script(args.script, args.arguments, args.module)
     ended: Any = 0
-    with sparsified_script(on_change=_report, **options) as found:
+    with SparsifiedScript(on_change=_report, **options) as found:
         try:
             ended = run_script(args.script, args.arguments, args.module)
         except SystemExit as exit_:

@@ -79,7 +79,7 @@ class AttachedSparsifier:
         """Remove the hooks; masks and stages stay, and the optimiser keeps the state for a later sparsifier."""
         for hook in self._hooks:
             hook.remove()
-        if self._hooks:
+        if self._hooks and self.optimizer:
             self.optimizer.param_groups[0][STATE_KEY] = self.sparsifier.state_dict()
             self._hooks = []
 
@@ -89,7 +89,7 @@ class AttachedSparsifier:
         saved = optimizer.param_groups[0].pop(STATE_KEY, None)
         if saved is not None:
             self.sparsifier.load_state_dict(saved)
-        self._hooks = [optimizer.register_step_post_hook(lambda *_: self._follow(self.sparsifier.step()))]
+        self._hooks = [optimizer.register_step_post_hook(self._after_step)]
         if self.sparsifier.group_lasso:
             self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
         for level in levels:
@@ -116,6 +116,9 @@ class AttachedSparsifier:
         first = {name: value for name, value in first.items() if name != STATE_KEY}
         return {**state, 'param_groups': [first, *others]}
 
+    def _after_step(self, *_: Any) -> None:
+        self._follow(self.sparsifier.step())
+
     def _before_step(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> Optional[tuple]:
         """Add the lasso now, or behind the backward pass of the closure (Lightning, L-BFGS)."""
         closure = kwargs.get('closure', args[1] if len(args) > 1 else None)
@@ -140,7 +143,8 @@ class AttachedSparsifier:
         weights = [weight for weight in weights if weight.requires_grad and weight.grad is not None]
         gradients = torch.autograd.grad(lasso, weights) if weights else ()
         for weight, gradient in zip(weights, gradients):
-            weight.grad.add_(gradient if scale is None else gradient * scale)
+            if weight.grad is not None:
+                weight.grad.add_(gradient if scale is None else gradient * scale)
 
 
 def attach_sparsifier(

@@ -1,8 +1,7 @@
 """Staged sparsification of whatever a script trains, switched on from outside of the script."""
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Optional
 
 import torch
@@ -17,50 +16,39 @@ class SparsificationError(RuntimeError):
     """A script cannot be sparsified as it was told to be."""
 
 
-@contextmanager
-def sparsified_script(
-    total_steps: int, on_change: Optional[Callable[[StagedSparsifier], None]] = None, **options: Any
-) -> Iterator['ScriptSparsifier']:
-    """Sparsify the first model with group-sparse layers that an optimiser trains inside the ``with`` block.
-
-    The model has to be built inside the block too.
+class SparsifiedScript:
+    """Sparsifies the first model with group-sparse layers that an optimiser trains inside a ``with`` block.
 
     Args:
         total_steps: optimiser steps of the whole training, also where the block resumes it.
         on_change: called with the sparsifier when training begins, and after masks have changed.
         **options: further options of :class:`StagedSparsifier`.
-    """
-    found = ScriptSparsifier(total_steps, on_change, options)
-    hook = register_optimizer_step_pre_hook(found.before_step)
-    try:
-        yield found
-    finally:
-        hook.remove()
-        found.detach()
-
-
-class ScriptSparsifier:
-    """What :func:`sparsified_script` found.
 
     Attributes:
         sparsifier: of the model; None before the first step of its optimiser.
     """
 
     def __init__(
-        self, total_steps: int, on_change: Optional[Callable[[StagedSparsifier], None]], options: dict[str, Any]
+        self, total_steps: int, on_change: Optional[Callable[[StagedSparsifier], None]] = None, **options: Any
     ) -> None:
         self.total_steps, self.on_change, self.options = total_steps, on_change, options
         self.sparsifier: Optional[StagedSparsifier] = None
-        self._finder = ModelFinder()
         self._attached: Optional[AttachedSparsifier] = None
         self._others: weakref.WeakSet = weakref.WeakSet()
 
-    def before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Look at a step of any optimiser; the one that trains sparse layers gets the sparsifier.
+    def __enter__(self) -> 'SparsifiedScript':
+        self._finder = ModelFinder()
+        self._hook = register_optimizer_step_pre_hook(self._before_step)
+        return self
 
-        Raises:
-            SparsificationError: if the options do not fit the training.
-        """
+    def __exit__(self, *_: Any) -> None:
+        self._hook.remove()
+        self._finder.close()
+        if self._attached:
+            self._attached.detach()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Look at a step of any optimiser; the one that trains sparse layers gets the sparsifier."""
         if self._attached or optimizer in self._others:
             return
         model = self._finder.model_of(optimizer)
@@ -68,21 +56,17 @@ class ScriptSparsifier:
             self._others.add(optimizer)
             return
         try:
-            self.sparsifier = StagedSparsifier(model, self.total_steps, **self.options)
-            self._attached = AttachedSparsifier(self.sparsifier, optimizer, on_change=self._changed)
+            sparsifier = StagedSparsifier(model, self.total_steps, **self.options)
+            attached = AttachedSparsifier(sparsifier, optimizer)
         except (ValueError, TypeError) as error:
             raise SparsificationError(str(error)) from error
-        self._changed(self.sparsifier)
 
-    def detach(self) -> None:
-        """Leave the optimiser and PyTorch without our hooks."""
-        self._finder.close()
-        if self._attached:
-            self._attached.detach()
+        def changed(_: StagedSparsifier) -> None:
+            attached.averages = self._finder.averages_of(model)  # the script may make them at any step
+            attached.update_averages()
+            if self.on_change:
+                self.on_change(sparsifier)
 
-    def _changed(self, sparsifier: StagedSparsifier) -> None:
-        """Look for averages each time, as the script may make them at any step."""
-        self._attached.averages = self._finder.averages_of(sparsifier.model)
-        self._attached.update_averages()
-        if self.on_change:
-            self.on_change(sparsifier)
+        attached.on_change = changed
+        self.sparsifier, self._attached = sparsifier, attached
+        changed(sparsifier)

@@ -217,7 +217,8 @@ def _reactivations_by_latency(
 
     def measure(count: int) -> Milliseconds:
         candidate = finish_at_random(changed({report.layers[i].name for i in order[:count]}))
-        return dense, before, *latency.networks([candidate], input_size)
+        (after,) = latency.networks([candidate], input_size)
+        return dense, before, after
 
     first = dense, before, before
     count, found = _search([costs[i] for i in order], at_most, False, first, measure)

@@ -165,7 +165,7 @@ class _Changes:
     ) -> bool:
         """Look at one module, which is called so many times with one tensor of a shape."""
         parameter = next(module.parameters())
-        options = dict(device=parameter.device, dtype=parameter.dtype)
+        options: dict[str, Any] = dict(device=parameter.device, dtype=parameter.dtype)
         graph = trace(module, done, torch.randn(shape, **options))
         sites = [site for site in find_sites(graph, module) if self._fits(site, module)]
         layers: dict[str, AddedReactivation] = {}

@@ -1,7 +1,6 @@
 """Where a traced module reuses features: concatenations and residual additions with an older and a newer side."""
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional, TypeGuard
 
@@ -36,24 +35,20 @@ class Site:
     later: fx.Node
 
 
-def find_sites(graph: fx.Graph, module: nn.Module) -> Iterator[Site]:
-    """The reuses in a graph whose nodes have a ``shape`` in their ``meta``, in the order of execution.
+def find_sites(graph: fx.Graph, module: nn.Module) -> list[Site]:
+    """List the reuses in a graph whose nodes have a ``shape`` in their ``meta``, in the order of execution.
 
     Args:
         graph: traced from ``module``.
         module: looked up for what the graph calls.
     """
     ways = _Ways(graph, module)
-    for node in graph.nodes:
-        if node.op == 'call_function' and node.target in _ADDITIONS and len(node.args) == 2:
-            yield from _residual(node, ways)
-        tensors = concatenated(node)
-        if tensors and len(tensors) > 1:
-            yield from _concatenation(node, tensors, ways)
+    sites = [_site(node, ways) for node in graph.nodes]
+    return [site for site in sites if site is not None]
 
 
 def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
-    """What a node concatenates over channels; empty where it does not."""
+    """Return the features that a node concatenates over channels; empty where it does not."""
     if node.op != 'call_function' or node.target not in (torch.cat, torch.concat, torch.concatenate):
         return ()
     tensors = node.args[0] if node.args else node.kwargs.get('tensors', ())
@@ -63,28 +58,27 @@ def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(tensors) if all(_is_feature(t) for t in tensors) else ()
 
 
-def _residual(node: fx.Node, ways: '_Ways') -> Iterator[Site]:
-    a, b = node.args
-    if not _is_feature(a) or not _is_feature(b) or a.meta['shape'] != b.meta['shape']:
-        return
-    for earlier, later in ((a, b), (b, a)):
-        if ways.convolutions(earlier, later) >= 1:
-            yield Site('residual', node, (earlier,), later)
-            return
-
-
-def _concatenation(node: fx.Node, tensors: tuple[fx.Node, ...], ways: '_Ways') -> Iterator[Site]:
-    *old, new = tensors
-    if len(old) > 1:
-        whole = next((n for n in ways.nodes if concatenated(n) == tuple(old) and ways.convolutions(n, new) >= 1), None)
-        if whole is not None:
-            yield Site('dense', node, tuple(old), new)
-        return
-    for earlier, later in ((tensors[0], tensors[1]), (tensors[1], tensors[0])):
+def _site(node: fx.Node, ways: '_Ways') -> Optional[Site]:
+    tensors = concatenated(node)
+    if len(tensors) > 2:
+        *old, new = tensors
+        wholes = (n for n in ways.nodes if concatenated(n) == tuple(old))
+        dense = any(ways.convolutions(whole, new) >= 1 for whole in wholes)
+        return Site('dense', node, tuple(old), new) if dense else None
+    pair = tensors or _added(node)
+    for earlier, later in (pair, pair[::-1]) if len(pair) == 2 else ():
         kind = _kind_of_pair(earlier, later, ways)
-        if kind:
-            yield Site(kind, node, (earlier,), later)
-            return
+        if kind and (tensors or kind == 'dense'):
+            return Site(kind if tensors else 'residual', node, (earlier,), later)
+    return None
+
+
+def _added(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The two features of one shape that a node adds; empty where it does not."""
+    if node.op != 'call_function' or node.target not in _ADDITIONS or len(node.args) != 2:
+        return ()
+    a, b = node.args
+    return (a, b) if _is_feature(a) and _is_feature(b) and a.meta['shape'] == b.meta['shape'] else ()
 
 
 def _kind_of_pair(earlier: fx.Node, later: fx.Node, ways: '_Ways') -> str:
@@ -160,10 +154,10 @@ def _convolutions_in(node: fx.Node, module: nn.Module) -> int:
 
 
 def called(node: fx.Node, module: nn.Module) -> Optional[nn.Module]:
-    """The module inside ``module`` that a node calls; None where it calls none."""
+    """Return the module inside ``module`` that a node calls; None where it calls none."""
     return module.get_submodule(str(node.target)) if node.op == 'call_module' else None
 
 
 def convolutions_of(module: nn.Module) -> int:
-    """Number of convolutions in a module."""
+    """Count the convolutions in a module."""
     return sum(isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)) for m in module.modules())
