@@ -25,7 +25,12 @@ FLAGS = ['-std=c++17', '-O3', '-fPIC', '-fvisibility=hidden', '-ffp-contract=fas
 AVX2 = ['-mavx2', '-mfma']
 AVX512 = [*AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mprefer-vector-width=512']
 MIM = 'cnv2_plugin/.mim'
-CHECKOUT_TOOLS = ('draw_architecture.py', 'quickstart.py', 'quickstart.sh', 'run_tests.sh', '_environment.sh')
+CHECKOUT_TOOLS = (
+    '__init__.py', 'draw_architecture.py', 'quickstart.py', 'quickstart.sh', 'run_tests.sh', '_environment.sh',
+    '_stack.sh', 'research', 'docs_site',
+)  # fmt: skip
+"""In tools/, what needs the repository around it."""
+
 X86 = platform.machine().lower() in ('x86_64', 'amd64')
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / 'docs/images/architecture.svg'
 LEVELS = (
     ('cli',),
-    ('commands', 'experiments'),
+    ('commands',),
     ('toolkits', 'analysis', 'registry'),
     ('benchmark',),
     ('deploy',),

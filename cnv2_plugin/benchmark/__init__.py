@@ -1,4 +1,4 @@
-"""Measuring: latency of every form in several runtimes, training cost, peers, the authors' form restated."""
+"""Measuring: latency of every form in several runtimes, peers, the limit of the machine."""
 
 from ..models.multiply_adds import count_mult_adds
 from .latency import Measurement, Timing, benchmark, exponent, interleave, pinned, random_finished

@@ -10,6 +10,10 @@ from ._usage import UsageError, check_input
 
 SIZES = (128, 192, 256, 384, 512)
 BATCHES = (1, 4, 16, 64)
+MOVED = (
+    "training steps (--train) and the authors' form (--forms authors) are measured by "
+    'tools/research/benchmark.py in the repository, which takes the same options.'
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='timm names of models of this package (default: condensenetv2_a, _b and _c)',
     )  # fmt: skip
     parser.add_argument('--checkpoint', help='finished checkpoint of the one model given; random masks otherwise')
-    parser.add_argument('--train', action='store_true', help='measure training steps instead of inference')
+    parser.add_argument('--train', action='store_true', help=argparse.SUPPRESS)
     parser.add_argument('--forms', nargs='+',
-                        help='of authors, training, condensed, optimised, native (default: training '
+                        help='of training, condensed, optimised, native (default: training '
                         'condensed optimised)')  # fmt: skip
     parser.add_argument('--runtimes', nargs='+',
                         help='of eager, compile, onnxruntime, openvino, torch_export, executorch, ncnn '
@@ -63,11 +67,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> dict:
-    if args.train:
-        from ._train_benchmark import run_train
-
-        args.batch, args.threads = args.batch[0], args.threads[0]
-        return run_train(args)
     from ..benchmark import benchmark, count_mult_adds, machine, pinned, roofline
     from ..deploy.condense import condense
 
@@ -110,8 +109,8 @@ def _check(args: argparse.Namespace) -> None:
     from ..benchmark.peers import PEERS
     from ..benchmark.runtimes import RUNTIMES
 
-    if args.train:
-        _check_training(args)
+    if args.train or 'authors' in (args.forms or []) and 'authors' not in FORMS:
+        raise UsageError(MOVED)
     args.forms = args.forms or ['training', 'condensed', 'optimised']
     args.runtimes = args.runtimes or ['eager', 'onnxruntime']
     args.peers = args.peers or []
@@ -123,17 +122,6 @@ def _check(args: argparse.Namespace) -> None:
     check_input(args.input_size)
     if args.rounds < 1:
         raise UsageError(f'rounds is {args.rounds}; give at least 1.')
-
-
-def _check_training(args: argparse.Namespace) -> None:
-    of_inference = ('forms', 'runtimes', 'peers', 'checkpoint', 'tune', 'memory', 'roofline', 'scaling', 'files', 'png')
-    values = {name: getattr(args, name) for name in of_inference}
-    given = [f'--{name}' for name, value in values.items() if value is not None and value is not False]
-    given += [f'several values of --{name}' for name in ('batch', 'threads') if len(getattr(args, name)) > 1]
-    if given:
-        raise UsageError(
-            f'--train measures training steps and does not take {", ".join(given)}; leave that out, or --train.'
-        )
 
 
 def _model(name: str, checkpoint, count: int):

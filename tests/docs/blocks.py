@@ -25,9 +25,9 @@ STAND_INS = {
     'python tools/prepare_fashion_mnist.py data/fashion_mnist': '"$PYTHON" tools/prepare_fashion_mnist.py '
     'data/fashion_mnist --digits',
     'bash tools/run_tests.sh': 'bash -n "$ROOT/tools/run_tests.sh"',
-    'python tools/compare_surgery.py --network resnet26 --arms latency random channels --at-most 0.7 --recipe papers '
-    'ours --datasets fashion-mnist --rounds 200 --out work_dirs/surgery_resnet26': '"$PYTHON" '
-    '"$ROOT/tools/compare_surgery.py" --help > /dev/null',
+    'python tools/research/compare_surgery.py --network resnet26 --arms latency random channels --at-most 0.7 --recipe '
+    'papers ours --datasets fashion-mnist --rounds 200 --out work_dirs/surgery_resnet26': '"$PYTHON" '
+    '"$ROOT/tools/research/compare_surgery.py" --help > /dev/null',
 }
 """What is run in place of a command that would install packages, train for long or run these very tests."""
 

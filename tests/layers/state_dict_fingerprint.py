@@ -74,7 +74,7 @@ def fingerprints(restated: Callable[[nn.Module], nn.Module]) -> dict[str, dict[s
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--restated', default='cnv2_plugin.benchmark.authors_form', help='module of the restated form')
+    parser.add_argument('--restated', default='tools.research.authors_form', help='module of the restated form')
     parser.add_argument('--out', required=True, type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnv2_plugin.benchmark.authors_form import restated
 from cnv2_plugin.layers import SpatialGroupConv2d
 from cnv2_plugin.sparsify import pack_model
+from tools.research.authors_form import restated
 
 
 def finished(name: str) -> nn.Module:

@@ -8,7 +8,7 @@ import timm
 from torch import nn
 
 import cnv2_plugin  # noqa: F401  registers the networks
-from cnv2_plugin.benchmark.authors_form import restated
+from tools.research.authors_form import restated
 
 from .state_dict_fingerprint import LAYERS, NETWORKS, fingerprint, forms
 

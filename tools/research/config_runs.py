@@ -1,0 +1,100 @@
+"""Runs of OpenMMLab configs, trained and tested by ``cnv2 train`` and ``cnv2 test`` in processes of their own."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .runs import Place
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+@dataclass(frozen=True)
+class ConfigRun:
+    """One config.
+
+    Attributes:
+        config: path of the file.
+        options: ``key=value`` as of ``--cfg-options``.
+        name: of the run.
+    """
+
+    config: Path
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """That of the config."""
+        return self.config.stem
+
+    def settings(self) -> dict[str, Any]:
+        """The config as it is with the options, without what only says where things are."""
+        return json.loads(json.dumps(self._merged().to_dict(), default=str))
+
+    def perform(self, seed: int, folder: Path, place: Place) -> dict[str, Any]:
+        """Train, going on from the last checkpoint, and test as trained and, where it was pruned, condensed."""
+        options = [f'randomness.seed={seed}', *self.options]
+        trained = folder / 'training_time.json'
+        if not trained.exists():
+            resumed = (folder / 'last_checkpoint').exists()
+            used = _cpu_seconds()
+            _call('train', self.config, '--work-dir', folder, *(['--resume'] if resumed else []), options=options)
+            seconds = dict(seconds=round(_cpu_seconds() - used, 1), last_sitting_only=resumed)
+            trained.write_text(json.dumps(seconds) + '\n')
+        checkpoint = (folder / 'last_checkpoint').read_text().strip()
+        figures = json.loads(trained.read_text())
+        forms = dict(trained=[], condensed=['--deploy']) if self._prunes() else dict(trained=[])
+        for form, flags in forms.items():
+            metrics = folder / f'metrics_{form}.json'
+            if not metrics.exists():
+                _call('test', self.config, checkpoint, '--work-dir', folder / form, '--out', metrics, *flags,
+                      options=options)  # fmt: skip
+            figures[form] = json.loads(metrics.read_text())
+        return figures
+
+    def cost(self, input_size: tuple[int, int, int]) -> dict[str, int]:
+        """Multiply-adds and parameters of the network for one image, without what its training prunes."""
+        from mmengine.registry import MODELS, DefaultScope
+
+        from cnv2_plugin.analysis import count_cost
+
+        cfg = self._merged()
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            found = count_cost(MODELS.build(cfg.model), input_size)
+        if not self._prunes():
+            return dict(mult_adds=found.mult_adds, params=found.params, params_unpruned=found.params)
+        return dict(mult_adds=found.mult_adds_pruned, params=found.params_pruned, params_unpruned=found.params)
+
+    def _prunes(self) -> bool:
+        """Whether anything of the network is pruned in training."""
+        kinds = [hook['type'] for hook in self._merged().get('custom_hooks') or []]
+        names = [kind if isinstance(kind, str) else kind.__name__ for kind in kinds]
+        return any(name.rpartition('.')[2] == 'StagedSparsificationHook' for name in names)
+
+    def _merged(self) -> 'Config':
+        from mmengine.config import Config
+
+        from cnv2_plugin.toolkits.openmmlab.runner_config import parse_options
+
+        cfg = Config.fromfile(self.config)
+        if self.options:
+            cfg.merge_from_dict(parse_options(self.options))
+        return cfg
+
+
+def _call(command: str, *arguments, options: list[str]) -> None:
+    """Run ``cnv2 train`` or ``cnv2 test`` with one thread."""
+    words = [sys.executable, '-m', 'cnv2_plugin.cli', command, *map(str, arguments), '--cfg-options', *options]
+    subprocess.run(words, check=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+
+
+def _cpu_seconds() -> float:
+    """Processor time of the finished child processes: unlike wall time, other work on the machine adds little."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
