@@ -87,10 +87,9 @@ class CondenseNetArch:
         """Number of dense blocks."""
         return len(self.layers)
 
-    @property
-    def smallest_input(self) -> int:
-        """Height and width of images that leave one pixel after the last pool."""
-        return self.stem_stride * (2 ** (self.num_stages - 1) - 1) + 1
+    def smallest_input(self, num_stages: int) -> int:
+        """Height and width of images that leave one pixel after the last pool of so many stages."""
+        return self.stem_stride * (2 ** (num_stages - 1) - 1) + 1
 
 
 @dataclass(frozen=True)
@@ -133,6 +132,10 @@ class ShuffleNetArch:
     def num_stages(self) -> int:
         """Number of stages."""
         return len(self.channels)
+
+    def smallest_input(self, num_stages: int) -> int:
+        """Height and width of the smallest images: 1, as every convolution and pool is padded."""
+        return 1
 
 
 Arch = Union[CondenseNetArch, ShuffleNetArch]

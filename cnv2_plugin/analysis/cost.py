@@ -119,7 +119,7 @@ class _Tally:
             return
         weights = layer.in_channels * layer.out_channels
         positions = output.shape[-2] * output.shape[-1]
-        pruned = weights - weights * layer.kept_per_group() // layer.num_units()
+        pruned = weights - weights * layer.kept_per_group() // layer.num_units
         self.pruned_weights += pruned
         self.pruned_mult_adds += pruned * positions
         self.authors_saving += weights * (1 - 1 / layer.factor) * positions

@@ -95,8 +95,8 @@ def unit_use(layer: GroupSparseConv2d) -> tuple[Tensor, Tensor]:
         ``(C,)`` in float64 and ``(C,)`` in int64, where ``C`` is the side that is not grouped.
     """
     if not layer.deploy:
-        weight = layer.by_unit(layer.masked_weight().detach().double().abs())
-        return weight.mean((0, 2)), layer.by_unit(layer.mask)[..., 0].sum(0)
+        weight = layer.grouping.by_unit(layer.masked_weight().detach().double().abs())
+        return weight.mean((0, 2)), layer.grouping.by_unit(layer.mask)[..., 0].sum(0)
     weight = layer.conv.weight.detach().double().abs().flatten(1)
     if layer.grouped_side == 'outputs':
         index = layer.gather.index
@@ -104,8 +104,8 @@ def unit_use(layer: GroupSparseConv2d) -> tuple[Tensor, Tensor]:
     else:
         index = layer.scatter.index
         sums, members = weight.sum(1), layer.in_channels
-    strength = sums.new_zeros(layer.num_units()).index_add(0, index, sums) / members
-    return strength, torch.bincount(index, minlength=layer.num_units())
+    strength = sums.new_zeros(layer.num_units).index_add(0, index, sums) / members
+    return strength, torch.bincount(index, minlength=layer.num_units)
 
 
 def _trace_dense(trunk: CondenseNetTrunk, prefix: str, head: Union[Tensor, None]) -> Trace:

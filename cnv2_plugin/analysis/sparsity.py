@@ -151,7 +151,7 @@ def _layer(name: str, layer: GroupSparseConv2d) -> LayerSparsity:
         name or type(layer).__name__, 'lgc' if layer.grouped_side == 'outputs' else 'sfr',
         layer.in_channels, layer.out_channels, layer.groups, layer.factor,
         layer.num_stages if layer.deploy else int(layer.stage), layer.num_stages, layer.kept_fraction(),
-        layer.num_units(), int((groups == 0).sum()), tuple(torch.bincount(groups, minlength=layer.groups + 1).tolist()),
+        layer.num_units, int((groups == 0).sum()), tuple(torch.bincount(groups, minlength=layer.groups + 1).tolist()),
     )  # fmt: skip
 
 

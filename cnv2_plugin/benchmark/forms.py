@@ -24,8 +24,8 @@ def training(model: nn.Module, input_size: Size, runtime: str, choices: Choices)
     for layer in folded.modules():
         if isinstance(layer, GroupSparseConv2d) and not layer.deploy:
             layer.conv.weight.data = layer.masked_weight().detach()
-            del layer.mask, layer.stage
-            layer.deploy = True
+            del layer.mask, layer.stage, layer.kept
+            layer.state = 'condensed'
     return folded
 
 

@@ -1,22 +1,21 @@
 """The layers of the papers in plain PyTorch, each with a training form and an exact group-convolution form.
 
-Begin with :mod:`.reactivation`, the two equations. Both layers are a :class:`.sparse.GroupSparseConv2d`, which has one
-form at a time: :mod:`.masked` (and how it is pruned), :mod:`.packed` or :mod:`.condensed`.
+Begin with :mod:`.reactivation`, the two equations. Both layers are a :class:`.sparse.GroupSparseConv2d` with one state
+at a time: masked, packed or condensed; :mod:`.grouping` says which weights form a unit and which unit is pruned.
 """
 
-from .checks import UnfinishedPruningError
-from .memory_format import SpatialGroupConv2d
+from .convolutions import SpatialGroupConv2d
+from .grouping import Grouping, kept_units, largest_divisor
+from .linear import SelectiveLinear, SqueezeExcite
 from .permute import ChannelGather, ChannelScatterSum
 from .reactivation import LearnedGroupConv, SparseFeatureReactivation
-from .selective_linear import SelectiveLinear
-from .sparse import GroupSparseConv2d
-from .squeeze_excite import SqueezeExcite
-from .units import kept_units
+from .sparse import GroupSparseConv2d, UnfinishedPruningError
 
 __all__ = [
     'ChannelGather',
     'ChannelScatterSum',
     'GroupSparseConv2d',
+    'Grouping',
     'LearnedGroupConv',
     'SelectiveLinear',
     'SparseFeatureReactivation',
@@ -24,4 +23,5 @@ __all__ = [
     'SqueezeExcite',
     'UnfinishedPruningError',
     'kept_units',
+    'largest_divisor',
 ]

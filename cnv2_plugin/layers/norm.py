@@ -1,15 +1,15 @@
-"""What the exact conversions take for batch normalisation."""
+"""Batch normalisation in the exact conversions: telling whether a module is one, and gathering its channels."""
 
 from copy import deepcopy
 from typing import TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _DEVIATIONS = (-1e3, -10.0, -1.0, -0.1, 0.1, 1.0, 10.0, 1e3)
-"""How far the features that a norm is tried on lie from its running mean."""
+"""Distances of the trial features from the running mean, in standard deviations."""
 
 
 def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
@@ -33,3 +33,31 @@ def _computes_batch_norm(norm: _BatchNorm) -> bool:
     expected = batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
     found = deepcopy(norm).eval().forward(x)  # no hooks: these are no features of an image
     return torch.allclose(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def gather_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
+    """Batch normalisation of the gathered channels; any batch normalisation (SyncBN too) becomes a plain one.
+
+    Args:
+        norm: normalisation of all channels.
+        index: the gathered channels, ``(K,)``.
+
+    Raises:
+        TypeError: ``norm`` is no batch normalisation, or more than that.
+    """
+    if not is_batch_norm(norm):
+        raise TypeError(
+            f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}; build '
+            f'the model with norm_layer=torch.nn.BatchNorm2d, and give an activation as act_layer.'
+        )
+    reference = norm.weight if norm.affine else norm.running_mean
+    gathered = nn.BatchNorm2d(
+        index.numel(), norm.eps, norm.momentum, norm.affine, norm.track_running_stats,
+        device=index.device, dtype=None if reference is None else reference.dtype,
+    )  # fmt: skip
+    for name, target in [*gathered.named_parameters(), *gathered.named_buffers()]:
+        source = getattr(norm, name)
+        with torch.no_grad():
+            target.copy_(source[index] if source.ndim else source)
+        target.requires_grad_(source.requires_grad)
+    return gathered

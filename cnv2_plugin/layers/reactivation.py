@@ -7,18 +7,19 @@ Both are a 1x1 convolution whose weight ``W`` is multiplied by a mask ``M`` of z
 LGC chooses which old features a new layer reads: all outputs of a group ``o mod G`` have the same inputs, so
 ``M[o, i]`` depends on ``(o mod G, i)``. SFR chooses which old features a new layer updates: all inputs of a group
 ``i mod G`` have the same outputs, so ``M[o, i]`` depends on ``(o, i mod G)``. How pruning empties ``M`` stands in
-:mod:`.masked`.
+:meth:`.Grouping.next_mask`.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal, Optional
+from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.types import Device
 
-from .condensed import gather_norm
+from .grouping import GroupedSide
+from .norm import gather_norm
 from .sparse import GroupSparseConv2d
 
 NormLayer = Callable[[int], nn.Module]
@@ -31,7 +32,7 @@ class _PreActivation(GroupSparseConv2d):
     ``gather`` and ``scatter``, made by the base, are identities until the layer is condensed.
     """
 
-    _side: ClassVar[Literal['outputs', 'inputs']]
+    _side: ClassVar[GroupedSide]
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class LearnedGroupConv(_PreActivation):
         """Map ``(N, I, H, W)`` to ``(N, O, H, W)``: ``conv1x1(act(BN(x)), W * M)``."""
         return self.scatter(self._convolve(self.drop(self.act(self.norm(self.gather(x))))))
 
-    def _prepare_deploy(self, kept: Tensor) -> None:
+    def _condense_norm(self, kept: Tensor) -> None:
         self.norm = gather_norm(self.norm, kept)
 
 

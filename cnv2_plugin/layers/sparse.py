@@ -1,60 +1,64 @@
-"""The masked group-sparse 1x1 convolution that LGC and SFR are two views of."""
+"""The group-sparse 1x1 convolution that LGC and SFR are two views of: masked, then packed if wanted, then condensed."""
 
 from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.types import Device
 
-from .checks import check_arguments, check_finished, check_finite, check_importance, check_stage
-from .condensed import conv_options, group_conv, group_order, permutations, replacement_conv
-from .grouped import Grouped
-from .masked import MaskedForm, group_lasso, pruned_mask
-from .packed import PackedForm
-from .state_dicts import adopt_other_form, adopt_plain_conv, state_dict_faults
+from .convolutions import masked_weight, packed_conv
+from .grouping import GroupedSide, Grouping
+from .state_dicts import adopt_other_state, adopt_plain_conv, state_dict_faults
 
 
-class GroupSparseConv2d(Grouped, nn.Module):
+class UnfinishedPruningError(RuntimeError):
+    """A layer is asked for its packed or condensed state before its last pruning stage."""
+
+
+class GroupSparseConv2d(nn.Module):
     """A 1x1 convolution whose weight becomes group-sparse by staged pruning.
 
-    One prunable unit is all weights between one group and one channel of the other side. With
-    ``grouped_side='outputs'`` output ``o`` is in group ``o mod G`` and each group keeps ``ceil(I / factor)`` inputs
-    (learned group convolution); with ``grouped_side='inputs'`` input ``i`` is in group ``i mod G`` and each group
-    keeps ``ceil(O / factor)`` outputs (sparse feature reactivation). Pruning empties ``mask`` and never
-    touches the weights. A plain ``nn.Conv2d`` of the same shape has a state dict that this layer loads too.
+    Pruning empties ``mask`` unit by unit (see :class:`.Grouping`) and never touches the weights. A plain ``nn.Conv2d``
+    of the same shape has a state dict that this layer loads too.
 
-    The layer has one of three forms, each in a file of its own; all compute the same function once pruning is finished:
+    The layer has one state at a time; all compute the same function once pruning is finished:
 
-    - masked (:mod:`.masked`): trains and prunes; all weights are there.
-    - packed (:mod:`.packed`), by ``switch_to_packed``: goes on training with the surviving weights only.
-    - condensed (:mod:`.condensed`), by ``switch_to_deploy``: a standard group convolution between two permutations.
+    - ``'masked'``: trains and prunes; all weights are there.
+    - ``'packed'``, by :meth:`switch_to_packed`: goes on training with the surviving weights only.
+    - ``'condensed'``, by :meth:`switch_to_deploy`: a standard group convolution between ``gather`` and ``scatter``,
+      which are identities before.
 
     Args:
         in_channels: input channels ``I``.
         out_channels: output channels ``O``.
         groups: number of groups ``G``; divides the grouped side.
         factor: condense or sparse factor; pruning takes ``factor - 1`` stages.
-        grouped_side: which side is grouped, ``'outputs'`` or ``'inputs'``.
+        grouped_side: ``'outputs'``: each group of outputs keeps ``ceil(I / factor)`` inputs (learned group
+            convolution); ``'inputs'``: each group of inputs keeps ``ceil(O / factor)`` outputs (sparse feature
+            reactivation).
         bias: adds a bias (``grouped_side='outputs'`` only: a pruned output would lose its bias otherwise).
         stride: stride of the convolution.
         dilation: kept for what reads it; a 1x1 kernel has nothing to dilate.
-        deploy: build the group-convolution form directly, with the state-dict keys of ``switch_to_deploy``.
+        deploy: build the condensed layer directly, with the state-dict keys of ``switch_to_deploy``.
 
     Attributes:
-        mask: bool buffer of the weight's shape (training form only).
-        stage: int64 scalar buffer, pruning stages done (training form only).
+        grouping: the groups and units of the weight.
+        state: ``'masked'``, ``'packed'`` or ``'condensed'``.
         num_stages: stages until pruning is finished.
-        kept: int64 buffer, the units of each group ``(G * K,)`` while packed, else empty (training form only; not in
-            the state dict).
-        deploy: the layer is condensed.
-        packed: the training form holds the surviving weights only.
-        form: how the training form convolves: masked or packed; None once condensed.
+        mask: bool buffer ``(O, I, 1, 1)`` (not in a condensed layer).
+        stage: int64 scalar buffer, pruning stages done (not in a condensed layer).
+        kept: int64 buffer, the units of each group ``(G * K,)`` while packed, else empty (not in a condensed layer; not
+            in the state dict).
 
     Raises:
         ValueError: ``groups`` does not divide the grouped side, or an argument is out of range.
     """
 
-    __constants__ = ['deploy', 'packed']  # of TorchScript
+    mask: Tensor
+    stage: Tensor
+    kept: Tensor
+    __jit_unused_properties__ = ['deploy', 'packed']
 
     def __init__(
         self,
@@ -62,7 +66,7 @@ class GroupSparseConv2d(Grouped, nn.Module):
         out_channels: int,
         groups: int = 1,
         factor: int = 1,
-        grouped_side: Literal['outputs', 'inputs'] = 'outputs',
+        grouped_side: GroupedSide = 'outputs',
         bias: bool = False,
         stride: Union[int, tuple[int, int]] = 1,
         deploy: bool = False,
@@ -71,39 +75,51 @@ class GroupSparseConv2d(Grouped, nn.Module):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
-        check_arguments(type(self).__name__, in_channels, out_channels, groups, factor, grouped_side, bias)
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.groups = groups
-        self.factor = factor
-        self.grouped_side = grouped_side
-        self.num_stages = factor - 1
-        self.deploy = deploy
-        self.packed = False
+        self.grouping = Grouping(in_channels, out_channels, groups, factor, grouped_side)
+        if bias and grouped_side == 'inputs':
+            raise ValueError("bias=True is for grouped_side='outputs'; with 'inputs' add the bias after the layer.")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.groups, self.factor, self.grouped_side = groups, factor, grouped_side
+        self.num_units, self.num_stages = self.grouping.num_units, self.grouping.num_stages
+        self.state: Literal['masked', 'packed', 'condensed'] = 'condensed' if deploy else 'masked'
         self.gather: nn.Module = nn.Identity()
         self.scatter: nn.Module = nn.Identity()
-        self.form: Union[MaskedForm, PackedForm, None] = None
+        options: dict[str, Any] = dict(stride=stride, dilation=dilation, bias=bias, device=device, dtype=dtype)
         if deploy:
-            kept = torch.arange(groups * self.kept_per_group()).remainder(self.num_units()).to(device)
-            self.gather, self.scatter = permutations(kept, *self._shape())
-            self.conv = self._group_conv(stride=stride, dilation=dilation, bias=bias, device=device, dtype=dtype)
-        else:
-            self.form = MaskedForm(groups, grouped_side)
-            self.conv = nn.Conv2d(
-                in_channels, out_channels, 1, stride, dilation=dilation, bias=bias, device=device, dtype=dtype
-            )
-            self.register_buffer('mask', torch.ones(self.conv.weight.shape, dtype=torch.bool, device=device))
-            self.register_buffer('stage', torch.zeros((), dtype=torch.int64, device=device))
-            self.register_buffer('kept', torch.zeros(0, dtype=torch.int64, device=device), persistent=False)
+            self.conv = self.grouping.group_conv(**options)
+            kept = torch.arange(groups * self.kept_per_group()).remainder(self.num_units).to(device)
+            self.gather, self.scatter = self.grouping.gather(kept), self.grouping.scatter(kept)
+            return
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, **options)
+        self.register_buffer('mask', torch.ones(self.conv.weight.shape, dtype=torch.bool, device=device))
+        self.register_buffer('stage', torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer('kept', torch.zeros(0, dtype=torch.int64, device=device), persistent=False)
+
+    @property
+    def deploy(self) -> bool:
+        """Whether the layer is condensed."""
+        return self.state == 'condensed'
+
+    @property
+    def packed(self) -> bool:
+        """Whether the layer trains the surviving weights only."""
+        return self.state == 'packed'
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, I, H, W)`` to ``(N, O, H, W)``."""
         return self.scatter(self._convolve(self.gather(x)))
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if self.deploy or self.form is None:
-            return self.conv(x)
-        return self.form(x, self.conv.weight, self.conv.bias, self.conv.stride, self.mask, self.kept)
+        conv = self.conv
+        if not hasattr(self, 'mask'):  # condensed; TorchScript resolves this when it compiles, a comparison it does not
+            return conv(x)
+        if self.state == 'packed':
+            stride = (conv.stride[0], conv.stride[1])
+            return packed_conv(
+                x, conv.weight, conv.bias, stride, self.kept, self.groups, self.num_units, self.grouped_side
+            )
+        weight = masked_weight(conv.weight, self.mask, self.groups, self.grouped_side)
+        return F.conv2d(x, weight, conv.bias, conv.stride)
 
     def masked_weight(self) -> Tensor:
         """The weight ``(O, I, 1, 1)`` with pruned entries zero; gradients reach surviving weights only.
@@ -111,11 +127,27 @@ class GroupSparseConv2d(Grouped, nn.Module):
         Raises:
             RuntimeError: the layer is condensed.
         """
-        if self.form is None:
+        if self.state == 'condensed':
             raise RuntimeError(
-                f'{type(self).__name__} is condensed and has no masked weight; read conv.weight instead.'
+                f'{type(self).__name__} is condensed, without a masked weight; read conv.weight instead.'
             )
-        return self.form.weight(self.conv.weight, self.mask, self.kept)
+        if self.state == 'packed':
+            return self.grouping.unpack(self.conv.weight, self.kept)
+        return masked_weight(self.conv.weight, self.mask, self.groups, self.grouped_side)
+
+    def is_finished(self) -> bool:
+        """Whether the last pruning stage is done; a condensed layer is finished."""
+        return self.state == 'condensed' or int(self.stage) >= self.num_stages
+
+    def kept_per_group(self, stage: Optional[int] = None) -> int:
+        """Count the units alive in each group after ``stage``, by default after the last one."""
+        return self.grouping.kept_per_group(stage)
+
+    def kept_fraction(self) -> float:
+        """Share of the weights that are not pruned."""
+        if self.state == 'condensed':
+            return self.kept_per_group() / self.num_units
+        return self.mask.float().mean().item()
 
     def check_finite(self, name: str = '') -> None:
         """Raise before pruning would compare NaN or infinite weights.
@@ -123,33 +155,40 @@ class GroupSparseConv2d(Grouped, nn.Module):
         Raises:
             ValueError: a weight is NaN or infinite.
         """
-        if not self.deploy:
-            check_finite(name or type(self).__name__, self.conv.weight)
+        if self.state != 'condensed' and not bool(torch.isfinite(self.conv.weight).all()):
+            raise ValueError(
+                f'{name or type(self).__name__} has NaN or infinite weights, so its least important connections cannot '
+                f'be told; no mask was changed: resume from the last good checkpoint with a lower learning rate.'
+            )
 
     @torch.no_grad()
     def prune_to(self, stage: int, importance: Optional[Tensor] = None) -> None:
         """Do every pruning stage up to ``stage``, one after the other; earlier stages are never undone.
 
-        In each stage and group, the units with the least importance among those alive are pruned; of equal
-        ones the lower channel goes first.
-
         Args:
             stage: stage to reach, between 0 and ``num_stages``.
             importance: of each unit, ``(groups, units)``; by default the L1 norm of its weights (CondenseNet,
-                section 3.2).
+                section 3.2). See :meth:`.Grouping.next_mask`.
 
         Raises:
             ValueError: ``stage`` is out of range, ``importance`` has another shape, or a weight or an importance is
                 NaN or infinite; no mask is changed then.
         """
-        check_stage(stage, self.factor)
-        if self.deploy or stage <= int(self.stage):
+        if not 0 <= stage <= self.num_stages:
+            raise ValueError(
+                f'stage is {stage}; this layer with factor {self.factor} has stages 0 to {self.num_stages}.'
+            )
+        if self.state == 'condensed' or stage <= int(self.stage):
             return
         self.check_finite()
-        if importance is not None:
-            check_importance(importance, (self.groups, self.num_units()))
-        stages = range(int(self.stage) + 1, stage + 1)
-        mask = pruned_mask(self.mask, self.conv.weight, self.groups, self.grouped_side, self.factor, stages, importance)
+        if importance is None:
+            importance = self.grouping.by_unit((self.conv.weight * self.mask).to('cpu', torch.float64)).abs().sum(2)
+        else:
+            _check_importance(importance, (self.groups, self.num_units))
+        importance = importance.detach().to('cpu', torch.float64)
+        mask = self.mask
+        for done in range(int(self.stage), stage):
+            mask = self.grouping.next_mask(mask, importance, done + 1)
         self.mask.copy_(mask)
         self.stage.fill_(stage)
 
@@ -157,82 +196,122 @@ class GroupSparseConv2d(Grouped, nn.Module):
         """Sum over units of the L2 norm of the masked weights (CondenseNet, section 3.2); 0 once finished."""
         if self.is_finished():
             return self.conv.weight.new_zeros(())
-        return group_lasso(self.masked_weight(), self.groups, self.grouped_side)
+        return self.grouping.by_unit(self.masked_weight()).square().sum(2).clamp(min=1e-6).sqrt().sum()
+
+    def pack_weight(self, weight: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+        """Take the surviving entries of a tensor of the weight's shape, as the packed layer has them.
+
+        Args:
+            weight: the weight, or an optimiser's average of it, ``(O, I, 1, 1)``.
+            mask: of a finished pruning; by default the layer's own.
+        """
+        return self.grouping.pack(weight, self.grouping.kept_index(self.mask if mask is None else mask))
+
+    def unpack_weight(self, packed: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+        """The inverse of :meth:`pack_weight`; pruned entries are 0."""
+        return self.grouping.unpack(packed, self.grouping.kept_index(self.mask if mask is None else mask))
 
     def switch_to_deploy(self) -> None:
-        """Become the equivalent standard group convolution, in place; does nothing the second time.
+        """Condense to the equivalent standard group convolution, in place; does nothing the second time.
 
         Raises:
             UnfinishedPruningError: pruning stages are left.
         """
-        if self.deploy:
+        if self.state == 'condensed':
             return
-        check_finished(self, 'condensing')
-        kept = self.kept_index()
-        weight = self.conv.weight if self.packed else self.pack_weight(self.conv.weight)
-        self._prepare_deploy(kept)
-        self.gather, self.scatter = permutations(kept, *self._shape())
-        self.conv = replacement_conv(self._group_conv(**conv_options(self.conv)), weight, self.conv)
+        self._check_finished('condensing')
+        kept = self.grouping.kept_index(self.mask)
+        weight = self.conv.weight if self.state == 'packed' else self.grouping.pack(self.conv.weight, kept)
+        self._condense_norm(kept)
+        self.conv = replacement_conv(self.grouping.group_conv(**_options(self.conv)), weight, self.conv)
         if self.conv.bias is not None:
-            with torch.no_grad():
-                self.conv.bias.copy_(group_order(self.conv.bias, self.groups))
+            with torch.no_grad():  # output o is in group o mod G: into the order of the groups
+                self.conv.bias.copy_(self.conv.bias.unflatten(0, (-1, self.groups)).t().flatten())
+        self.gather, self.scatter = self.grouping.gather(kept), self.grouping.scatter(kept)
         del self.mask, self.stage, self.kept
-        self.form = None
-        self.packed = False
-        self.deploy = True
+        self.state = 'condensed'
         self.train(self.training)
 
     def switch_to_packed(self) -> None:
         """Go on training with the surviving weights only, in place; does nothing the second time.
 
         The function, the gradients of the surviving weights and the normalisation (one over all channels) stay those of
-        the masked form; a pruned weight costs nothing more. ``mask`` and ``stage`` stay, and either form loads the
+        the masked layer; a pruned weight costs nothing more. ``mask`` and ``stage`` stay, and either state loads the
         state dict of the other. See :func:`cnv2_plugin.sparsify.pack_model` for the optimiser.
 
         Raises:
             UnfinishedPruningError: pruning stages are left.
         """
-        if self.deploy or self.packed or self.kept_per_group() == self.num_units():
+        if self.state != 'masked' or self.kept_per_group() == self.num_units:
             return
-        check_finished(self, 'packing')
-        weight = self.pack_weight(self.conv.weight)
-        self.kept = self.kept_index()
-        self.conv = replacement_conv(self._group_conv(**conv_options(self.conv)), weight, self.conv)
-        self.form = PackedForm(self.groups, self.grouped_side, self.num_units())
-        self.packed = True
+        self._check_finished('packing')
+        self.kept = self.grouping.kept_index(self.mask)
+        weight = self.grouping.pack(self.conv.weight, self.kept)
+        self.conv = replacement_conv(self.grouping.group_conv(**_options(self.conv)), weight, self.conv)
+        self.state = 'packed'
 
     def switch_to_masked(self) -> None:
-        """Turn the packed form back into the masked one, in place; pruned weights are 0 then."""
-        if self.deploy or not self.packed:
+        """Turn a packed layer back into a masked one, in place; pruned weights are 0 then."""
+        if self.state != 'packed':
             return
-        weight = self.unpack_weight(self.conv.weight)
+        weight = self.grouping.unpack(self.conv.weight, self.kept)
         self.kept = self.kept.new_zeros(0)
-        dense = nn.Conv2d(self.in_channels, self.out_channels, 1, **conv_options(self.conv))
+        dense = nn.Conv2d(self.in_channels, self.out_channels, 1, **_options(self.conv))
         self.conv = replacement_conv(dense, weight, self.conv)
-        self.form = MaskedForm(self.groups, self.grouped_side)
-        self.packed = False
+        self.state = 'masked'
 
-    def _prepare_deploy(self, kept: Tensor) -> None:
+    def _condense_norm(self, kept: Tensor) -> None:
         """For views with a normalisation in front: called when the gathered channels are known."""
 
-    def _group_conv(self, **options: Any) -> nn.Conv2d:
-        return group_conv(self.groups * self.kept_per_group(), *self._shape(), **options)
-
-    def _shape(self) -> tuple[int, int, int, str]:
-        return self.in_channels, self.out_channels, self.groups, self.grouped_side
+    def _check_finished(self, action: str) -> None:
+        if not self.is_finished():
+            raise UnfinishedPruningError(
+                f'{type(self).__name__}({self.in_channels}, {self.out_channels}) is at pruning stage {int(self.stage)} '
+                f'of {self.num_stages}; finish the sparsification schedule, or call prune_to({self.num_stages}), '
+                f'before {action} it.'
+            )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], errors: list[str],
     ) -> None:  # fmt: skip
         adopt_plain_conv(self, state_dict, prefix)
-        faults = state_dict_faults(self, state_dict, prefix)
-        if not self.deploy and not faults:
-            faults = adopt_other_form(self, state_dict, prefix)
-        errors.extend(faults)
+        errors.extend(state_dict_faults(self, state_dict, prefix) or adopt_other_state(self, state_dict, prefix))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 
     def extra_repr(self) -> str:
         return (
             f'{self.in_channels}, {self.out_channels}, groups={self.groups}, factor={self.factor}, deploy={self.deploy}'
         )
+
+
+def replacement_conv(conv: nn.Conv2d, weight: Tensor, old: nn.Conv2d) -> nn.Conv2d:
+    """Give a convolution a weight, and the bias (the same parameter) and flags of the one that it replaces.
+
+    Args:
+        conv: the new convolution.
+        weight: its weight, ``(O, I / G, 1, 1)``.
+        old: the one that it replaces.
+    """
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+    conv.weight.requires_grad_(old.weight.requires_grad)
+    conv.bias = old.bias
+    return conv.train(old.training)
+
+
+def _options(conv: nn.Conv2d) -> dict[str, Any]:
+    return dict(
+        stride=conv.stride, dilation=conv.dilation, bias=conv.bias is not None,
+        device=conv.weight.device, dtype=conv.weight.dtype,
+    )  # fmt: skip
+
+
+def _check_importance(importance: Tensor, shape: tuple[int, int]) -> None:
+    if tuple(importance.shape) != shape:
+        raise ValueError(
+            f'importance has the shape {tuple(importance.shape)}; this layer takes one value for each unit, '
+            f'(groups, units) = {shape}.'
+        )
+    if not bool(torch.isfinite(importance).all()):
+        raise ValueError('importance holds NaN or infinite values; no mask was changed: give finite ones.')

@@ -1,14 +1,14 @@
-"""What a group-sparse layer accepts from a state dict: which forms it adopts, and what is wrong with the others."""
+"""State dicts of a group-sparse layer: reading a plain convolution's and the other state's, telling faults."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .grouped import Grouped
-from .units import by_unit, kept_index
+if TYPE_CHECKING:
+    from .sparse import GroupSparseConv2d
 
 
-def adopt_plain_conv(layer: Grouped, state_dict: dict[str, Any], prefix: str) -> None:
+def adopt_plain_conv(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> None:
     """Read the keys of a plain convolution as those of a layer before any pruning, in place."""
     if layer.deploy or f'{prefix}weight' not in state_dict or f'{prefix}conv.weight' in state_dict:
         return
@@ -19,32 +19,35 @@ def adopt_plain_conv(layer: Grouped, state_dict: dict[str, Any], prefix: str) ->
     state_dict[f'{prefix}stage'] = torch.zeros_like(layer.stage)
 
 
-def adopt_other_form(layer: Grouped, state_dict: dict[str, Any], prefix: str) -> list[str]:
-    """Read a packed state dict in the masked form and the other way round, in place.
+def adopt_other_state(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> list[str]:
+    """Read a packed state dict into a masked layer and the other way round, in place.
 
     Returns:
-        What is wrong with it.
+        Sentences that say what is wrong with it, as of :func:`state_dict_faults`.
     """
     key = f'{prefix}conv.weight'
     weight, mask = state_dict.get(key), state_dict.get(f'{prefix}mask')
-    if weight is None or mask is None or mask.shape != layer.mask.shape or mask.is_meta or layer.mask.is_meta:
+    if layer.deploy or weight is None or mask is None or mask.shape != layer.mask.shape:
         return []
-    kept = kept_index(mask, layer.groups, layer.grouped_side)
+    if mask.is_meta or layer.mask.is_meta:
+        return []
+    kept = layer.grouping.kept_index(mask)
     finished = kept.numel() == layer.groups * layer.kept_per_group()
-    if layer.packed and not finished:
+    if not layer.packed:
+        if finished and weight.shape != mask.shape:
+            state_dict[key] = layer.unpack_weight(weight, mask)
+        return []
+    if not finished:
         name = _name(layer, prefix)
         return [f'{name}: pruning is not finished in the state dict; call switch_to_masked() before loading it.']
-    if layer.packed:
-        layer.kept = kept.to(layer.kept.device)
-    if layer.packed and weight.shape == mask.shape:
+    layer.kept = kept.to(layer.kept.device)
+    if weight.shape == mask.shape:
         state_dict[key] = layer.pack_weight(weight, mask)
-    elif finished and not layer.packed and weight.shape != mask.shape:
-        state_dict[key] = layer.unpack_weight(weight, mask)
     return []
 
 
-def state_dict_faults(layer: Grouped, state_dict: dict[str, Any], prefix: str) -> list[str]:
-    """What is wrong with the entries of a layer: another form, an impossible stage, mask or index.
+def state_dict_faults(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> list[str]:
+    """Find what keeps a layer from loading its entries: another state, an impossible stage, mask or index.
 
     Args:
         layer: the layer that would load them.
@@ -54,52 +57,43 @@ def state_dict_faults(layer: Grouped, state_dict: dict[str, Any], prefix: str) -
     Returns:
         Sentences that name the layer; empty where nothing is wrong.
     """
-    name = _name(layer, prefix)
-    condensed = any(f'{prefix}{key}.index' in state_dict for key in ('gather', 'scatter'))
-    if layer.deploy and f'{prefix}mask' in state_dict:
-        return [
-            f'{name}: the state dict holds the training form; build the model with deploy=False, load, then '
-            f'call switch_to_deploy().'
-        ]
-    if condensed and not layer.deploy:
-        return [f'{name}: the state dict holds the condensed form; build the model with deploy=True to load it.']
-    if layer.deploy:
-        return _index_faults(layer, state_dict, prefix)
-    return _mask_faults(layer, state_dict, prefix)
+    fault = (_index_fault if layer.deploy else _mask_fault)(layer, state_dict, prefix)
+    return [f'{_name(layer, prefix)}: {fault}'] if fault else []
 
 
-def _mask_faults(layer: Grouped, state_dict: dict[str, Any], prefix: str) -> list[str]:
-    name = _name(layer, prefix)
+def _mask_fault(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> str:
+    if any(f'{prefix}{key}.index' in state_dict for key in ('gather', 'scatter')):
+        return 'the state dict holds the condensed form; build the model with deploy=True to load it.'
     mask, stage = state_dict.get(f'{prefix}mask'), state_dict.get(f'{prefix}stage')
     if mask is None or stage is None or mask.shape != layer.mask.shape or mask.is_meta:
-        return []
+        return ''
     if not 0 <= int(stage) <= layer.num_stages:
-        return [
-            f'{name}: stage is {int(stage)}; a layer with factor {layer.factor} has stages 0 to {layer.num_stages}.'
-        ]
-    units = by_unit(mask.bool(), layer.groups, layer.grouped_side)
-    whole = bool((units == units[..., :1]).all())
+        return f'stage is {int(stage)}; a layer with factor {layer.factor} has stages 0 to {layer.num_stages}.'
+    units = layer.grouping.by_unit(mask.bool())
     expected = layer.kept_per_group(int(stage))
-    if not whole or not bool((units[..., 0].sum(1) == expected).all()):
-        return [
-            f'{name}: mask and stage disagree; at stage {int(stage)} each of the {layer.groups} groups keeps '
-            f'{expected} of {layer.num_units()} channels.'
-        ]
-    return []
+    if not bool((units == units[..., :1]).all()) or not bool((units[..., 0].sum(1) == expected).all()):
+        return (
+            f'mask and stage disagree; at stage {int(stage)} each of the {layer.groups} groups keeps {expected} of '
+            f'{layer.num_units} channels.'
+        )
+    return ''
 
 
-def _index_faults(layer: Grouped, state_dict: dict[str, Any], prefix: str) -> list[str]:
+def _index_fault(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> str:
+    if f'{prefix}mask' in state_dict:
+        return (
+            'the state dict holds the training form; build the model with deploy=False, load, then call '
+            'switch_to_deploy().'
+        )
     for key in ('gather', 'scatter'):
         index = state_dict.get(f'{prefix}{key}.index')
         if index is None or index.is_meta or index.numel() == 0:
             continue
-        if int(index.min()) < 0 or int(index.max()) >= layer.num_units():
-            return [
-                f'{_name(layer, prefix)}: {key}.index must lie in 0 to {layer.num_units() - 1}, but holds '
-                f'{int(index.min())} to {int(index.max())}.'
-            ]
-    return []
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= layer.num_units:
+            return f'{key}.index must lie in 0 to {layer.num_units - 1}, but holds {low} to {high}.'
+    return ''
 
 
-def _name(layer: Grouped, prefix: str) -> str:
+def _name(layer: 'GroupSparseConv2d', prefix: str) -> str:
     return prefix.rstrip('.') or type(layer).__name__

@@ -1,11 +1,11 @@
-"""What every trunk shares: deployment, per-stage features and gradient checkpointing."""
+"""What every trunk shares: the check of its images, its parts, condensing, and initial weights."""
 
 from collections.abc import Iterator
-from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
+from ..archs import Arch
 from ..layers import GroupSparseConv2d, SparseFeatureReactivation
 from .condense import condense
 
@@ -15,27 +15,39 @@ class ImageSizeError(ValueError):
 
 
 class SparseModelMixin(nn.Module):
-    """Adds ``switch_to_deploy`` to a model made of group-sparse layers, and a check of its images."""
+    """What every trunk of group-sparse layers can do besides computing features.
 
+    Attributes:
+        arch: shape.
+        deploy: every sparse layer is condensed.
+        final_attribute: name of the part after the last stage.
+        smallest_input: height and width of the smallest images that the stages take.
+        stem: maps images to the first features.
+        stages: follow one another.
+    """
+
+    arch: Arch
     deploy: bool
-    smallest_input: int
     final_attribute: str
+    smallest_input: int
+    stem: nn.Module
+    stages: nn.Sequential
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Check the images where Python runs (not in compiled, exported or traced graphs), then run the model.
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Map images ``(N, in_chans, H, W)`` to the first features.
 
         Raises:
-            ValueError: the images have another rank, number of channels, device or type than the model takes.
-            ImageSizeError: they are too small for its stages.
+            ValueError: the images have another rank, number of channels, device or type than the model takes, or are
+                too small for its stages (checked where Python runs, not in scripted, traced or compiled graphs).
         """
-        if args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
-            check_images(args[0], _first_convolution(self._modules['stem']).weight)
-            try:
-                return super().__call__(*args, **kwargs)
-            except ImageSizeError as error:
-                height, width = args[0].shape[-2:]
-                raise too_small(f'the images are {height} x {width} pixels', self.smallest_input) from error
-        return super().__call__(*args, **kwargs)
+        if not torch.jit.is_scripting():
+            check_images(x, self)
+        return self.stem(x)
+
+    def keep_stages(self, count: int) -> None:
+        """Drop the stages after the first ``count``."""
+        self.stages = self.stages[:count]
+        self.smallest_input = self.arch.smallest_input(count)
 
     def switch_to_deploy(self) -> None:
         """Turn every masked layer into its group-convolution form, in place; does nothing the second time.
@@ -45,6 +57,11 @@ class SparseModelMixin(nn.Module):
         """
         condense(self, inplace=True)
 
+    @torch.jit.ignore
+    def on_condense(self) -> None:
+        """Note that every sparse layer is condensed; :func:`.condense` calls it."""
+        self.deploy = True
+
     def parts(self) -> list[tuple[str, nn.Module]]:
         """The modules that the network is a chain of, with their names: stem, each stage, last part, then any head.
 
@@ -52,7 +69,7 @@ class SparseModelMixin(nn.Module):
         ``forward`` does; what a backbone returns besides (features of inner stages) leaves between two parts. Parts
         that are not there are ``nn.Identity``.
         """
-        stages = [f'stages.{name}' for name, _ in self.get_submodule('stages').named_children()]
+        stages = [f'stages.{name}' for name, _ in self.stages.named_children()]
         return [(name, self.get_submodule(name)) for name in ('stem', *stages, self.final_attribute)]
 
     def sparse_layers(self) -> Iterator[GroupSparseConv2d]:
@@ -60,36 +77,20 @@ class SparseModelMixin(nn.Module):
         return (m for m in self.modules() if isinstance(m, GroupSparseConv2d))
 
 
-def _first_convolution(stem: Optional[nn.Module]) -> nn.Conv2d:
-    if isinstance(stem, nn.Conv2d):
-        return stem
-    assert stem is not None
-    return next(module for module in stem.modules() if isinstance(module, nn.Conv2d))
+def has_values(x: Tensor) -> bool:
+    """Whether a tensor can be checked: not while a graph is traced, compiled or exported."""
+    return isinstance(x, Tensor) and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
-def too_small(given: str, smallest: int) -> ImageSizeError:
-    """The error about images of a size that the stages cannot halve.
-
-    Args:
-        given: what the images are.
-        smallest: height and width of the smallest that fit.
-    """
-    return ImageSizeError(
-        f'{given}; the smallest that this network takes is {smallest} x {smallest}, so resize them or take fewer '
-        f'stages.'
-    )
-
-
-def check_images(x: Tensor, weight: Tensor) -> None:
-    """Raise unless images fit the first convolution.
-
-    Args:
-        x: images, ``(N, C, H, W)``.
-        weight: of the first convolution.
+def check_images(x: Tensor, model: SparseModelMixin) -> None:
+    """Raise unless images ``(N, C, H, W)`` fit the first convolution and the stages of a model.
 
     Raises:
         ValueError: they do not; says what they are and what is accepted.
     """
+    if not has_values(x):
+        return
+    weight = next(module for module in model.stem.modules() if isinstance(module, nn.Conv2d)).weight
     if x.ndim != 4 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f'the images have the shape {tuple(x.shape)}; this model takes (N, {weight.shape[1]}, H, W), so stack them '
@@ -100,6 +101,26 @@ def check_images(x: Tensor, weight: Tensor) -> None:
     if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(
             f'the images are {x.dtype} but the model {weight.dtype}; convert one of them with .to(), or use autocast.'
+        )
+    check_size(x, model.smallest_input, model.smallest_input, 'the images are')
+
+
+def check_size(x: Tensor, needed: int, smallest_input: int, given: str) -> None:
+    """Raise unless features or images ``(N, C, H, W)`` have the height and width that the stages need.
+
+    Args:
+        x: features or images.
+        needed: height and width that they need.
+        smallest_input: height and width of the smallest images for the network.
+        given: what the size is told of, such as ``'the images are'``.
+
+    Raises:
+        ImageSizeError: they are smaller.
+    """
+    if has_values(x) and min(x.shape[-2:]) < needed:
+        raise ImageSizeError(
+            f'{given} {x.shape[-2]} x {x.shape[-1]} pixels; the smallest that this network takes is {smallest_input} x '
+            f'{smallest_input}, so resize them or take fewer stages.'
         )
 
 

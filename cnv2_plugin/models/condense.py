@@ -30,8 +30,8 @@ def condense(model: Model, inplace: bool = False, classifier_keep: Optional[floa
     """Replace every masked layer of a model by its exact group-convolution form.
 
     Args:
-        model: any module that contains group-sparse layers; parts already condensed stay as they are. A model with
-            an ``on_condense`` method is told.
+        model: any module that contains group-sparse layers; parts already condensed stay as they are. A module
+            with an ``on_condense`` method is told. Nothing else of a foreign module is touched.
         inplace: change ``model`` itself instead of a copy.
         classifier_keep: share of the classifier's inputs to keep, those with the largest L1 norm, as CondenseNet's
             authors do with 0.5; None or 1 keeps all. Dropping is not exact: measure the accuracy, and
@@ -54,12 +54,10 @@ def condense(model: Model, inplace: bool = False, classifier_keep: Optional[floa
     if classifier is not None and not isinstance(classifier[1], SelectiveLinear):
         parent, _, name = classifier[0].rpartition('.')
         setattr(condensed.get_submodule(parent), name, SelectiveLinear.from_linear(classifier[1], keep))
-    part: Any  # any module may have these two
+    on_condense: Any
     for part in condensed.modules():
-        if isinstance(getattr(part, 'deploy', None), bool):
-            part.deploy = True
-        if hasattr(part, 'on_condense'):
-            part.on_condense()
+        if (on_condense := getattr(part, 'on_condense', None)) is not None:
+            on_condense()
     return condensed
 
 

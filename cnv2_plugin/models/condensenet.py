@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..archs import CondenseNetArch
 from ..layers import LearnedGroupConv, SparseFeatureReactivation, SpatialGroupConv2d, SqueezeExcite
 from ..layers.reactivation import ActLayer, NormLayer
-from .base import SparseModelMixin, init_weights, start_reactivation_at_zero, too_small
+from .base import SparseModelMixin, check_size, init_weights, start_reactivation_at_zero
 
 
 class DenseLayer(nn.Module):
@@ -78,7 +78,7 @@ class DenseStage(nn.Module):
     """An optional 2x2 average pool, then dense layers; ``out_channels`` is ``c`` plus ``k`` a layer.
 
     Raises:
-        ImageSizeError: features of less than 2 x 2 pixels are to be pooled (not in compiled or exported graphs).
+        ImageSizeError: features of less than 2 x 2 pixels are to be pooled (checked as in ``forward_stem``).
     """
 
     grad_checkpointing: bool
@@ -99,28 +99,19 @@ class DenseStage(nn.Module):
             act_layer = nn.Hardswish if hswish else partial(nn.ReLU, inplace=True)
         with_se = arch.se_from is not None and block >= arch.se_from
         self.grad_checkpointing = False
+        self.downsample = downsample
         self.pool = nn.AvgPool2d(2, 2) if downsample else nn.Identity()
         self.layers = nn.ModuleList(
             DenseLayer(in_channels + i * growth, growth, arch, act_layer, with_se, **layer_options)
             for i in range(arch.layers[index])
         )
         self.out_channels = in_channels + arch.layers[index] * growth
-        self.smallest_input = arch.smallest_input
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return super().__call__(x)
-        try:
-            return super().__call__(x)
-        except RuntimeError as error:
-            height, width = x.shape[-2:]
-            if isinstance(self.pool, nn.Identity) or min(height, width) > 1:
-                raise
-            given = f'the images leave {height} x {width} pixels in front of a stage that halves them'
-            raise too_small(given, self.smallest_input) from error
+        self.smallest_input = arch.smallest_input(arch.num_stages)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, c, H, W)`` to ``(N, out_channels, H', W')``."""
+        if self.downsample and not torch.jit.is_scripting():
+            check_size(x, 2, self.smallest_input, 'the features in front of a stage that halves them are')
         x = self.pool(x)
         for layer in self.layers:
             if self.grad_checkpointing and x.requires_grad and not torch.jit.is_scripting():
@@ -193,14 +184,10 @@ class CondenseNetTrunk(SparseModelMixin, nn.Module):
         norm = nn.BatchNorm2d(channels, **dd) if norm_layer is None else norm_layer(channels)
         self.norm = nn.Sequential(norm, nn.ReLU(inplace=True) if act_layer is None else act_layer())
         self.num_features = channels
-        self.smallest_input = arch.smallest_input
+        self.smallest_input = arch.smallest_input(arch.num_stages)
         self.apply(init_weights)
         if zero_init_sfr:
             start_reactivation_at_zero(self)
-
-    def forward_stem(self, x: Tensor) -> Tensor:
-        """Map ``(N, in_chans, H, W)`` to the first features ``(N, 2 * k_1, H', W')``."""
-        return self.stem(x)
 
     def forward_final(self, x: Tensor) -> Tensor:
         """Normalise and activate the last stage's features ``(N, num_features, H, W)``."""

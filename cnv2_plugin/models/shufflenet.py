@@ -10,7 +10,7 @@ from torch.types import Device
 from torch.utils.checkpoint import checkpoint
 
 from ..archs import ShuffleNetArch
-from ..layers import SparseFeatureReactivation
+from ..layers import SparseFeatureReactivation, largest_divisor
 from ..layers.permute import ChannelShuffle
 from ..layers.reactivation import ActLayer, NormLayer
 from .base import SparseModelMixin, init_weights, start_reactivation_at_zero
@@ -38,11 +38,6 @@ def conv_norm(
     if act:
         parts['act'] = nn.ReLU(inplace=True) if act_layer is None else act_layer()
     return nn.Sequential(parts)
-
-
-def sfr_groups(width: int, max_groups: int) -> int:
-    """Groups of reactivation in a branch: the largest divisor of its width that is at most ``max_groups``."""
-    return max(d for d in range(1, max_groups + 1) if width % d == 0)
 
 
 class ShuffleUnit(nn.Module):
@@ -92,7 +87,7 @@ class ShuffleUnit(nn.Module):
         self.sfr = None
         if arch.with_sfr and stride == 1:
             self.sfr = SparseFeatureReactivation(
-                width, width, sfr_groups(width, arch.max_groups), arch.sparse_factor,
+                width, width, largest_divisor(width, arch.max_groups), arch.sparse_factor,
                 act_layer=act_layer, norm_layer=norm_layer, deploy=deploy, **dd,
             )  # fmt: skip
         self.shuffle = ChannelShuffle(2)
@@ -185,14 +180,10 @@ class ShuffleNetTrunk(SparseModelMixin, nn.Module):
         self.stage_strides: list[int] = [8 * 2**i for i in range(len(stages))]
         self.final = conv_norm(channels, arch.final_width, 1, **layers)
         self.num_features = arch.final_width
-        self.smallest_input = 1
+        self.smallest_input = arch.smallest_input(arch.num_stages)
         self.apply(init_weights)
         if zero_init_sfr:
             start_reactivation_at_zero(self)
-
-    def forward_stem(self, x: Tensor) -> Tensor:
-        """Map ``(N, in_chans, H, W)`` to the first features ``(N, stem_width, H / 4, W / 4)``."""
-        return self.stem(x)
 
     def forward_final(self, x: Tensor) -> Tensor:
         """Map the last stage's features to ``(N, num_features, H, W)``."""

@@ -156,7 +156,7 @@ def _training_layers(model: nn.Module) -> dict[str, GroupSparseConv2d]:
 
 
 def _packs(layer: GroupSparseConv2d) -> bool:
-    return not layer.packed and layer.kept_per_group() < layer.num_units()
+    return not layer.packed and layer.kept_per_group() < layer.num_units
 
 
 def _weights(layers: Layers) -> Iterable[Tensor]:

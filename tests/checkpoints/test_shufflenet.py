@@ -97,13 +97,13 @@ def test_reactivation_learns_from_the_first_step(images):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(images), labels).backward()
         for name, layer in layers.items():
-            per_unit = layer.by_unit(layer.conv.weight.grad).abs().sum(2)
+            per_unit = layer.grouping.by_unit(layer.conv.weight.grad).abs().sum(2)
             assert (per_unit > 0).float().mean() > 0.9, f'{name} has units without a gradient at step {step}'
             if step == 1:
                 assert layer.norm.weight.grad.abs().sum() > 0 and layer.norm.bias.grad.abs().sum() > 0
         optimizer.step()
     for name, layer in layers.items():
-        importance = layer.by_unit(layer.conv.weight.detach()).abs().sum(2)
+        importance = layer.grouping.by_unit(layer.conv.weight.detach()).abs().sum(2)
         assert importance.unique().numel() > 0.9 * importance.numel(), f'{name} has equal importances'
 
 
@@ -121,8 +121,8 @@ def test_pruning_keeps_what_training_moved_most(images):
     assert sparsifier.finished
     kept_first = 0
     for layer in sparsifier.layers.values():
-        kept = layer.kept_index().view(layer.groups, -1)
-        last = torch.arange(layer.num_units() - kept.shape[1], layer.num_units())
+        kept = layer.grouping.kept_index(layer.mask).view(layer.groups, -1)
+        last = torch.arange(layer.num_units - kept.shape[1], layer.num_units)
         kept_first += int((kept == last).all())
     assert kept_first < len(sparsifier.layers), 'ties decided, as if nothing had been learned'
     model.eval().switch_to_deploy()

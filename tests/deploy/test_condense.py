@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from torch import nn
 
 from cnv2_plugin.checkpoints import save_checkpoint
 from cnv2_plugin.deploy import condense, verify
@@ -100,7 +101,32 @@ def test_training_goes_on_in_condensed_form():
     assert all(p.grad is not None for p in condensed.parameters())
 
 
+class ForeignBlock(nn.Module):
+    """Two branches in training, one convolution after a switch of its own and its ``deploy`` flag: RepVGG's block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deploy = False
+        self.branches = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.deploy:
+            return self.fused_convolution(x)
+        return sum(branch(x) for branch in self.branches)
+
+
+@pytest.mark.parametrize('inplace', [False, True])
+def test_a_foreign_block_with_a_deploy_flag_stays_as_it_is(inplace):
+    model = finish_pruning(nn.Sequential(ForeignBlock(), GroupSparseConv2d(8, 12, 4, 2))).eval()
+    x = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        expected = model(x)
+        condensed = condense(model, inplace=inplace)
+        assert relative_difference(condensed(x), expected) < 1e-5
+    assert condensed[0].deploy is False and condensed[1].deploy
+
+
 def test_foreign_models_condense_too():
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), GroupSparseConv2d(8, 12, 4, 2), torch.nn.ReLU())
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), GroupSparseConv2d(8, 12, 4, 2), nn.ReLU())
     finish_pruning(model)
     assert verify(model, condense(model), (3, 9, 9)).max_rel < 1e-5

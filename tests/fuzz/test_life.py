@@ -153,10 +153,10 @@ class Life(RuleBasedStateMachine):
             return
         for name, layer in self.sparsifier.layers.items():
             stage = int(layer.stage)
-            units = layer.by_unit(layer.mask)
+            units = layer.grouping.by_unit(layer.mask)
             assert 0 <= stage <= layer.num_stages
             assert bool((units == units[..., :1]).all()), 'a unit is half pruned'
-            assert set(units[..., 0].sum(1).tolist()) == {alive_units(layer.num_units(), layer.factor, stage)}
+            assert set(units[..., 0].sum(1).tolist()) == {alive_units(layer.num_units, layer.factor, stage)}
             assert not bool((layer.mask & ~self.masks[name]).any()), 'a pruned weight came back'
             assert bool(torch.isfinite(layer.conv.weight).all())
         self.masks = self.current_masks()

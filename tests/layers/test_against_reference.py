@@ -101,7 +101,7 @@ def test_ties_prune_the_lower_channel_first():
     layer = GroupSparseConv2d(6, 4, groups=2, factor=3)
     nn.init.ones_(layer.conv.weight)
     layer.prune_to(1)
-    assert layer.by_unit(layer.mask)[..., 0].tolist() == [[False, False, True, True, True, True]] * 2
+    assert layer.grouping.by_unit(layer.mask)[..., 0].tolist() == [[False, False, True, True, True, True]] * 2
 
 
 @pytest.mark.parametrize('over', ['outputs', 'inputs'])

@@ -178,7 +178,7 @@ def test_sparsity_per_layer_and_in_total():
     kept = sparsifier.sparsity()
     for name, layer in sparsifier.layers.items():
         assert kept[name] == pytest.approx(layer.mask.float().mean().item())
-        assert kept[name] == pytest.approx(-(-layer.num_units() // layer.factor) / layer.num_units())
+        assert kept[name] == pytest.approx(-(-layer.num_units // layer.factor) / layer.num_units)
     weights = [layer.mask for layer in sparsifier.layers.values()]
     assert kept['total'] == pytest.approx(sum(w.sum().item() for w in weights) / sum(w.numel() for w in weights))
     condensed = StagedSparsifier(condense(model), 10)

@@ -237,15 +237,15 @@ def set_masks(layers: Mapping[str, GroupSparseConv2d], masks: Mapping[str, Tenso
     """
     for name, layer in layers.items():
         kept = masks.get(name)
-        if kept is None or kept.shape != (layer.groups, layer.num_units()):
+        if kept is None or kept.shape != (layer.groups, layer.num_units):
             raise ValueError(f'{name} has no mask of its shape; give the masks of a run of the same network.')
-        layer.by_unit(layer.mask).copy_(kept[..., None])
+        layer.grouping.by_unit(layer.mask).copy_(kept[..., None])
         layer.stage.fill_(layer.num_stages)
 
 
 def unit_masks(model: nn.Module) -> dict[str, Tensor]:
     """Which units each layer keeps: bool, ``(groups, units)`` by name of the layer."""
-    return {name: layer.by_unit(layer.mask)[..., 0].clone() for name, layer in sparse_layers(model).items()}
+    return {name: layer.grouping.by_unit(layer.mask)[..., 0].clone() for name, layer in sparse_layers(model).items()}
 
 
 def random_masks(layers: Mapping[str, GroupSparseConv2d], seed: int) -> dict[str, Tensor]:
@@ -253,7 +253,7 @@ def random_masks(layers: Mapping[str, GroupSparseConv2d], seed: int) -> dict[str
     generator = torch.Generator().manual_seed(seed)
     masks = {}
     for name, layer in layers.items():
-        order = torch.rand(layer.groups, layer.num_units(), generator=generator).argsort(1)
+        order = torch.rand(layer.groups, layer.num_units, generator=generator).argsort(1)
         masks[name] = order < layer.kept_per_group()
     return masks
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ...kernels.plan import MOST_SPATIAL_INPUTS, PLAIN, POOLED, Plan
-from ...layers.squeeze_excite import SqueezeExcite
+from ...layers import SqueezeExcite
 from ...models.condensenet import DenseLayer, DenseStage
 from .layers import UnsupportedError, learned_group_conv, norm_act, reactivation
 from .module import NativeStages

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ...kernels.operator import TO_ONE_PIXEL
 from ...kernels.plan import Plan
-from ...layers.squeeze_excite import SqueezeExcite
+from ...layers import SqueezeExcite
 from .layers import UnsupportedError, act_number
 from .module import NativeStages
 from .stem import HIDDEN_SLOT

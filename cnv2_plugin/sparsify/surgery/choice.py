@@ -131,7 +131,7 @@ def finish_at_random(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, GroupSparseConv2d) and not module.is_finished():
-            module.prune_to(module.num_stages, torch.rand(module.groups, module.num_units(), generator=generator))
+            module.prune_to(module.num_stages, torch.rand(module.groups, module.num_units, generator=generator))
     return model.eval()
 
 
@@ -231,7 +231,7 @@ def _saved_by_pruning(model: nn.Module, input_size: tuple[int, int, int]) -> int
 
     def visit(layer: GroupSparseConv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal saved
-        share = 1 - layer.kept_per_group() / layer.num_units()
+        share = 1 - layer.kept_per_group() / layer.num_units
         positions = output.numel() // layer.out_channels
         saved += round(layer.in_channels * layer.out_channels * share) * positions
 

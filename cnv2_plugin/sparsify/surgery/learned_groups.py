@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ...layers import GroupSparseConv2d, kept_units
+from ...layers import GroupSparseConv2d, kept_units, largest_divisor
 from .choice import LatencyModel, Target, choose_learned_groups, finish_at_random
 from .probe import Probe, probe
 from .report import LayerPlan, SkippedLayer, SurgeryReport
@@ -145,7 +145,7 @@ def check_whole_numbers(**arguments: tuple[Any, int]) -> None:
 
 def groups_for(channels: int, groups: int, width: int = 1) -> int:
     """Return the largest divisor of ``channels`` up to ``groups`` that leaves every group ``width`` channels, or 1."""
-    return max(g for g in range(1, groups + 1) if channels % g == 0 and (g == 1 or channels // g >= width))
+    return largest_divisor(channels, min(groups, max(1, channels // width)))
 
 
 def name_filter(include: Patterns, exclude: Patterns, names: Iterable[str]) -> Callable[[str], bool]:

@@ -68,7 +68,7 @@ class OpenMMLabBackbone(StrictForm):
         self.frozen_stages = _frozen_stages(frozen_stages, num_stages)
         self.norm_eval = norm_eval
         self.with_cp = with_cp
-        self.stages = self.stages[: self.out_indices[-1] + 1]
+        self.keep_stages(self.out_indices[-1] + 1)
         if self.final_index not in self.out_indices:
             setattr(self, self.final_attribute, nn.Identity())
         self.out_norms = nn.ModuleDict()

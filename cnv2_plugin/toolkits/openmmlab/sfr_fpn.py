@@ -70,6 +70,10 @@ class SFRFPN(StrictForm, FPN):
         """
         condense(self, inplace=True)
 
+    def on_condense(self) -> None:
+        """Note that every reactivation layer is condensed; :func:`.condense` calls it."""
+        self.deploy = True
+
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Map one ``(N, in_channels[i], H_i, W_i)`` a level to ``num_outs`` maps of ``out_channels`` channels."""
         if not self.with_sfr:

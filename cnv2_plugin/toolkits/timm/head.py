@@ -8,6 +8,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ...layers import SelectiveLinear, SqueezeExcite
+from ...models.base import check_images
 
 
 class TimmModel(nn.Module):
@@ -81,6 +82,7 @@ class TimmModel(nn.Module):
     @torch.jit.ignore
     def on_condense(self) -> None:
         """Record the arguments that build the condensed form, which timm saves beside the weights."""
+        super().on_condense()
         keep = dict(classifier_keep=self.classifier.keep) if isinstance(self.classifier, SelectiveLinear) else {}
         self._model_args = dict(getattr(self, '_model_args', {}), deploy=True, **keep)
 
@@ -189,7 +191,7 @@ class TimmModel(nn.Module):
         """Drop the stages after the last chosen one; drop the head if asked, or if stages were dropped."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         prune_end = max_index < len(self.stages) - 1
-        self.stages = self.stages[: max_index + 1]
+        self.keep_stages(max_index + 1)
         if prune_norm or prune_end:
             setattr(self, self.final_attribute, nn.Identity())
             self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
@@ -212,5 +214,7 @@ class TimmModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to logits ``(N, num_classes)``."""
         if self.fused is not None:
+            if not torch.jit.is_scripting():
+                check_images(x, self)
             return self.classifier(self.fused(x).flatten(1))
         return self.forward_head(self.forward_features(x))

@@ -11,8 +11,7 @@ from timm.models._hub import generate_readme, save_for_hf
 from torch import nn
 
 from ...checkpoints import atomic_path
-from ...layers import GroupSparseConv2d
-from ...layers.selective_linear import SelectiveLinear
+from ...layers import GroupSparseConv2d, SelectiveLinear
 
 _USAGE = """
 ```python

@@ -1,4 +1,4 @@
-"""A linear layer that reads some of its inputs: CondenseNet's classifier after half of it is dropped."""
+"""Layers made of linear maps: squeeze-and-excitation, and CondenseNet's classifier after half of it is dropped."""
 
 from typing import Any, Optional
 
@@ -6,6 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
+
+
+class SqueezeExcite(nn.Module):
+    """Scale every channel by ``sigmoid(fc2(relu(fc1(mean over H and W))))``.
+
+    Args:
+        channels: number of channels ``C``.
+        hidden: width between the two linear layers.
+    """
+
+    def __init__(self, channels: int, hidden: int, device: Device = None, dtype: Optional[torch.dtype] = None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden, bias=False, device=device, dtype=dtype)
+        self.act = nn.ReLU(inplace=True)
+        self.fc2 = nn.Linear(hidden, channels, bias=False, device=device, dtype=dtype)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, C, H, W)``."""
+        scale = self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3))))))
+        return x * scale.unsqueeze(-1).unsqueeze(-1)
 
 
 class SelectiveLinear(nn.Linear):

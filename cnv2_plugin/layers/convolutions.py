@@ -1,0 +1,149 @@
+"""The convolutions of training: the masked and the packed 1x1 convolution as functions, and the 3x3 group convolution.
+
+Channels keep their original order, so nothing around them changes. TorchScript compiles the functions too.
+"""
+
+from typing import Optional, Union
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+fx.wrap('channels_last_conv')
+
+
+def masked_weight(weight: Tensor, mask: Tensor, groups: int, grouped_side: str) -> Tensor:
+    """Multiply a weight by its mask, both ``(O, I, 1, 1)``; gradients reach surviving weights only.
+
+    All members of a unit share one bit, so ``1 / G`` of the bits of a row or column are read.
+    """
+    if grouped_side == 'inputs':
+        alive = mask[:, None, :groups].flatten(2).to(weight.dtype)
+        return (weight.reshape(weight.size(0), -1, groups) * alive).reshape(weight.shape)
+    alive = mask[:groups].flatten().to(weight.dtype)
+    return (weight.reshape(-1, alive.numel()) * alive).reshape(weight.shape)
+
+
+def packed_conv(
+    x: Tensor, weight: Tensor, bias: Optional[Tensor], stride: tuple[int, int], kept: Tensor, groups: int,
+    num_units: int, grouped_side: str,
+) -> Tensor:  # fmt: skip
+    """Convolve ``(N, I, H, W)`` with the surviving weights, from and to the original order of channels.
+
+    Where a group is so narrow that moving its channels costs more than it saves, the surviving weights are put into a
+    dense weight for the time of the convolution.
+
+    Args:
+        x: features.
+        weight: ``(O, K, 1, 1)`` over outputs, ``(G * K, I / G, 1, 1)`` over inputs, see :meth:`.Grouping.pack`.
+        bias: ``(O,)`` or None.
+        stride: of the convolution.
+        kept: units of each group, ``(G * K,)``.
+        groups: number of groups ``G``.
+        num_units: channels of the side that is not grouped.
+        grouped_side: ``'outputs'`` or ``'inputs'``.
+    """
+    if not prefer_group_product(weight.size(1), grouped_side, is_channels_last(x)):
+        return F.conv2d(x, unpacked_weight(weight, kept, groups, num_units, grouped_side), bias, stride)
+    if stride[0] > 1 or stride[1] > 1:
+        x = x[:, :, :: stride[0], :: stride[1]]
+    weight = weight.reshape(groups, -1, weight.size(1))
+    if grouped_side == 'inputs':
+        return _update_selected(x, weight, kept, num_units)
+    y = _read_selected(x, weight, kept)
+    return y if bias is None else y + bias[:, None, None]
+
+
+def unpacked_weight(weight: Tensor, kept: Tensor, groups: int, num_units: int, grouped_side: str) -> Tensor:
+    """Put packed weights into a dense weight ``(O, I, 1, 1)`` whose other entries are 0; see :func:`packed_conv`."""
+    rows = weight.reshape(groups, -1, weight.size(1))
+    if grouped_side == 'outputs':
+        rows = rows.transpose(1, 2)
+    index = kept.view(groups, -1, 1).expand(-1, -1, rows.size(2))
+    units = rows.new_zeros([groups, num_units, rows.size(2)]).scatter(1, index, rows)
+    if grouped_side == 'outputs':
+        return units.permute(2, 0, 1).flatten(0, 1)[..., None, None]
+    return units.permute(1, 2, 0).flatten(1)[..., None, None]
+
+
+def prefer_group_product(columns: int, grouped_side: str, channels_last: bool) -> bool:
+    """Whether a product per group is faster than a dense convolution (measured on CPU, forward and backward).
+
+    Args:
+        columns: inputs of each group.
+        grouped_side: ``'outputs'`` or ``'inputs'``.
+        channels_last: memory format of the features.
+    """
+    if not channels_last:
+        return columns >= 4
+    return columns >= (32 if grouped_side == 'outputs' else 16)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether features ``(N, C, H, W)`` are stored position by position."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _read_selected(x: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
+    """Learned group convolution: every group reads its selected inputs.
+
+    Args:
+        x: features ``(N, I, H, W)``.
+        weight: ``(G, O / G, K)``; output ``o`` is member ``o // G`` of group ``o mod G``.
+        kept: the inputs of each group, ``(G * K,)``.
+    """
+    n, h, w = x.size(0), x.size(2), x.size(3)
+    groups, members, columns = weight.shape
+    if is_channels_last(x):
+        rows = x.permute(0, 2, 3, 1).reshape(n * h * w, -1).index_select(1, kept)
+        y = torch.bmm(rows.reshape(-1, groups, columns).transpose(0, 1), weight.transpose(1, 2))
+        return y.permute(1, 2, 0).reshape(n, h, w, members * groups).permute(0, 3, 1, 2)
+    x = x.index_select(1, kept).reshape(n, groups, columns, h * w)
+    return torch.matmul(weight, x).transpose(1, 2).reshape(n, members * groups, h, w)
+
+
+def _update_selected(x: Tensor, weight: Tensor, kept: Tensor, out_channels: int) -> Tensor:
+    """Sparse feature reactivation: every group updates its selected outputs.
+
+    Args:
+        x: features ``(N, I, H, W)``; input ``i`` is in group ``i mod G``.
+        weight: ``(G, K, I / G)``.
+        kept: the outputs of each group, ``(G * K,)``.
+        out_channels: channels of the result.
+    """
+    n, h, w = x.size(0), x.size(2), x.size(3)
+    groups, rows, columns = weight.shape
+    if is_channels_last(x):
+        x = x.permute(0, 2, 3, 1).reshape(n * h * w, columns, groups).permute(2, 0, 1)
+        y = torch.bmm(x, weight.transpose(1, 2)).transpose(0, 1).reshape(n * h * w, groups * rows)
+        y = y.new_zeros([n * h * w, out_channels]).index_add_(1, kept, y)
+        return y.reshape(n, h, w, out_channels).permute(0, 3, 1, 2)
+    x = x.reshape(n, columns, groups, h * w).transpose(1, 2)
+    y = torch.matmul(weight, x).reshape(n, groups * rows, h, w)
+    return y.new_zeros([n, out_channels, h, w]).index_add_(1, kept, y)
+
+
+class SpatialGroupConv2d(nn.Conv2d):
+    """An ``nn.Conv2d`` that computes channels last while a CPU trains it; nothing else differs.
+
+    PyTorch's CPU kernels take several times as long for the gradients of spatial convolutions whose groups have few
+    outputs when features are contiguous as when they are stored channels last. The result is stored as the input was.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, I, H, W)`` to ``(N, O, H', W')``."""
+        if not torch.jit.is_scripting():
+            if self.training and self.bias is None and self.padding_mode == 'zeros':
+                return channels_last_conv(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+        return self._conv_forward(x, self.weight, self.bias)
+
+
+def channels_last_conv(
+    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Union[str, tuple[int, ...]], dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """Convolve ``(N, I, H, W)``, channels last where a CPU will be asked for gradients."""
+    if torch.is_grad_enabled() and x.device.type == 'cpu' and x.is_contiguous():
+        x = x.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups).contiguous()
+    return F.conv2d(x, weight, None, stride, padding, dilation, groups)
