@@ -28,6 +28,11 @@ QUICK = [
     ('sfr_shufflenetv2_x1_0', 'deployed'),
     ('shufflenetv2_x0_5', 'training'),
 ]
+EVERY_FORM = [
+    pytest.param(name, form, marks=() if form == 'training' or (name, form) in QUICK else pytest.mark.slow)
+    for name in VARIANTS
+    for form in FORMS
+]
 
 
 def create(name: str, form: str = 'training', **kwargs) -> nn.Module:
@@ -60,8 +65,7 @@ def model(named):
     return deepcopy(named[2])
 
 
-@pytest.mark.parametrize('form', FORMS)
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('name,form', EVERY_FORM)
 def test_forward(name, form):
     model = randomize_norms(create(name, form)).eval()
     with torch.no_grad():

@@ -28,9 +28,9 @@ class TimmModel(nn.Module):
 
     Attributes:
         first_conv: name of the convolution that reads the images.
-        final_is_norm: whether that part only normalises, keeping the width.
-        fused: what computes all in front of the classifier at once in the native form, or None. Set it to None to have
-            ``forward`` call trunk and head one after the other, for hooks on them.
+        final_is_norm: whether the part after the last stage only normalises, keeping the width.
+        fused: in the native form, the module that computes everything in front of the classifier; else None. Set it to
+            None to have ``forward`` call trunk and head one after the other, so that hooks on them run.
     """
 
     first_conv: str
