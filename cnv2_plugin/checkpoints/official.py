@@ -5,13 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import torch
 from torch import Tensor
 
 from ..archs import CondenseNetArch, variants_of
 from ..models import CondenseNetTrunk
 from ..models.condense import condense_state_dict
-from .io import CheckpointError, find_state_dict, load_checkpoint
+from .io import CheckpointError, check_finite, find_state_dict, load_checkpoint
 from .official_arch import Layout, read_layout, settle_arch
 from .official_layers import ReadOnce, read_lgc, read_norm, read_sfr
 
@@ -103,7 +102,7 @@ def import_official_state_dict(
     state: Mapping[str, Tensor], args: Any = None, **arch_overrides: Any
 ) -> ImportedCheckpoint:
     """As :func:`import_official`, from a state dict with the authors' keys and the ``args`` beside it."""
-    _check_finite(state)
+    check_finite(state, 'the released file')
     layout = read_layout(state)
     arch = settle_arch(layout, args, arch_overrides)
     source = ReadOnce(state)
@@ -199,9 +198,3 @@ def _read_head(source: ReadOnce, arch: CondenseNetArch, ours: dict[str, Tensor])
     ours['classifier.weight'] = whole
     ours['classifier.bias'] = source.take('classifier.linear.bias', (weight.shape[0],))
     return weight.shape[0], index.numel() / width
-
-
-def _check_finite(state: Mapping[str, Tensor]) -> None:
-    for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(f'{key} has NaN or infinite values; the training that wrote it had diverged.')

@@ -1,12 +1,15 @@
 """Proof that two forms of one model compute the same."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
+
+from ..models.modes import evaluating
 
 Outputs = Union[Tensor, Sequence[Tensor]]
 Runnable = Union[nn.Module, Callable[[Tensor], Outputs], str, Path]
@@ -109,15 +112,8 @@ def as_runner(form: Runnable) -> Callable[[Tensor], list[Tensor]]:
         return load(Path(form))
 
     def run(x: Tensor) -> list[Tensor]:
-        trained = form if isinstance(form, nn.Module) and form.training else None
-        if trained is not None:
-            trained.eval()
-        try:
-            with torch.no_grad():
-                outputs = form(x)
-        finally:
-            if trained is not None:
-                trained.train()
+        with evaluating(form) if isinstance(form, nn.Module) else nullcontext(), torch.no_grad():
+            outputs = form(x)
         return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
     return run

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
+from ..models.modes import evaluating
+
 
 @torch.no_grad()
 def recalibrate_norms(
@@ -53,11 +55,9 @@ def recalibrate_norms(
         raise ValueError(f'num_batches is {num_batches}; it takes a number of at least 1, or None for all.')
     run = forward or (lambda batch: model(batch[0] if isinstance(batch, (list, tuple)) else batch))
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    modes = {module: module.training for module in model.modules()}
     before = {norm: (norm.momentum, int(norm.get_buffer('num_batches_tracked'))) for norm in norms}
     try:
-        model.eval()
-        with same_randomness(batches):
+        with evaluating(model), same_randomness(batches):
             for i, batch in enumerate(islice(_apart(batches), num_batches) if norms else ()):
                 for norm in norms:
                     norm.train()
@@ -67,8 +67,6 @@ def recalibrate_norms(
         for norm, (momentum, count) in before.items():
             norm.momentum = momentum
             norm.get_buffer('num_batches_tracked').fill_(count)
-        for module, mode in modes.items():
-            module.training = mode
     return len(norms)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...layers import GroupSparseConv2d
-from .probe import evaluating, run
+from ...models.modes import evaluating
+from .probe import run
 from .report import LayerPlan, NetworkLatency, ReactivationPlan, ReactivationReport, SkippedLayer, SurgeryReport
 
 Target = Literal['multiply-adds', 'latency']

@@ -1,7 +1,6 @@
 """One forward pass that tells what every layer of an unknown network is used for."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Union
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ...models.modes import evaluating
 from ...models.multiply_adds import counted
 
 
@@ -86,15 +86,3 @@ def run(model: nn.Module, input_size: tuple[int, int, int]) -> Any:
             f'{type(model).__name__} does not run on one image of size {tuple(input_size)} ({error}); give the '
             f'input_size (C, H, W) that it takes.'
         ) from error
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

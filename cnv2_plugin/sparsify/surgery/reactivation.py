@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...layers import SparseFeatureReactivation, kept_units
+from ...models.modes import evaluating
 from .choice import LatencyModel, Target, check_target, choose_reactivations
 from .learned_groups import MIN_CHANNELS, Patterns, check_whole_numbers, groups_for, name_filter
-from .probe import evaluating, probe, run
+from .probe import probe, run
 from .report import ReactivationPlan, ReactivationReport
 from .sites import KINDS, Site, called, concatenated, convolutions_of, find_sites
 from .tracing import UntraceableError, trace, with_forward

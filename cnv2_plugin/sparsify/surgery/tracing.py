@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...layers import GroupSparseConv2d
+from ...models.modes import evaluating
 from .sites import convolutions_of
 
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
@@ -38,21 +39,18 @@ def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx
     Raises:
         UntraceableError: control flow or code that depends on values, or on training mode.
     """
-    modes = {m: m.training for m in module.modules()}
     graphs = {}
     try:
-        for training in (True, False):
-            for m in modes:
-                m.training = training
-            graphs[training] = _Tracer(whole).trace(module, concrete_args=_defaults(module))
-        with torch.no_grad():
-            _Shapes(module, graph=graphs[False]).run(example)
+        with evaluating(module):
+            for training in (True, False):
+                for m in module.modules():
+                    m.training = training
+                graphs[training] = _Tracer(whole).trace(module, concrete_args=_defaults(module))
+            with torch.no_grad():
+                _Shapes(module, graph=graphs[False]).run(example)
     except _TRACING_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UntraceableError(f'its forward pass is not a fixed graph ({reason})') from error
-    finally:
-        for m, training in modes.items():
-            m.training = training
     if str(graphs[True]) != str(graphs[False]):
         raise UntraceableError('its own code behaves differently in training mode (outside of layers such as Dropout)')
     return graphs[False]
