@@ -45,7 +45,7 @@ def count_variant(name: str, deploy: bool, input_size=None):
 
     variant = find_variant(name)
     size = tuple(input_size or variant.input_size)
-    model = timm.create_model(name, deploy=deploy, in_chans=size[0])
+    model = timm.create_model(name, deploy=deploy, in_chans=size[0], device='meta')
     return count_cost(model, size, linear_bias=variant.family == 'CondenseNet')
 
 

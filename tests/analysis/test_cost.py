@@ -18,7 +18,7 @@ EXPECTED = {
 @pytest.mark.parametrize('name', sorted(EXPECTED))
 def test_published_figures(name):
     params, pruned, counted = EXPECTED[name]
-    cost = count_cost(timm.create_model(name))
+    cost = count_cost(timm.create_model(name, device='meta'))
     assert cost.params == params
     assert cost.params_pruned == pytest.approx(pruned, abs=5e3)
     assert cost.authors_count == pytest.approx(counted, abs=5e3)
@@ -27,7 +27,7 @@ def test_published_figures(name):
 @pytest.mark.parametrize('name', [*sorted(EXPECTED), 'sfr_shufflenetv2_x0_5', 'condensenet_86_cifar'])
 def test_pruned_and_condensed_forms_agree_and_nothing_is_hidden(name):
     size = (3, 64, 64)
-    training, condensed = (timm.create_model(name, deploy=deploy) for deploy in (False, True))
+    training, condensed = (timm.create_model(name, deploy=deploy, device='meta') for deploy in (False, True))
     before, after = count_cost(training, size), count_cost(condensed, size)
     assert before.params_pruned == after.params == after.params_pruned
     assert before.mult_adds_pruned == after.mult_adds

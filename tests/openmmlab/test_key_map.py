@@ -14,7 +14,8 @@ from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
 from .stand_ins import ARCH, CLASSES, classifier
 
-IMAGENET = ['condensenetv2_a', 'condensenetv2_b', 'condensenetv2_c']
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ('condensenetv2_b', 'condensenetv2_c')]
+SMALL = ['condensenetv2_a', 'condensenet_74_g8', 'condensenetv2_110_cifar', 'sfr_shufflenetv2_x0_5']
 
 
 def mmpretrain_config(name: str, deploy: bool = False) -> dict:
@@ -46,7 +47,7 @@ def logits(model, x):
     return model.head(model.extract_feat(x))
 
 
-@pytest.mark.parametrize('name', IMAGENET + ['condensenet_74_g8', 'condensenetv2_110_cifar', 'sfr_shufflenetv2_x0_5'])
+@pytest.mark.parametrize('name', [*SMALL, *LARGE])
 def test_equal_logits_training_and_deployed(name):
     torch.manual_seed(0)
     theirs = finish_pruning(randomize_norms(timm.create_model(name))).eval()
