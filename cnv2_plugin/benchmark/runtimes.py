@@ -11,9 +11,10 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ..deploy import export_onnx
+from ..deploy.runtimes import runtime_named
 from ..kernels import available, onnxruntime_library
-from ..lowering.openvino_core import openvino_core
-from ..lowering.timing import Runner, onnx_session
+from ..lowering.timing import Runner
 
 
 @dataclass(frozen=True)
@@ -53,44 +54,26 @@ def compiled(module: nn.Module, images: Tensor, threads: int, folder: Path, opti
     return Prepared(run, _bytes(module))
 
 
-def onnxruntime(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
-    """ONNX Runtime on the processor with all its graph optimisations."""
-    file = onnx_file(module, images, folder, optimize)
-    session = onnx_session(file, threads)
-    feed = {session.get_inputs()[0].name: images.numpy()}
-    return Prepared(lambda: session.run(None, feed), file.stat().st_size, file)
-
-
-def openvino(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
-    """OpenVINO on the processor, reading the same ONNX file, in float32."""
-    file = onnx_file(module, images, folder, optimize)
-    core = openvino_core()
-    settings = {'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1, 'INFERENCE_PRECISION_HINT': 'f32'}
-    request = core.compile_model(core.read_model(file), 'CPU', settings).create_infer_request()
-    array = images.numpy()
-    return Prepared(lambda: request.infer([array]), file.stat().st_size, file)
-
-
-def written(name: str) -> Callable[..., Prepared]:
-    """A runtime with files of its own, see :mod:`cnv2_plugin.deploy.runtimes`."""
+def exported(name: str) -> Callable[..., Prepared]:
+    """A runtime of :mod:`cnv2_plugin.deploy.runtimes` with its file; OpenVINO reads that of ONNX Runtime."""
 
     def prepare(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
-        from ..deploy.runtimes import runtime_named
-
         kind = runtime_named(name)
-        file = folder / f'{_digest(module, images, optimize)}{kind.suffixes[0]}'
-        writer = kind.module()
-        writer.write(module, file, images)
-        load = writer.load(file)
-        return Prepared(lambda: load(images), sum(file.with_suffix(s).stat().st_size for s in kind.suffixes))
+        runtime = kind.module()
+        if name in ('onnxruntime', 'openvino'):
+            files = [onnx_file(module, images, folder, optimize)]
+            load = runtime.load(files[0], threads)
+        else:
+            files = [folder / f'{_digest(module, images, optimize)}{suffix}' for suffix in kind.suffixes]
+            runtime.write(module, files[0], images)
+            load = runtime.load(files[0])
+        return Prepared(lambda: load(images), sum(file.stat().st_size for file in files), files[0])
 
     return prepare
 
 
 def onnx_file(module: nn.Module, images: Tensor, folder: Path, optimize: bool) -> Path:
     """Export once: a module of the same structure and weights finds its file again."""
-    from ..deploy.export import export_onnx
-
     file = folder / f'{_digest(module, images, optimize)}.onnx'
     if not file.exists():
         export_onnx(module, file, tuple(images.shape[1:]), batch=len(images), optimize=optimize)
@@ -147,9 +130,5 @@ def _bytes(module: nn.Module) -> int:
 RUNTIMES: dict[str, Callable[..., Prepared]] = {
     'eager': eager,
     'compile': compiled,
-    'onnxruntime': onnxruntime,
-    'openvino': openvino,
-    'torch_export': written('torch_export'),
-    'executorch': written('executorch'),
-    'ncnn': written('ncnn'),
+    **{name: exported(name) for name in ('onnxruntime', 'openvino', 'torch_export', 'executorch', 'ncnn')},
 }

@@ -1,20 +1,26 @@
 """Import of the files that the authors of CondenseNet and CondenseNetV2 released, or that their code writes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..archs import CondenseNetArch, variants_of
+from ..layers import GroupSparseConv2d
 from ..models import CondenseNetTrunk
 from ..models.condense import condense_state_dict
 from .io import CheckpointError, check_finite, find_state_dict, load_checkpoint
-from .official_arch import Layout, read_layout, settle_arch
-from .official_layers import ReadOnce, read_lgc, read_norm, read_sfr
+from .official_arch import read_layout, settle_arch
+from .official_layers import ReadOnce, read_norm, read_sparse
 
 _CUSTOM = {'CondenseNetV2': 'condensenetv2', 'CondenseNet': 'condensenet'}
+_LAYER = re.compile(r'stages\.(\d+)\.layers\.(\d+)\.(.+)')
+_DENSE_LAYER = {'norm_2': 'conv_2.norm', 'conv_2': 'conv_2.conv', 'se.fc1': 'se.fc.0', 'se.fc2': 'se.fc.2'}
+_TRUNK = {'stem': 'features.init_conv', 'norm.0': 'features.norm_last'}
+"""The authors' names where ours differ, of modules of a dense layer and of the rest of the trunk."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def import_official_state_dict(
     layout = read_layout(state)
     arch = settle_arch(layout, args, arch_overrides)
     source = ReadOnce(state)
-    ours = _read_trunk(source, arch, layout)
+    ours = _read_trunk(source, arch, layout.form == 'converted')
     classes, keep = _read_head(source, arch, ours)
     source.check_all_read()
     kwargs: dict[str, Any] = dict(num_classes=classes)
@@ -127,38 +133,39 @@ def is_official(state: Mapping[str, Any]) -> bool:
     return 'features.init_conv.weight' in state
 
 
-def _read_trunk(source: ReadOnce, arch: CondenseNetArch, layout: Layout) -> dict[str, Tensor]:
-    converted = layout.form == 'converted'
-    channels = 2 * arch.growth[0]
-    stem = source.take('features.init_conv.weight')
-    if stem.ndim != 4 or (stem.shape[0], *stem.shape[2:]) != (channels, 3, 3):
-        raise CheckpointError(
-            f'features.init_conv.weight has the shape {tuple(stem.shape)}; it takes ({channels}, in_chans, 3, 3).'
-        )
-    ours = {'stem.weight': stem}
-    for i, (layers, k) in enumerate(zip(arch.layers, arch.growth)):
-        width = arch.bottleneck * k
-        for j in range(layers):
-            theirs, own = f'features.denseblock_{i + 1}.denselayer_{j + 1}', f'stages.{i}.layers.{j}'
-            part = read_lgc(
-                source, f'{theirs}.conv_1', channels, width, arch.groups_1x1, arch.condense_factor, converted
-            )
-            ours.update({f'{own}.conv_1.{key}': value for key, value in part.items()})
-            norm = read_norm(source, f'{theirs}.conv_2.norm', width)
-            ours.update({f'{own}.norm_2.{key}': value for key, value in norm.items()})
-            ours[f'{own}.conv_2.weight'] = source.take(
-                f'{theirs}.conv_2.conv.weight', (k, width // arch.groups_3x3, 3, 3)
-            )
-            if arch.se_from is not None and i + 1 >= arch.se_from:
-                hidden = max(1, k // arch.se_reduction)
-                ours[f'{own}.se.fc1.weight'] = source.take(f'{theirs}.se.fc.0.weight', (hidden, k))
-                ours[f'{own}.se.fc2.weight'] = source.take(f'{theirs}.se.fc.2.weight', (k, hidden))
-            if arch.groups_sfr:
-                part = read_sfr(source, f'{theirs}.sfr', k, channels, arch.groups_sfr, arch.sparse_factor, converted)
-                ours.update({f'{own}.sfr.{key}': value for key, value in part.items()})
-            channels += k
-    norm = read_norm(source, 'features.norm_last', channels)
-    return {**ours, **{f'norm.0.{key}': value for key, value in norm.items()}}
+def _theirs(name: str) -> str:
+    """The authors' name of a module of our trunk."""
+    match = _LAYER.match(name)
+    if match is None:
+        return _TRUNK[name]
+    layer = f'features.denseblock_{int(match[1]) + 1}.denselayer_{int(match[2]) + 1}'
+    return f'{layer}.{_DENSE_LAYER.get(match[3], match[3])}'
+
+
+def _read_trunk(source: ReadOnce, arch: CondenseNetArch, converted: bool) -> dict[str, Tensor]:
+    """All tensors of our trunk, by the structure of the trunk itself."""
+    channels = source.take(_theirs('stem') + '.weight').shape[1:2]
+    try:
+        trunk = CondenseNetTrunk(arch, in_chans=max(*channels, 1), device='meta')
+    except ValueError as error:
+        raise CheckpointError(f'the tensors make no network: {error}') from error
+    ours: dict[str, Tensor] = {}
+    done: list[str] = []
+    for name, module in trunk.named_modules():
+        if name.startswith(tuple(done)):
+            continue
+        if isinstance(module, GroupSparseConv2d):
+            part = read_sparse(source, _theirs(name), module, converted)
+            done.append(f'{name}.')
+        elif isinstance(module, nn.BatchNorm2d):
+            part = read_norm(source, _theirs(name), module.num_features)
+        else:
+            part = {
+                key: source.take(f'{_theirs(name)}.{key}', tuple(value.shape))
+                for key, value in module.named_parameters(recurse=False)
+            }
+        ours.update({f'{name}.{key}': value for key, value in part.items()})
+    return ours
 
 
 def _read_head(source: ReadOnce, arch: CondenseNetArch, ours: dict[str, Tensor]) -> tuple[int, Optional[float]]:

@@ -1,12 +1,17 @@
-"""The two learned sparse convolutions of a released file, put back into our training form."""
+"""The learned sparse convolutions of a released file, put back into our training form.
+
+Weights and masks are turned so that a row is a unit, which a group keeps or drops as a whole, and column
+``m * groups + g`` belongs to member ``m`` of group ``g``: the layout of a reactivation, and the transposed one of a
+learned group convolution.
+"""
 
 from collections.abc import Mapping
 from typing import Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..layers import kept_units
+from ..layers import SparseFeatureReactivation, kept_units
 from .io import CheckpointError
 from .official_arch import read_count, read_mask
 
@@ -65,66 +70,84 @@ def read_norm(source: ReadOnce, prefix: str, channels: int) -> dict[str, Tensor]
     return norm
 
 
-def read_lgc(
-    source: ReadOnce, prefix: str, inputs: int, outputs: int, groups: int, factor: int, converted: bool
-) -> dict[str, Tensor]:
-    """A learned group convolution as our state dict: ``conv.weight``, ``mask``, ``stage``, ``norm.*``."""
-    if not converted:
-        return _read_masked(source, prefix, inputs, outputs, inputs, groups, factor, by_output=True)
+def read_sparse(source: ReadOnce, prefix: str, layer: nn.Module, converted: bool) -> dict[str, Tensor]:
+    """A learned sparse convolution as our state dict: ``conv.weight``, ``mask``, ``stage``, ``norm.*``.
+
+    Args:
+        source: the file.
+        prefix: of the layer's keys there.
+        layer: the layer in our training form; may be on the meta device.
+        converted: whether the file has index layers instead of masks.
+    """
+    outputs, inputs = layer.conv.weight.shape[:2]
+    if converted:
+        read = _converted_sfr if isinstance(layer, SparseFeatureReactivation) else _converted_lgc
+        index, rows, norm = read(source, prefix, outputs, inputs, layer.groups, layer.factor)
+        groups, kept, members = rows.shape
+        units = outputs if isinstance(layer, SparseFeatureReactivation) else inputs
+        dense = rows.new_zeros(groups, units, members)
+        weight = dense.scatter_(1, index[..., None].expand_as(rows), rows).permute(1, 2, 0).reshape(units, -1)
+        mask = torch.zeros(groups, units, dtype=torch.bool).scatter_(1, index, True).t().repeat(1, members)
+        stage = layer.factor - 1
+    else:
+        weight, mask, stage = _masked(source, prefix, layer)
+        norm = read_norm(source, f'{prefix}.norm', inputs)
+    if not isinstance(layer, SparseFeatureReactivation):
+        weight, mask = weight.t(), mask.t()
+    return {
+        'conv.weight': weight[..., None, None].contiguous(),
+        'mask': mask[..., None, None].contiguous(),
+        'stage': torch.tensor(stage),
+        **{f'norm.{key}': value for key, value in norm.items()},
+    }
+
+
+Converted = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""Kept index ``(groups, kept)``, weights ``(groups, kept, members)`` and normalisation of a converted layer."""
+
+
+def _converted_lgc(source: ReadOnce, prefix: str, outputs: int, inputs: int, groups: int, factor: int) -> Converted:
     kept = kept_units(inputs, factor, factor - 1)
     index = source.take(f'{prefix}.index', (groups * kept,)).long().view(groups, kept)
     weight = source.take(f'{prefix}.conv.weight', (outputs, kept, 1, 1))
     _check_index(f'{prefix}.index', index, inputs)
-    dense = weight.new_zeros(outputs // groups, groups, inputs)
-    rows = weight.view(groups, outputs // groups, kept).transpose(0, 1)
-    dense.scatter_(2, index.expand(outputs // groups, -1, -1), rows)
     norm = _scatter_norm(read_norm(source, f'{prefix}.norm', groups * kept), index.flatten(), inputs, prefix)
-    mask = torch.zeros(groups, inputs, dtype=torch.bool).scatter_(1, index, True)
-    mask = mask.repeat(outputs // groups, 1)
-    return _layer(dense.view(outputs, inputs), mask, factor - 1, norm)
+    return index, weight.view(groups, outputs // groups, kept).transpose(1, 2), norm
 
 
-def read_sfr(
-    source: ReadOnce, prefix: str, inputs: int, outputs: int, groups: int, factor: int, converted: bool
-) -> dict[str, Tensor]:
-    """A sparse feature reactivation as our state dict: ``conv.weight``, ``mask``, ``stage``, ``norm.*``."""
-    if not converted:
-        return _read_masked(source, prefix, inputs, outputs, outputs, groups, factor, by_output=False)
+def _converted_sfr(source: ReadOnce, prefix: str, outputs: int, inputs: int, groups: int, factor: int) -> Converted:
     kept = kept_units(outputs, factor, factor - 1)
-    rows = source.take(f'{prefix}.conv.weight', (groups * kept, inputs // groups, 1, 1))
+    weight = source.take(f'{prefix}.conv.weight', (groups * kept, inputs // groups, 1, 1))
     one_hot = source.take(f'{prefix}.index', (groups * kept, outputs))
-    if not bool(((one_hot == 0) | (one_hot == 1)).all()) or not bool((one_hot.sum(1) == 1).all()):
-        bad = int(((one_hot.sum(1) != 1) | ((one_hot != 0) & (one_hot != 1)).any(1)).nonzero()[0])
-        raise CheckpointError(f'{prefix}.index row {bad} is not one-hot; each row names one channel with a single 1.')
+    wrong = (one_hot.sum(1) != 1) | ((one_hot != 0) & (one_hot != 1)).any(1)
+    if bool(wrong.any()):
+        raise CheckpointError(
+            f'{prefix}.index row {int(wrong.nonzero()[0])} is not one-hot; each row names one channel with a single 1.'
+        )
     index = one_hot.argmax(1).view(groups, kept)
     _check_index(f'{prefix}.index', index, outputs)
-    dense = rows.new_zeros(groups, outputs, inputs // groups)
-    dense.scatter_(1, index[..., None].expand(-1, -1, inputs // groups), rows.view(groups, kept, -1))
-    mask = torch.zeros(groups, outputs, dtype=torch.bool).scatter_(1, index, True)
-    mask = mask.t().repeat(1, inputs // groups)
-    norm = read_norm(source, f'{prefix}.norm', inputs)
-    return _layer(dense.permute(1, 2, 0).reshape(outputs, inputs), mask, factor - 1, norm)
+    return index, weight.view(groups, kept, -1), read_norm(source, f'{prefix}.norm', inputs)
 
 
-def _read_masked(
-    source: ReadOnce, prefix: str, inputs: int, outputs: int, units: int, groups: int, factor: int, by_output: bool
-) -> dict[str, Tensor]:
-    weight = source.take(f'{prefix}.conv.weight', (outputs, inputs, 1, 1)).flatten(1)
-    stored = source.take(f'{prefix}._mask', (outputs, inputs, 1, 1)).flatten(1)
+def _masked(source: ReadOnce, prefix: str, layer: nn.Module) -> tuple[Tensor, Tensor, int]:
+    """Weight and mask with a unit a row, and the pruning stage."""
+    groups, factor, shape = layer.groups, layer.factor, tuple(layer.conv.weight.shape)
+    weight, stored = (source.take(f'{prefix}.{name}', shape).flatten(1) for name in ('conv.weight', '_mask'))
     mask = read_mask(source.state, prefix)
-    stage = read_count(source.state, f'{prefix}._stage')
-    pruned = read_count(source.state, f'{prefix}._count')
+    stage, pruned = (read_count(source.state, f'{prefix}.{name}') for name in ('_stage', '_count'))
     source.left -= {f'{prefix}._stage', f'{prefix}._count'}
     if stage >= factor:
         raise CheckpointError(f'{prefix}._stage is {stage}; a layer with factor {factor} has stages 0 to {factor - 1}.')
-    of_member = mask if by_output else mask.t()
-    period = of_member.view(-1, groups, units)
-    if not bool((period == period[:1]).all()):
+    if not bool(((stored == 0) | (stored == 1)).all()):  # an averaged mask
+        weight = torch.where(mask, weight * stored.to(weight.dtype), weight)
+    if not isinstance(layer, SparseFeatureReactivation):
+        weight, mask = weight.t(), mask.t()
+    if not torch.equal(mask, mask[:, :groups].repeat(1, mask.shape[1] // groups)):
         raise CheckpointError(
             f'{prefix}._mask differs within a group of {groups}; a group keeps or drops a channel as a whole.'
         )
+    units, counts = len(mask), mask[:, :groups].sum(0)
     kept = kept_units(units, factor, stage)
-    counts = period[0].sum(1)
     if not bool((counts == kept).all()):
         raise CheckpointError(
             f'{prefix}._mask keeps {int(counts.min())} to {int(counts.max())} of {units} channels, but at stage '
@@ -134,19 +157,7 @@ def _read_masked(
         raise CheckpointError(
             f'{prefix}._count is {pruned}, but its mask drops {units - kept} channels at stage {stage}.'
         )
-    averaged = not bool(((stored == 0) | (stored == 1)).all())
-    if averaged:
-        weight = torch.where(mask, weight * stored.to(weight.dtype), weight)
-    return _layer(weight, mask, stage, read_norm(source, f'{prefix}.norm', inputs))
-
-
-def _layer(weight: Tensor, mask: Tensor, stage: int, norm: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        'conv.weight': weight[..., None, None].contiguous(),
-        'mask': mask[..., None, None].contiguous(),
-        'stage': torch.tensor(stage),
-        **{f'norm.{key}': value for key, value in norm.items()},
-    }
+    return weight, mask, stage
 
 
 def _check_index(key: str, index: Tensor, channels: int) -> None:
