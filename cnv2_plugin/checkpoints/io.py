@@ -115,6 +115,23 @@ def check_finite(state_dict: Mapping[str, Any], source: Union[str, Path]) -> Non
         )
 
 
+def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Where the names or shapes of tensors differ, in words behind "the checkpoint"; empty where they agree.
+
+    Args:
+        own: state dict of a model, which may be on the meta device.
+        given: what the model is to load.
+    """
+    for fault, keys in (
+        ('lacks', [key for key in own if key not in given]),
+        ('has unknown', [key for key in given if key not in own]),
+        ('has other shapes for', [key for key in own if key in given and own[key].shape != given[key].shape]),
+    ):
+        if keys:
+            return f'{fault} {", ".join(keys[:3])}{f" and {len(keys) - 3} more" if len(keys) > 3 else ""}'
+    return ''
+
+
 def load_checkpoint(path: Union[str, Path], trust: bool = False) -> dict[str, Any]:
     """Read a checkpoint file without running anything that it contains.
 

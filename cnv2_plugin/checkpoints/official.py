@@ -144,9 +144,9 @@ def _theirs(name: str) -> str:
 
 def _read_trunk(source: ReadOnce, arch: CondenseNetArch, converted: bool) -> dict[str, Tensor]:
     """All tensors of our trunk, by the structure of the trunk itself."""
-    channels = source.take(_theirs('stem') + '.weight').shape[1:2]
+    channels = source.take(f'{_theirs("stem")}.weight').shape[1]
     try:
-        trunk = CondenseNetTrunk(arch, in_chans=max(*channels, 1), device='meta')
+        trunk = CondenseNetTrunk(arch, in_chans=max(channels, 1), device='meta')
     except ValueError as error:
         raise CheckpointError(f'the tensors make no network: {error}') from error
     ours: dict[str, Tensor] = {}

@@ -55,9 +55,9 @@ def read_layout(state: Mapping[str, Tensor]) -> Layout:
     layout = Layout(family, 'training' if masked else 'converted')
     blocks = _blocks(state)
     _read_widths(state, blocks, layout)
-    for name, prefix, grouped_side in (('1x1', 'conv_1', 'outputs'), ('sfr', 'sfr', 'inputs')):
-        if prefix == 'conv_1' or family == 'CondenseNetV2':
-            _read_groups(state, blocks, layout, name, prefix, grouped_side)
+    _read_groups(state, blocks, layout, 'conv_1', ('groups_1x1', 'condense_factor'))
+    if family == 'CondenseNetV2':
+        _read_groups(state, blocks, layout, 'sfr', ('groups_sfr', 'sparse_factor'))
     if family == 'CondenseNet':
         layout.known.update(groups_sfr=0, hswish_from=None)
     return layout
@@ -119,43 +119,41 @@ def _read_widths(state: Mapping[str, Tensor], blocks: list[list[str]], layout: L
 
 
 def _read_groups(
-    state: Mapping[str, Tensor], blocks: list[list[str]], layout: Layout, name: str, prefix: str, grouped_side: str
+    state: Mapping[str, Tensor], blocks: list[list[str]], layout: Layout, part: str, names: tuple[str, str]
 ) -> None:
     """Groups and factor of one kind of learned sparse convolution, as far as masks or index layers tell."""
     read = _masked_choices if layout.form == 'training' else _converted_choices
-    groups: Optional[set[int]] = None
-    factors: Optional[set[int]] = None
-    divisible: Optional[set[int]] = None
-    for block in blocks:
+    units = shape(state, 'features.init_conv.weight', 4)[0]
+    common: list[set[int]] = []
+    for block, growth in zip(blocks, layout.known['growth']):
         for layer in block:
-            told = read(state, f'{layer}.{prefix}', grouped_side)
-            if told is None:
-                continue
-            units, own_groups, own_factors = told
-            exact = {factor for factor in own_factors if units % factor == 0}
-            groups = own_groups if groups is None else groups & own_groups
-            factors = own_factors if factors is None else factors & own_factors
-            divisible = exact if divisible is None else divisible & exact
-            if not groups or not factors:
-                raise CheckpointError(
-                    f'{layer}.{prefix} keeps another share of its channels, or has another number of groups, than the '
-                    f'layers before it; the file is damaged or of another network.'
-                )
-    factor_name = 'condense_factor' if grouped_side == 'outputs' else 'sparse_factor'
-    if groups is not None and factors is not None:
-        layout.choices[f'groups_{name}'] = sorted(groups)
-        layout.choices[factor_name] = sorted(divisible or factors)
+            told = read(state, f'{layer}.{part}', part, units, growth)
+            if told is not None:
+                groups, factors = told
+                own = [groups, factors, {factor for factor in factors if units % factor == 0}]
+                common = [a & b for a, b in zip(common, own)] if common else own
+                if not common[0] or not common[1]:
+                    raise CheckpointError(
+                        f'{layer}.{part} keeps another share of its channels, or has another number of groups, than '
+                        f'the layers before it; the file is damaged or of another network.'
+                    )
+            units += growth
+    if common:
+        layout.choices[names[0]] = sorted(common[0])
+        layout.choices[names[1]] = sorted(common[2] or common[1])
 
 
-def _masked_choices(
-    state: Mapping[str, Tensor], prefix: str, grouped_side: str
-) -> Optional[tuple[int, set[int], set[int]]]:
-    """Units of a group, possible numbers of groups and possible factors; None before the first stage."""
+Told = Optional[tuple[set[int], set[int]]]
+"""Numbers of groups and factors that a layer leaves possible; None where it tells nothing."""
+
+
+def _masked_choices(state: Mapping[str, Tensor], prefix: str, part: str, units: int, growth: int) -> Told:
+    """As the mask of a layer tells; nothing before the first stage."""
     mask = read_mask(state, prefix)
     stage = read_count(state, f'{prefix}._stage')
     if stage == 0:
         return None
-    if grouped_side == 'outputs':
+    if part == 'conv_1':
         mask = mask.t()
     units, members = mask.shape
     groups = {
@@ -174,42 +172,24 @@ def _masked_choices(
             f'{prefix}._mask keeps {kept} of {units} channels at stage {stage}, which fits no condense or '
             f'sparse factor.'
         )
-    return units, groups, factors
+    return groups, factors
 
 
-def _converted_choices(state: Mapping[str, Tensor], prefix: str, grouped_side: str) -> tuple[int, set[int], set[int]]:
+def _converted_choices(state: Mapping[str, Tensor], prefix: str, part: str, units: int, growth: int) -> Told:
+    """As the shapes of the weight and the index layer of a layer tell."""
     weight, index = shape(state, f'{prefix}.conv.weight', 4), state.get(f'{prefix}.index')
     if index is None:
         raise CheckpointError(f'the file lacks {prefix}.index; it is incomplete, download it again.')
-    if grouped_side == 'outputs':
-        units = None
-        rows, kept = index.numel(), weight[1]
-        grouped = weight[0]
-        groups = rows // kept if kept and rows % kept == 0 else 0
-    else:
-        rows, units = weight[0], shape(state, f'{prefix}.index', 2)[1]
-        grouped = shape(state, f'{prefix}.norm.weight', 1)[0]
-        groups = grouped // weight[1] if weight[1] and grouped % weight[1] == 0 else 0
-        kept = rows // groups if groups and rows % groups == 0 else 0
-    if not groups or not kept or grouped % groups:
+    rows, groups = (index.numel(), 0) if part == 'conv_1' else (weight[0], growth // max(weight[1], 1))
+    if part == 'conv_1' and weight[1]:
+        groups = rows // weight[1]
+    kept = rows // max(groups, 1)
+    if not kept or groups * kept != rows or (weight[0] % groups if part == 'conv_1' else growth != groups * weight[1]):
         raise CheckpointError(
             f'{prefix} has a weight {weight} and {rows} index rows, which is no whole number of groups; '
             f'the file is damaged.'
         )
-    if units is None:
-        units = _channels_before(state, prefix)
-    return units, {groups}, {c for c in range(1, units + 1) if -(-units // c) == kept}
-
-
-def _channels_before(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Channels that a dense layer reads: the stem's and those of all layers before it."""
-    position = tuple(int(number) for number in LAYER.findall(f'{prefix}.')[0])
-    channels = shape(state, 'features.init_conv.weight', 4)[0]
-    for key in state:
-        other = LAYER.match(key)
-        if other and key.endswith('.conv_2.conv.weight') and (int(other[1]), int(other[2])) < position:
-            channels += state[key].shape[0]
-    return channels
+    return {groups}, {c for c in range(1, units + 1) if -(-units // c) == kept}
 
 
 def shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,25 @@ from torch import Tensor, nn
 from ..layers import SparseFeatureReactivation
 from ..models import ShuffleNetTrunk
 from ..models.base import start_reactivation_at_zero
-from .io import CheckpointError, find_state_dict, load_checkpoint
+from .io import CheckpointError, find_state_dict, load_checkpoint, misfit
 
-_TORCHVISION_PARTS = {
-    '1': {0: '0.conv', 1: '0.norm', 2: '1.conv', 3: '1.norm'},
-    '2': {0: '0.conv', 1: '0.norm', 3: '1.conv', 4: '1.norm', 5: '2.conv', 6: '2.norm'},
-}
-_STEM_AND_LAST = {'0': 'conv', '1': 'norm'}
+_RENAMES = [
+    (r'backbone\.', ''),
+    (r'conv1\.(?:0|conv)\.', 'stem.conv.'),
+    (r'conv1\.(?:1|bn)\.', 'stem.norm.'),
+    (r'(?:conv5\.0|layers\.\d+\.conv)\.', 'final.conv.'),
+    (r'(?:conv5\.1|layers\.\d+\.bn)\.', 'final.norm.'),
+    (r'(?:head\.)?fc\.', 'classifier.'),
+    *((rf'stage{i + 2}\.(\d+)\.', rf'stages.{i}.layers.\1.') for i in range(3)),
+    (r'layers\.(\d+)\.(\d+)\.', r'stages.\1.layers.\2.'),
+]
+"""Beginnings of keys, torchvision's and MMPretrain's; each rule sees what the ones before it made."""
+
+_BRANCHES = {'branch1': '0.conv 0.norm 1.conv 1.norm', 'branch2': '0.conv 0.norm - 1.conv 1.norm 2.conv 2.norm'}
+"""Ours for each number that torchvision gives a layer of a branch; the activation has none."""
+
+_OURS = re.compile(r'(stem|stages|final|classifier)\..+')
+_BRANCH = re.compile(r'(stages\.\d+\.layers\.\d+)\.(branch[12])\.(\d)\.(?:(conv|bn)\.)?(?!conv|norm)(.+)')
 
 
 def remap_shufflenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -30,7 +42,7 @@ def remap_shufflenet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     remapped = {}
     for key, value in state.items():
-        new = _ours(key.removeprefix('backbone.'))
+        new = _ours(key)
         if new is None:
             raise CheckpointError(
                 f'{key} is no key of a ShuffleNetV2 of torchvision, MMPretrain or this package; give its state dict.'
@@ -73,22 +85,15 @@ def init_from_shufflenet(model: nn.Module, source: Union[str, Path, nn.Module, M
         key for key in state if key.startswith('classifier.') and own.get(key, torch.empty(0)).shape != state[key].shape
     ]
     reactivation = {f'{name}.' for name, m in model.named_modules() if isinstance(m, SparseFeatureReactivation)}
-    wanted = [
-        key for key in own if not any(key.startswith(p) for p in reactivation) and not key.startswith('classifier.')
-    ]
-    missing = [key for key in wanted if key not in state and not key.endswith('num_batches_tracked')]
-    wrong = [key for key in wanted if key in state and state[key].shape != own[key].shape]
-    unknown = [key for key in state if key not in own and key not in head]
-    for what, keys in (
-        ('lacks', missing),
-        ('has another shape for', wrong),
-        ('has no place in the model for', unknown),
-    ):
-        if keys:
-            raise CheckpointError(
-                f'the source {what} {", ".join(keys[:3])}{f" and {len(keys) - 3} more" if len(keys) > 3 else ""}; '
-                f'give a ShuffleNetV2 of the same width, without reactivation.'
-            )
+    wanted = {
+        key: value
+        for key, value in own.items()
+        if not key.startswith(('classifier.', *reactivation))
+        and (key in state or not key.endswith('num_batches_tracked'))
+    }
+    fault = misfit(wanted, {key: state[key] for key in state if key in wanted or key not in (*own, *head)})
+    if fault:
+        raise CheckpointError(f'the source {fault}; give a ShuffleNetV2 of the same width, without reactivation.')
     model.load_state_dict({key: value for key, value in state.items() if key not in head}, strict=False)
     start_reactivation_at_zero(model)
     return head
@@ -100,34 +105,14 @@ def _state_dict(source: Union[str, Path, nn.Module, Mapping[str, Tensor]]) -> di
     return find_state_dict(load_checkpoint(source) if isinstance(source, (str, Path)) else dict(source))
 
 
-def _ours(key: str) -> Union[str, None]:
-    for pattern, rename in _RULES:
-        match = pattern.fullmatch(key)
-        if match:
-            return rename(match)
-    return None
-
-
-_RULES = [
-    (re.compile(r'(stem|stages|final|classifier)\..+'), lambda m: m[0]),
-    (re.compile(r'conv1\.([01])\.(.+)'), lambda m: f'stem.{_STEM_AND_LAST[m[1]]}.{m[2]}'),
-    (re.compile(r'conv5\.([01])\.(.+)'), lambda m: f'final.{_STEM_AND_LAST[m[1]]}.{m[2]}'),
-    (
-        re.compile(r'stage(\d+)\.(\d+)\.branch(?:(1)\.([0-3])|(2)\.([013456]))\.(.+)'),
-        lambda m: (
-            f'stages.{int(m[1]) - 2}.layers.{m[2]}.branch{m[3] or m[5]}.'
-            f'{_TORCHVISION_PARTS[m[3] or m[5]][int(m[4] or m[6])]}.{m[7]}'
-        ),
-    ),
-    (re.compile(r'conv1\.(conv|bn)\.(.+)'), lambda m: f'stem.{_openmmlab(m[1])}.{m[2]}'),
-    (re.compile(r'layers\.(\d+)\.(conv|bn)\.(.+)'), lambda m: f'final.{_openmmlab(m[2])}.{m[3]}'),
-    (
-        re.compile(r'layers\.(\d+)\.(\d+)\.branch([12])\.(\d)\.(conv|bn)\.(.+)'),
-        lambda m: f'stages.{m[1]}.layers.{m[2]}.branch{m[3]}.{m[4]}.{_openmmlab(m[5])}.{m[6]}',
-    ),
-    (re.compile(r'(?:head\.fc|fc)\.(weight|bias)'), lambda m: f'classifier.{m[1]}'),
-]
-
-
-def _openmmlab(part: str) -> str:
-    return 'norm' if part == 'bn' else part
+def _ours(key: str) -> Optional[str]:
+    """Our name of a key, None where it is of no known network."""
+    for start, ours in _RENAMES:
+        key = re.sub(f'^{start}', ours, key)
+    branch = _BRANCH.fullmatch(key)
+    if branch:
+        block, name, number, kind, rest = branch.groups()
+        names = dict(enumerate(_BRANCHES[name].split()))
+        part = f'{number}.{"norm" if kind == "bn" else "conv"}' if kind else names.get(int(number), '-')
+        key = '' if part == '-' else f'{block}.{name}.{part}.{rest}'
+    return key if _OURS.fullmatch(key) else None

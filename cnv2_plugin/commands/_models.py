@@ -87,28 +87,16 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
 
 
 def check_fit(own: Mapping[str, Any], state_dict: Mapping[str, Any], source: str, name: str, hint: str) -> None:
-    """Compare the names and shapes of a checkpoint's tensors with those of the model that is to load them.
-
-    Args:
-        own: state dict of the model, which may be on the meta device.
-        state_dict: of the checkpoint.
-        source: of the checkpoint, for the message.
-        name: of the model, for the message.
-        hint: option or file to check, for the message.
+    """Compare a checkpoint's tensors with those of the model that is to load them.
 
     Raises:
-        ValueError: they differ; says where.
+        ValueError: names or shapes differ; says where, and that ``hint`` is to be checked.
     """
-    both = own.keys() & state_dict.keys()
-    wrong = sorted(key for key in both if own[key].shape != state_dict[key].shape)
-    for fault, keys in (
-        ('lacks', sorted(own.keys() - both)),
-        ('has unknown', sorted(state_dict.keys() - both)),
-        ('has other shapes for', wrong),
-    ):
-        if keys:
-            more = f' and {len(keys) - 3} more' if len(keys) > 3 else ''
-            raise ValueError(f'{source} does not fit {name}: it {fault} {", ".join(keys[:3])}{more}; check {hint}.')
+    from ..checkpoints.io import misfit
+
+    fault = misfit(own, state_dict)
+    if fault:
+        raise ValueError(f'{source} does not fit {name}: it {fault}; check {hint}.')
 
 
 def refuse_condensed(state_dict: Mapping[str, Any]) -> None:

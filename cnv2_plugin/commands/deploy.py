@@ -7,7 +7,7 @@ from typing import Optional, Union
 
 from ._models import Source, open_model
 from ._output import print_table
-from ._usage import UsageError, check_input
+from ._usage import UsageError, check_input, check_output, keyword
 
 PRINTS_TABLES = True
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='trained checkpoint of a timm model, or OpenMMLab config (file or cnv2_plugin::NAME) and checkpoint',
     )  # fmt: skip
     parser.add_argument('--arch', help='timm name, such as condensenetv2_a; needed without a config')
-    parser.add_argument('--model-kwargs', type=_keyword, nargs='*', default=[], metavar='KEY=VALUE',
+    parser.add_argument('--model-kwargs', type=keyword, nargs='*', default=[], metavar='KEY=VALUE',
                         help='further timm.create_model arguments, such as in_chans=1')  # fmt: skip
     parser.add_argument('--out', required=True, help='file to write; ends in .pth or .safetensors')
     parser.add_argument('--onnx', help='ONNX file to write too')
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError('give a checkpoint and --arch NAME, or a config and a checkpoint without --arch.')
     check_input(args.input)
     if args.onnx:
-        _check_output(args.onnx, ('.onnx',))
-    _check_output(args.out, ('.pth',) if config else ('.pth', '.pt', '.safetensors'))
+        check_output(args.onnx, ('.onnx',))
+    check_output(args.out, ('.pth',) if config else ('.pth', '.pt', '.safetensors'))
     if config and (args.classifier_keep is not None or args.model_kwargs):
         raise UsageError('--classifier-keep and --model-kwargs are for timm models; a config says it all itself.')
     from ..checkpoints.io import check_finite
@@ -110,29 +110,7 @@ def _print_report(source: Source, done, args: argparse.Namespace) -> None:
     print_table(title, header, [row[: len(header)] for row in rows])
 
 
-def _check_output(path: str, suffixes: tuple[str, ...]) -> None:
-    path = Path(path)
-    if path.suffix not in suffixes:
-        raise UsageError(
-            f'{path} ends in {path.suffix or "nothing"}; give a name that ends in {" or ".join(suffixes)}.'
-        )
-    if not path.parent.is_dir():
-        raise ValueError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
-
-
 def _batch(text: str) -> Union[int, str]:
     if text != 'dynamic' and not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is neither 'dynamic' nor a whole number of at least 1")
     return text if text == 'dynamic' else int(text)
-
-
-def _keyword(text: str) -> tuple[str, object]:
-    import ast
-
-    key, equals, value = text.partition('=')
-    if not equals or not key.isidentifier():
-        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value

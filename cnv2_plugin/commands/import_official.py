@@ -1,11 +1,10 @@
 """``cnv2 import-official``: a file that the authors released, as a checkpoint of ours."""
 
 import argparse
-import ast
 import json
 from pathlib import Path
 
-from ._usage import UsageError
+from ._usage import check_output, keyword
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,18 +24,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Import, prove that both forms agree, write, and print what the file is."""
-    from ..checkpoints import import_official
-    from ..checkpoints.io import check_finite
+    from ..checkpoints import import_official, save_checkpoint
+    from ..checkpoints.io import staged
 
-    for out in filter(None, (args.out, args.deploy_out)):
-        _check_output(Path(out))
+    outs = [Path(out) for out in (args.out, args.deploy_out) if out]
+    for out in outs:
+        check_output(out)
     imported = import_official(args.file, args.trust, use_ema=not args.no_ema, **dict(args.arch))
-    check_finite(imported.state_dict, args.file)
     deployed = imported.deployed_state_dict() if imported.finished or args.deploy_out else None
     difference = _prove(imported, deployed)
-    _save(imported.state_dict, args.out, imported.model_name, imported.model_kwargs, args.file)
-    if args.deploy_out:
-        _save(deployed, args.deploy_out, imported.model_name, imported.deploy_kwargs, args.file)
+    forms = ((imported.state_dict, imported.model_kwargs), (deployed, imported.deploy_kwargs))
+    with staged(*outs) as temporaries:
+        for temporary, (state_dict, kwargs) in zip(temporaries, forms):
+            meta = dict(model_name=imported.model_name, model_kwargs=json.dumps(kwargs), source=Path(args.file).name)
+            save_checkpoint(state_dict, temporary, meta)
     print(f'model: {imported.model_name}')
     print(f'arguments: {", ".join(f"{key}={value}" for key, value in imported.model_kwargs.items())}')
     print(f'form of the file: {imported.form}')
@@ -45,14 +46,7 @@ def run(args: argparse.Namespace) -> None:
         print(f'inputs that the classifier reads: {imported.classifier_keep:.0%}')
     if difference is not None:
         print(f'max relative difference of the deployed form: {difference:.2e}')
-    print(f'written: {", ".join(filter(None, (args.out, args.deploy_out)))}')
-
-
-def _save(state_dict, path: str, model_name: str, model_kwargs: dict, source: str) -> None:
-    from ..checkpoints import save_checkpoint
-
-    meta = dict(model_name=model_name, model_kwargs=json.dumps(model_kwargs), source=Path(source).name)
-    save_checkpoint(state_dict, path, meta)
+    print(f'written: {", ".join(map(str, outs))}')
 
 
 def _prove(imported, deployed):
@@ -77,18 +71,8 @@ def _prove(imported, deployed):
     return report.max_rel
 
 
-def _check_output(path: Path) -> None:
-    if path.suffix not in ('.pth', '.pt', '.safetensors'):
-        raise UsageError(f'{path} ends in {path.suffix or "nothing"}; give a name that ends in .pth or .safetensors.')
-    if not path.parent.is_dir():
-        raise ValueError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
-
-
 def _field(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition('=')
-    if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f'{text!r} is not NAME=VALUE')
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError) as error:
-        raise argparse.ArgumentTypeError(f'{value!r} is no number, None or list of numbers') from error
+    name, value = keyword(text)
+    if isinstance(value, str):
+        raise argparse.ArgumentTypeError(f'{value!r} is no number, None or list of numbers')
+    return name, value

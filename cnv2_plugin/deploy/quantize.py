@@ -1,9 +1,10 @@
 """Static int8 quantisation of an exported ONNX file, by ONNX Runtime's own tools."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy
@@ -69,14 +70,21 @@ def quantize_onnx(
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     before = onnx_session(Path(source))
-    batches = _batches(calibration, before.get_inputs()[0].shape, config or {}, limit)
+    name, shape = before.get_inputs()[0].name, before.get_inputs()[0].shape
+    if isinstance(calibration, (str, Path)):
+        batches = image_batches(calibration, shape, config or {}, limit)
+    else:
+        batches = [numpy.asarray(batch, numpy.float32) for batch in calibration]
+    if not batches:
+        raise ValueError('calibration holds no images; give some that look like those the network will see.')
+    feeds = iter([{name: batch} for batch in batches])
     with TemporaryDirectory() as folder, atomic_path(target) as temporary:
         prepared = Path(folder) / 'prepared.onnx'
         quant_pre_process(str(source), str(prepared))
         quantize_static(
             str(prepared),
             str(temporary),
-            _Reader(before.get_inputs()[0].name, batches),
+            SimpleNamespace(get_next=lambda: next(feeds, None)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=['Conv', 'Gemm'],
             activation_type=QuantType.QUInt8,
@@ -87,7 +95,6 @@ def quantize_onnx(
         )
         after = onnx_session(temporary)
         expected, actual = _outputs(before, batches), _outputs(after, batches)
-        name = before.get_inputs()[0].name
         timings = interleave(
             {key: _runner(session, name, batches[0][:1]) for key, session in (('float32', before), ('int8', after))},
             rounds,
@@ -151,17 +158,6 @@ def image_batches(
     return [numpy.stack(images[i : i + size]) for i in range(0, len(images) - size + 1, size)]
 
 
-def _batches(
-    calibration: Calibration, shape: Sequence[Any], config: Mapping[str, Any], limit: int
-) -> list[numpy.ndarray]:
-    if isinstance(calibration, (str, Path)):
-        return image_batches(calibration, shape, config, limit)
-    batches = [numpy.asarray(batch, numpy.float32) for batch in calibration]
-    if not batches:
-        raise ValueError('calibration holds no images; give some that look like those the network will see.')
-    return batches
-
-
 def _image(path: Path, shape: Sequence[int], config: Mapping[str, Any]) -> numpy.ndarray:
     from PIL import Image, UnidentifiedImageError
 
@@ -198,15 +194,3 @@ def _runner(session: 'InferenceSession', name: str, image: numpy.ndarray) -> Cal
     size = session.get_inputs()[0].shape[0]
     images = numpy.repeat(image, size, 0) if isinstance(size, int) else image
     return lambda: session.run(None, {name: images})
-
-
-class _Reader:
-    """Hands calibration images to ONNX Runtime's calibrator one batch at a time."""
-
-    def __init__(self, name: str, batches: Iterable[numpy.ndarray]) -> None:
-        self.name = name
-        self.batches: Iterator[numpy.ndarray] = iter(batches)
-
-    def get_next(self) -> Optional[dict[str, numpy.ndarray]]:
-        batch = next(self.batches, None)
-        return None if batch is None else {self.name: batch}

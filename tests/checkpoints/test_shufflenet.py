@@ -154,7 +154,7 @@ def test_sources(kind, images, tmp_path):
 def test_bad_sources_and_models():
     model = timm.create_model('sfr_shufflenetv2_x0_5')
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match='another shape for stages.0.*same width'):
+    with pytest.raises(CheckpointError, match='other shapes for stages.0.*same width'):
         init_from_shufflenet(model, torchvision_net('x1_0'))
     with pytest.raises(CheckpointError, match='lacks stem.conv.weight'):
         state = torchvision_net('x0_5').state_dict()
