@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 from cnv2_plugin.layers import GroupSparseConv2d
@@ -77,7 +78,7 @@ def test_averaged_weights_have_the_masks(tmp_path):
     module, averaging = Classifier(), EMAWeightAveraging(decay=0.99)
     callbacks = [averaging, StagedSparsification()]
     trainer(tmp_path, callbacks, max_epochs=3, enable_checkpointing=False).fit(module, loader(), loader())
-    copied = averaging._average_model.module
+    copied = next(value for value in vars(averaging).values() if isinstance(value, AveragedModel)).module
     assert stages(copied) == stages(module) == {2, 3}
     masks = [m.mask for m in module.modules() if isinstance(m, GroupSparseConv2d)]
     theirs = [m.mask for m in copied.modules() if isinstance(m, GroupSparseConv2d)]
