@@ -1,6 +1,7 @@
 """The group-sparse 1x1 convolution that LGC and SFR are two views of: masked, then packed if wanted, then condensed."""
 
 from typing import Any, Literal, Optional, Union
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch.types import Device
 from .convolutions import masked_weight, packed_conv
 from .grouping import GroupedSide, Grouping
 from .state_dicts import adopt_other_state, adopt_plain_conv, state_dict_faults
+
+LIVING: 'WeakSet[GroupSparseConv2d]' = WeakSet()
+"""The group-sparse layers of this process, by weak references; copied and unpickled ones too."""
 
 
 class UnfinishedPruningError(RuntimeError):
@@ -75,6 +79,7 @@ class GroupSparseConv2d(nn.Module):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
+        LIVING.add(self)
         self.grouping = Grouping(in_channels, out_channels, groups, factor, grouped_side)
         if bias and grouped_side == 'inputs':
             raise ValueError("bias=True is for grouped_side='outputs'; with 'inputs' add the bias after the layer.")
@@ -94,6 +99,10 @@ class GroupSparseConv2d(nn.Module):
         self.register_buffer('mask', torch.ones(self.conv.weight.shape, dtype=torch.bool, device=device))
         self.register_buffer('stage', torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer('kept', torch.zeros(0, dtype=torch.int64, device=device), persistent=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        LIVING.add(self)
 
     @property
     def deploy(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from ..layers import GroupSparseConv2d
+from ..layers.sparse import LIVING
 from .attach import same_sparse_layers
 from .wrappers import averaged_copy, is_average
 
@@ -27,17 +27,22 @@ class ModelFinder:
     def model_of(self, optimizer: torch.optim.Optimizer) -> Optional[nn.Module]:
         """Return the model whose sparse layers an optimiser trains, without wrappers; None where there is none.
 
-        Of all modules that hold the most of the trained parameters, the one with the fewest modules is taken: the model
-        inside DDP, ``torch.compile`` and training tasks.
+        Of the modules around all of these layers that hold the most of the trained parameters, the one with the fewest
+        modules is taken: the model inside DDP, ``torch.compile`` and training tasks. Around the layers of a model that
+        was copied or unpickled there may be no module that is known; a list of the layers stands for the model then.
         """
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group['params']}
-        candidates = {}
+        trained = {id(p): place for place, p in enumerate(p for g in optimizer.param_groups for p in g['params'])}
+        layers = {trained.get(id(layer.conv.weight)): layer for layer in LIVING if not layer.deploy}
+        ours = [layers[place] for place in sorted(place for place in layers if place is not None)]
+        if not ours:
+            return None
+        candidates: dict[tuple[int, int], nn.Module] = {}
         for module in self._modules():
             inside = list(module.modules())
-            if any(isinstance(m, GroupSparseConv2d) and not m.deploy and id(m.conv.weight) in trained for m in inside):
+            if set(ours) <= set(inside):
                 held = sum(id(parameter) in trained for parameter in module.parameters())
                 candidates[held, -len(inside)] = module
-        return candidates[max(candidates)] if candidates else None
+        return candidates[max(candidates)] if candidates else nn.ModuleList(ours)
 
     def averages_of(self, model: nn.Module) -> list[nn.Module]:
         """Return the copies of a model inside ``AveragedModel``, ``ModelEmaV2``, ``ModelEmaV3`` and the like."""

@@ -176,6 +176,25 @@ def test_no_loader_is_needed_and_none_is_touched(tmp_path, capsys):
     assert torch.utils.data.DataLoader.__iter__ is iterate
 
 
+@pytest.mark.parametrize(
+    'build',
+    [
+        f'student = copy.deepcopy(timm.create_model("condensenetv2", arch={ARCH!r}))\n',
+        f'student = pickle.loads(pickle.dumps(timm.create_model("condensenetv2", arch={ARCH!r})))\n',
+    ],
+    ids=['copied', 'unpickled'],
+)
+def test_a_model_that_is_not_built_piece_by_piece_is_found(build, tmp_path, capsys):
+    script = tmp_path / 'copied.py'
+    average = 'from timm.utils import ModelEmaV3\naverage = ModelEmaV3(student)\n'
+    check = 'assert all(torch.equal(a, b) for (n, a), b in zip(student.named_buffers(), average.module.buffers()) '
+    script.write_text(
+        'import copy, pickle, timm, torch\n' + build + average + LOOP + check + 'if n.endswith("mask"))\n'
+    )
+    assert run('--total-steps', 8, script) == 0
+    assert 'after 4 of 8 steps: stage 3 of 3' in capsys.readouterr().err
+
+
 def test_a_teacher_keeps_its_masks(tmp_path, capsys):
     script = tmp_path / 'distil.py'
     script.write_text(
