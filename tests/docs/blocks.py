@@ -143,6 +143,7 @@ def run_cnv2(arguments: list[str]) -> None:
     if arguments[0] == 'benchmark':
         options = next(i for i, argument in enumerate(arguments) if argument.startswith('-'))
         arguments = ['benchmark', FAST_MODEL, *arguments[options:]]
+        arguments += ['--peers', 'ShuffleNetV2'] if '--peers' in arguments else []
     try:
         code = main([*arguments, *SHORTER.get(arguments[0], [])])
     except SystemExit as exit_:

@@ -109,3 +109,9 @@ def test_no_page_names_this_machine():
     for page in PAGES:
         found = re.search(r'(?<![\w.])/(work|root|tmp|opt|home)/', page.read_text())
         assert not found, f'{page.name}: {found.group()}'
+
+
+def test_pages_stay_short():
+    code = re.compile(r'^```.*?^```$', re.MULTILINE | re.DOTALL)
+    assert len(code.sub('', (ROOT / 'README.md').read_text()).split()) <= 1000
+    assert sum(len(page.read_text().split()) for page in PAGES[1:]) <= 11_000
