@@ -10,7 +10,7 @@ import torch
 
 from tests.docs.blocks import PAGES, ROOT, LeftOutWarning, blocks, commands, knows, run_bash, run_config, run_python
 
-HEAVY = ('README', 'deployment', 'method', 'speed', 'surgery')
+HEAVY = ('README', 'deployment', 'method', 'speed', 'surgery', 'variants')
 NEEDS = {
     'README': ('matplotlib', 'mmengine', 'onnx', 'onnxruntime'),
     'deployment': ('onnx', 'onnxruntime'),
