@@ -24,8 +24,8 @@ STAND_INS = {
     '"$PYTHON" "$ROOT/tools/quickstart.py" --epochs 1 --rounds 1 > /dev/null 2>&1',
     'python tools/prepare_fashion_mnist.py': '"$PYTHON" tools/prepare_fashion_mnist.py data/fashion_mnist --digits',
     'bash tools/run_tests.sh': 'bash -n "$ROOT/tools/run_tests.sh"',
-    'python tools/research/benchmark.py': '"$PYTHON" "$ROOT/tools/research/benchmark.py" --help > /dev/null',
-    'python tools/research/compare_surgery.py': '"$PYTHON" "$ROOT/tools/research/compare_surgery.py" --help > /dev/null',
+    'python tools/research/benchmark.py': '"$PYTHON" tools/research/benchmark.py --help > /dev/null',
+    'python tools/research/compare_surgery.py': '"$PYTHON" tools/research/compare_surgery.py --help > /dev/null',
 }
 """What is run in place of a command with this beginning, which would install packages, take long or run these tests."""
 
