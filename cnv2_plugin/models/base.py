@@ -1,4 +1,4 @@
-"""What every trunk shares: the check of its images, its parts, condensing, and initial weights."""
+"""Shared by every trunk: the check of its images, its parts, condensing, and initial weights."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ class ImageSizeError(ValueError):
 
 
 class SparseModelMixin(nn.Module):
-    """What every trunk of group-sparse layers can do besides computing features.
+    """Base of every trunk: it checks its images, names its parts, and condenses its group-sparse layers.
 
     Attributes:
         arch: shape.
@@ -112,7 +112,7 @@ def check_size(x: Tensor, needed: int, smallest_input: int, given: str) -> None:
         x: features or images.
         needed: height and width that they need.
         smallest_input: height and width of the smallest images for the network.
-        given: what the size is told of, such as ``'the images are'``.
+        given: beginning of the sentence, such as ``'the images are'``.
 
     Raises:
         ImageSizeError: they are smaller.

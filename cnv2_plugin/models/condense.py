@@ -1,4 +1,4 @@
-"""Masked training form -> standard group convolutions."""
+"""Condensing: masked and packed layers become standard group convolutions."""
 
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Model = TypeVar('Model', bound=nn.Module)
 
 @dataclass(frozen=True)
 class ClassifierCost:
-    """What dropping inputs of a classifier takes away.
+    """Share of a classifier that is lost when it reads fewer inputs.
 
     Attributes:
         kept: inputs kept.
@@ -62,7 +62,7 @@ def condense(model: Model, inplace: bool = False, classifier_keep: Optional[floa
 
 
 def classifier_cost(model: nn.Module, classifier_keep: float) -> ClassifierCost:
-    """What ``condense(model, classifier_keep=...)`` would take from the classifier.
+    """Measure what ``condense(model, classifier_keep=...)`` would take from the classifier.
 
     Raises:
         ValueError: as for :func:`condense`.

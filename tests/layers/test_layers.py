@@ -1,6 +1,7 @@
 """What users of the layers rely on: arguments, gradients, state dicts, scripting, tracing, export, errors."""
 
 import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -146,6 +147,17 @@ def test_scripts_and_traces_in_both_forms(name, deploy):
     assert torch.equal(torch.jit.script(layer)(x), expected)
     assert torch.equal(torch.fx.symbolic_trace(layer)(x), expected)
     assert torch.equal(torch.export.export(layer, (x,)).module()(x), expected)
+
+
+@pytest.mark.parametrize('name', sorted(LAYERS))
+def test_a_layer_has_one_state_at_a_time_and_scripts_in_each(name):
+    layer, x = finished(name), torch.randn(2, 12, 5, 6)
+    expected = layer(x)
+    for switch, state in (('packed', 'packed'), ('masked', 'masked'), ('packed', 'packed'), ('deploy', 'condensed')):
+        getattr(layer, f'switch_to_{switch}')()
+        assert (layer.state, layer.packed, layer.deploy) == (state, state == 'packed', state == 'condensed')
+        assert relative_difference(pickle.loads(pickle.dumps(layer))(x), expected) < 1e-5
+        assert relative_difference(torch.jit.script(layer)(x), expected) < 1e-5
 
 
 @pytest.mark.needs('onnx', 'onnxruntime')
