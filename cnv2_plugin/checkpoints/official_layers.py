@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layers import SparseFeatureReactivation, kept_units
+from ..layers import GroupSparseConv2d, SparseFeatureReactivation, kept_units
 from .io import CheckpointError
 from .official_arch import read_count, read_mask
 
@@ -70,7 +70,7 @@ def read_norm(source: ReadOnce, prefix: str, channels: int) -> dict[str, Tensor]
     return norm
 
 
-def read_sparse(source: ReadOnce, prefix: str, layer: nn.Module, converted: bool) -> dict[str, Tensor]:
+def read_sparse(source: ReadOnce, prefix: str, layer: GroupSparseConv2d, converted: bool) -> dict[str, Tensor]:
     """A learned sparse convolution as our state dict: ``conv.weight``, ``mask``, ``stage``, ``norm.*``.
 
     Args:
@@ -129,7 +129,7 @@ def _converted_sfr(source: ReadOnce, prefix: str, outputs: int, inputs: int, gro
     return index, weight.view(groups, kept, -1), read_norm(source, f'{prefix}.norm', inputs)
 
 
-def _masked(source: ReadOnce, prefix: str, layer: nn.Module) -> tuple[Tensor, Tensor, int]:
+def _masked(source: ReadOnce, prefix: str, layer: GroupSparseConv2d) -> tuple[Tensor, Tensor, int]:
     """Weight and mask with a unit a row, and the pruning stage."""
     groups, factor, shape = layer.groups, layer.factor, tuple(layer.conv.weight.shape)
     weight, stored = (source.take(f'{prefix}.{name}', shape).flatten(1) for name in ('conv.weight', '_mask'))

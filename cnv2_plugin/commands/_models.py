@@ -106,7 +106,7 @@ def refuse_condensed(state_dict: Mapping[str, Any]) -> None:
         ValueError: so it is.
     """
     if any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict):
-        raise ValueError('the checkpoint is condensed already; deploy takes the trained checkpoint in training form.')
+        raise ValueError('the checkpoint is condensed already; give the trained checkpoint, in training form.')
 
 
 def _build(state_dict: Mapping[str, Any], arch: str, kwargs: Mapping[str, Any], source: str):

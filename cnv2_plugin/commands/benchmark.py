@@ -4,6 +4,7 @@ import argparse
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
+from typing import Optional
 
 from ._output import progress_printer, write_json
 from ._usage import UsageError, check_input
@@ -124,23 +125,22 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f'rounds is {args.rounds}; give at least 1.')
 
 
-def _model(name: str, checkpoint, count: int):
+def _model(name: str, checkpoint: Optional[str], count: int):
+    """The model to measure: of the checkpoint, or with random weights and finished pruning."""
+    if checkpoint is not None:
+        if count > 1:
+            raise ValueError(f'--checkpoint fits one model, but {count} are given; name the one it belongs to.')
+        from ._models import open_model
+
+        options = argparse.Namespace(arch=name, no_ema=False, trust=False)
+        return open_model(checkpoint, options, trained=True).model
     import timm
     import torch
 
-    from .. import toolkits  # noqa: F401  (registers the models)
     from ..benchmark import random_finished
 
     torch.manual_seed(0)
-    model = timm.create_model(name)
-    if checkpoint is None:
-        return random_finished(model)
-    if count > 1:
-        raise ValueError(f'--checkpoint fits one model, but {count} are given; name the one it belongs to.')
-    from ..checkpoints import find_state_dict, load_checkpoint
-
-    model.load_state_dict(find_state_dict(load_checkpoint(checkpoint)))
-    return model.eval()
+    return random_finished(timm.create_model(name))
 
 
 def _peers(work: dict[str, int], args: argparse.Namespace) -> dict:
