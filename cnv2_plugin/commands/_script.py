@@ -25,7 +25,7 @@ def run_script(script: str, arguments: Sequence[str], is_module: bool = False) -
         the script.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: if there is no such file.
         SparsificationError: raised by a step of the training inside the script.
     """
     if not is_module and not Path(script).exists():

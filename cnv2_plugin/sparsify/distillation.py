@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
-    """Divergence of the softened predictions from those of a teacher (arXiv 1503.02531, section 2).
+    """Measure the divergence of the softened predictions from those of a teacher (arXiv 1503.02531, section 2).
 
     The Kullback-Leibler divergence at the temperature, times its square so that gradients keep their size. Add it to
     the loss with a weight; compute the teacher's logits in evaluation mode and under ``torch.no_grad()``.
@@ -19,7 +19,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
         A scalar, the mean over the images.
 
     Raises:
-        ValueError: the shapes differ, or the temperature is out of range.
+        ValueError: if the shapes differ, or the temperature is out of range.
 
     Example:
         >>> loss = criterion(logits, targets) + distillation_loss(logits, teacher(images))

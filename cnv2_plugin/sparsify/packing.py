@@ -21,7 +21,7 @@ _WRAPPERS = ('DistributedDataParallel', 'FullyShardedDataParallel', 'DeepSpeedEn
 
 @dataclass(frozen=True)
 class PackedTraining:
-    """What :func:`pack_model` did.
+    """Result of :func:`pack_model`.
 
     Attributes:
         layers: names of the layers that are trained by their surviving weights now.
@@ -103,7 +103,7 @@ def restore_masked(model: nn.Module, optimizer: Optimizers = None, ema: Averages
 
 
 def masked_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The masked form of a state dict saved while the model was packed; one of the masked form stays as it is.
+    """Return a state dict saved while the model was packed in masked form; one of the masked form stays as it is.
 
     Args:
         state_dict: of the model, or of a wrapper of it.
@@ -123,7 +123,7 @@ def masked_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> dic
 def masked_optimizer_state(
     state: Mapping[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> dict[str, Any]:
-    """The state dict of an optimiser of a packed model, as one of the masked model's optimiser.
+    """Turn the state dict of a packed model's optimiser into one of the masked model's.
 
     Args:
         state: ``optimizer.state_dict()``.

@@ -45,7 +45,7 @@ def recalibrate_norms(
         Number of normalisations that were measured; without any, nothing is run.
 
     Raises:
-        ValueError: ``num_batches`` is below 1.
+        ValueError: if ``num_batches`` is below 1.
 
     Example:
         >>> if sparsifier.step():

@@ -32,18 +32,18 @@ class SparsificationSchedule:
             )
 
     def due(self, stage: int, factor: int) -> float:
-        """Progress at which a stage (from 1 to ``factor - 1``) is due."""
+        """Return the progress at which a stage (from 1 to ``factor - 1``) is due."""
         if not self.start:
             return stage * self.sparse_fraction / (factor - 1)
         return self.start + stage / (factor - 1) * (self.sparse_fraction - self.start)
 
     def stage(self, progress: float, factor: int) -> int:
-        """Stages due at a progress between 0 and 1, for a condense or sparse factor."""
+        """Count the stages due at a progress between 0 and 1, for a condense or sparse factor."""
         return sum(progress >= self.due(i, factor) for i in range(1, factor))
 
 
 def cosine_with_rewind(progress: float, at: float, peak: float = 1.0, warmup: float = 0.0) -> float:
-    """Factor of the learning rate: a half cosine over training that goes back to a peak after the last stage.
+    """Return a factor of the learning rate: a half cosine over training that goes back to a peak after the last stage.
 
     Until ``at`` the rate is that of one cosine over the whole training, so that stages meet the rates that the papers
     have; then the schedule is rewound to ``peak`` and falls to 0 over what is left (rewinding: arXiv 2003.02389,
@@ -56,7 +56,7 @@ def cosine_with_rewind(progress: float, at: float, peak: float = 1.0, warmup: fl
         warmup: share of training over which the factor rises from 0 to 1 first.
 
     Raises:
-        ValueError: ``at`` is not between ``warmup`` and 1, or ``peak`` is below 0.
+        ValueError: if ``at`` is not between ``warmup`` and 1, or ``peak`` is below 0.
 
     Example:
         >>> scheduler = LambdaLR(optimizer, lambda step: cosine_with_rewind(step / total_steps, at=0.5))

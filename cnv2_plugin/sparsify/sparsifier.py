@@ -101,7 +101,7 @@ class StagedSparsifier:
         return bool(due)
 
     def regularization(self) -> Tensor:
-        """Group lasso of the unfinished layers times its weight: a scalar to add to the loss."""
+        """Return the group lasso of the unfinished layers times its weight: a scalar to add to the loss."""
         layers = [*self._unfinished().values()] if self.group_lasso else []
         if not layers:
             return next(iter(self.layers.values())).conv.weight.new_zeros(())
@@ -119,7 +119,7 @@ class StagedSparsifier:
         return min(self._stage(name) for name, layer in self.layers.items() if layer.num_stages == longest)
 
     def sparsity(self) -> dict[str, float]:
-        """Kept fraction of the weights of each layer by name, and of all under ``'total'``."""
+        """Return the kept fraction of the weights of each layer by name, and of all under ``'total'``."""
         kept = {name: layer.kept_fraction() for name, layer in self.layers.items()}
         size = {name: layer.in_channels * layer.out_channels for name, layer in self.layers.items()}
         total = sum(kept[name] * size[name] for name in kept) / sum(size.values())
@@ -138,7 +138,7 @@ class StagedSparsifier:
         """Continue from a saved state; load the model's state dict too, it holds the masks.
 
         Raises:
-            ValueError: the state is of a training with another length or pruning part, or of something else.
+            ValueError: if the state is of a training with another length or pruning part, or of something else.
         """
         missing = [name for name in ('steps_done', 'total_steps', 'sparse_fraction') if name not in state]
         if missing:

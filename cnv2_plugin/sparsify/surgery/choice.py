@@ -35,13 +35,13 @@ class LatencyModel(Protocol):
     runtime: str
 
     def layers(self, layers: Sequence[LayerPlan]) -> list[Optional[tuple[float, float]]]:
-        """Milliseconds of each convolution, dense and condensed; None where they are unknown."""
+        """Return milliseconds of each convolution, dense and condensed; None where they are unknown."""
 
     def reactivations(self, layers: Sequence[ReactivationPlan]) -> list[Optional[float]]:
-        """Milliseconds that each added reactivation takes; None where they are unknown."""
+        """Return milliseconds that each added reactivation takes; None where they are unknown."""
 
     def networks(self, models: Sequence[nn.Module], input_size: tuple[int, ...]) -> list[float]:
-        """Milliseconds of whole finished networks, exported."""
+        """Return milliseconds of whole finished networks, exported."""
 
 
 def check_target(target: str, at_most: Optional[float], latency: Optional[LatencyModel]) -> None:

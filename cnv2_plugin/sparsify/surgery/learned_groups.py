@@ -61,8 +61,8 @@ def plan_learned_groups(
         Layers, reasons, multiply-adds and latency; print it for a summary.
 
     Raises:
-        ValueError: nothing can learn groups (says why), an argument is out of range, a pattern fits no module, or the
-            model does not run on such an image.
+        ValueError: if nothing can learn groups (says why), an argument is out of range, a pattern fits no module, or
+            the model does not run on such an image.
     """
     check_whole_numbers(groups=(groups, 2), factor=(factor, 2), min_channels=(min_channels, 1))
     chosen = name_filter(include, exclude, [name for name, _ in model.named_modules()])
@@ -149,7 +149,7 @@ def groups_for(channels: int, groups: int, width: int = 1) -> int:
 
 
 def name_filter(include: Patterns, exclude: Patterns, names: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a module's name, or that of a module around it, is included and not excluded.
+    """Return a test of whether a module's name, or that of a module around it, is included and not excluded.
 
     Args:
         include: shell-style patterns; everything where None.
@@ -157,7 +157,7 @@ def name_filter(include: Patterns, exclude: Patterns, names: Iterable[str]) -> C
         names: of all modules.
 
     Raises:
-        ValueError: a pattern fits no module.
+        ValueError: if a pattern fits no module.
     """
     names = [name for name in names if name]
     included, excluded = _as_patterns(include), _as_patterns(exclude)

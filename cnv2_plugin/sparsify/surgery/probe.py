@@ -1,4 +1,4 @@
-"""One forward pass that tells what every layer of an unknown network is used for."""
+"""One forward pass that tells how every layer of an unknown network is used."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from ...models.multiply_adds import counted
 
 @dataclass
 class Probe:
-    """What a forward pass saw.
+    """Observations of one forward pass.
 
     Attributes:
         positions: output positions of each convolution and linear layer, summed over its calls, by name.
@@ -39,7 +39,7 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
         input_size: ``(C, H, W)``.
 
     Raises:
-        ValueError: the model does not take such an image.
+        ValueError: if the model does not take such an image.
     """
     found = Probe()
     produced: list[tuple[str, Tensor]] = []
@@ -72,10 +72,10 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
 
 
 def run(model: nn.Module, input_size: tuple[int, int, int]) -> Any:
-    """The model's outputs for one image of zeros.
+    """Return the model's outputs for one image of zeros.
 
     Raises:
-        ValueError: the model does not take such an image.
+        ValueError: if the model does not take such an image.
     """
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     image = torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype)

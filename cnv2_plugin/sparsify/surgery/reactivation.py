@@ -84,7 +84,7 @@ def add_reactivation(
         Layers, refusals, multiply-adds and latency; print it for a summary.
 
     Raises:
-        ValueError: no features are reused in a way that can be traced (says where and why), or an argument does not
+        ValueError: if no features are reused in a way that can be traced (says where and why), or an argument does not
             fit; nothing is changed then.
 
     Example:

@@ -80,7 +80,7 @@ class ReactivationPlan:
 
 @dataclass(frozen=True)
 class NetworkLatency:
-    """What a runtime needs for the whole network as it would be exported, in milliseconds.
+    """Latency of the whole network as it would be exported, in milliseconds.
 
     Attributes:
         runtime: name of the runtime.
@@ -106,7 +106,7 @@ class NetworkLatency:
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """Prediction for a network, made before anything is changed.
+    """Surgery report of learned groups: a prediction, made before anything is changed.
 
     Attributes:
         layers: convolutions that learn groups.
@@ -181,7 +181,7 @@ class SurgeryReport:
 
 @dataclass(frozen=True)
 class ReactivationReport:
-    """What :func:`~cnv2_plugin.sparsify.add_reactivation` did.
+    """Surgery report of :func:`~cnv2_plugin.sparsify.add_reactivation`.
 
     Attributes:
         layers: added reactivations.

@@ -29,7 +29,7 @@ class UntraceableError(ValueError):
 
 
 def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx.Graph:
-    """The graph of a module called with one tensor, every node with its ``shape`` in ``meta``.
+    """Trace the graph of a module called with one tensor, every node with its ``shape`` in ``meta``.
 
     Args:
         module: left as it is; runs once, in eval mode.
@@ -37,7 +37,7 @@ def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx
         example: input.
 
     Raises:
-        UntraceableError: control flow or code that depends on values, or on training mode.
+        UntraceableError: if control flow or code depends on values, or on training mode.
     """
     graphs = {}
     try:
@@ -57,7 +57,7 @@ def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx
 
 
 def with_forward(module: nn.Module, graph: fx.Graph) -> type[nn.Module]:
-    """A subclass of a module's class whose forward pass is a graph; set it as ``module.__class__``."""
+    """Make a subclass of a module's class whose forward pass is a graph; set it as ``module.__class__``."""
     graph.lint()
     for node in graph.nodes:
         node.type = None

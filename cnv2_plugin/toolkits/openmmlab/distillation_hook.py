@@ -42,8 +42,8 @@ class DistillationHook(Hook):
         temperature: softens the predictions.
 
     Raises:
-        ValueError: an argument is out of range, or the model has no head whose logits could be taken.
-        FileNotFoundError: a resumed run has lost its ``teacher.pth``.
+        ValueError: if an argument is out of range, or the model has no head whose logits could be taken.
+        FileNotFoundError: if a resumed run has lost its ``teacher.pth``.
 
     Example:
         >>> custom_hooks = [dict(type='StagedSparsificationHook', start=0.1),

@@ -28,7 +28,7 @@ def prepare_cpu_launch(cfg: Config, timeout: float = 1800.0) -> bool:
         Whether this run is a distributed CPU run.
 
     Raises:
-        RuntimeError: the process was not started by torchrun.
+        RuntimeError: if the process was not started by torchrun.
     """
     if cfg.get('launcher', 'none') != 'pytorch' or torch.cuda.is_available():
         return False

@@ -47,7 +47,7 @@ def check_recalibration(runner: Runner, num_batches: int) -> None:
     """Raise at the start where statistics could not be measured later.
 
     Raises:
-        ValueError: the model is not one of mmengine, or its training images cannot be counted.
+        ValueError: if the model is not one of mmengine, or its training images cannot be counted.
     """
     if not isinstance(plain_model(runner), BaseModel):
         raise ValueError(

@@ -144,7 +144,7 @@ def check_masks_agree(layers: Iterable[GroupSparseConv2d]) -> None:
     """Raise, on every rank, when ranks have different masks.
 
     Raises:
-        RuntimeError: the masks differ; says which ranks differ from rank 0.
+        RuntimeError: if the masks differ; says which ranks differ from rank 0.
     """
     digest = hashlib.sha256()
     for layer in layers:
