@@ -59,7 +59,7 @@ class SparseModelMixin(nn.Module):
 
     @torch.jit.ignore
     def on_condense(self) -> None:
-        """Note that every sparse layer is condensed; :func:`.condense` calls it."""
+        """Note that every sparse layer is condensed; :func:`cnv2_plugin.deploy.condense` calls it."""
         self.deploy = True
 
     def parts(self) -> list[tuple[str, nn.Module]]:

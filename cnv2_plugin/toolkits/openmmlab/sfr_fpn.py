@@ -71,7 +71,7 @@ class SFRFPN(StrictForm, FPN):
         condense(self, inplace=True)
 
     def on_condense(self) -> None:
-        """Note that every reactivation layer is condensed; :func:`.condense` calls it."""
+        """Note that every reactivation layer is condensed; :func:`cnv2_plugin.deploy.condense` calls it."""
         self.deploy = True
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
