@@ -1,24 +1,21 @@
 """The forms of one network that the benchmark compares; each is made from a finished model in training form.
 
-Every form takes the model, ``(C, H, W)``, the runtime that it is made for and the form by layer where it was tuned;
-only the optimised one looks at more than the model.
+Every form takes the model, ``(C, H, W)`` and the runtime that it is made for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Optional
 
 from torch import nn
 
 from ..deploy.condense import condense
+from ..deploy.lower import lower
 from ..layers import GroupSparseConv2d
-from ..lowering import lower
 
 Size = tuple[int, int, int]
-Choices = Optional[Mapping[str, str]]
 
 
-def training(model: nn.Module, input_size: Size, runtime: str, choices: Choices) -> nn.Module:
+def training(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
     """Dense convolutions whose pruned weights are zero: the training form with its masks folded into constants."""
     folded = deepcopy(model).eval()
     for layer in folded.modules():
@@ -29,22 +26,22 @@ def training(model: nn.Module, input_size: Size, runtime: str, choices: Choices)
     return folded
 
 
-def condensed(model: nn.Module, input_size: Size, runtime: str, choices: Choices) -> nn.Module:
+def condensed(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
     """Group convolutions between gathers, as ``cnv2_plugin.deploy.condense`` makes them."""
     return condense(model).eval()
 
 
-def optimised(model: nn.Module, input_size: Size, runtime: str, choices: Choices) -> nn.Module:
+def optimised(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
     """Every layer in its fastest exact form, as ``cnv2_plugin.deploy.lower`` chooses it."""
-    return lower(model, input_size, runtime, choices)
+    return lower(model, input_size, runtime)
 
 
-def native(model: nn.Module, input_size: Size, runtime: str, choices: Choices) -> nn.Module:
+def native(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
     """Stages in the native kernels."""
     return lower(model, input_size, 'native')
 
 
-FORMS: dict[str, Callable[[nn.Module, Size, str, Choices], nn.Module]] = {
+FORMS: dict[str, Callable[[nn.Module, Size, str], nn.Module]] = {
     'training': training,
     'condensed': condensed,
     'optimised': optimised,

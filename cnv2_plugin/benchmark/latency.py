@@ -13,9 +13,9 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ..lowering.table import RULES
-from ..lowering.timing import Progress, Timing
-from ..lowering.timing import interleave as interleave
+from ..deploy.timing import Progress, Timing
+from ..deploy.timing import interleave as interleave
+from ..graph.choice import RULES
 from ..models.condense import condense
 from ..models.multiply_adds import count_mult_adds
 from .forms import FORMS
@@ -75,7 +75,6 @@ def benchmark(
     peers: Optional[Mapping[str, nn.Module]] = None,
     folder: Optional[Union[str, Path]] = None,
     memory: bool = False,
-    choices: Optional[Mapping[str, Mapping[str, str]]] = None,
     warmup_each_round: int = 0,
 ) -> list[Measurement]:
     """Measure every form of every model in every runtime, all in the same interleaved rounds.
@@ -93,7 +92,6 @@ def benchmark(
         peers: other networks, measured as they are.
         folder: where exported files are kept and found again; a temporary folder by default.
         memory: also measure the peak memory of ONNX Runtime.
-        choices: for each model the optimised form's form by layer, in place of the default table's.
         warmup_each_round: unmeasured calls right before each measured one, see :func:`interleave`.
 
     Raises:
@@ -114,7 +112,7 @@ def benchmark(
     with TemporaryDirectory() as temporary, pinned(threads):
         place = Path(folder or temporary)
         place.mkdir(parents=True, exist_ok=True)
-        for name, form, runtime, module in _contenders(models, peers or {}, forms, runtimes, input_size, choices or {}):
+        for name, form, runtime, module in _contenders(models, peers or {}, forms, runtimes, input_size):
             report(f'preparing {name}, {form}, {runtime}')
             counted = condense(models[name]) if form == NATIVE else module
             work[name, form] = count_mult_adds(counted, input_size)
@@ -138,12 +136,12 @@ def benchmark(
     ]  # fmt: skip
 
 
-def _contenders(models, peers, forms, runtimes, input_size, choices) -> Iterator[tuple[str, str, str, nn.Module]]:
+def _contenders(models, peers, forms, runtimes, input_size) -> Iterator[tuple[str, str, str, nn.Module]]:
     for name, model in models.items():
         for form in forms:
             for runtime in runtimes:
                 table = runtime if runtime in RULES else 'onnxruntime'
-                yield name, form, runtime, FORMS[form](model, input_size, table, choices.get(name))
+                yield name, form, runtime, FORMS[form](model, input_size, table)
     for name, model in peers.items():
         for runtime in runtimes:
             yield name, PEER, runtime, model

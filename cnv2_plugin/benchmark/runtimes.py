@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..deploy import export_onnx
 from ..deploy.runtimes import runtime_named
 from ..kernels import available, onnxruntime_library
-from ..lowering.timing import Runner
+from ..deploy.timing import Runner
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--rounds', type=int, default=40, help='measured rounds (default 40)')
     parser.add_argument('--warmup', type=int, default=5, help='unmeasured calls before them (default 5)')
-    parser.add_argument(
-        '--tune', type=float, metavar='SECONDS', help='tune the optimised form of each model for so long'
-    )
     parser.add_argument('--memory', action='store_true', help='also the peak memory of ONNX Runtime')
     parser.add_argument('--roofline', action='store_true', help="also the machine's limit for each model")
     parser.add_argument('--scaling', action='store_true', help='also latency against image size and batch')
@@ -76,7 +73,7 @@ def _measure(args: argparse.Namespace) -> dict:
     models = {name: _model(name, args.checkpoint, len(args.models)) for name in args.models}
     work = {name: count_mult_adds(condense(model), args.input_size) for name, model in models.items()}
     content = {'machine': machine(), 'measurements': [], 'mult_adds': work}
-    common = dict(progress=args.progress, folder=args.files, choices=_tuned(models, args))
+    common = dict(progress=args.progress, folder=args.files)
     peers = _peers(work, args)
     for threads in args.threads:
         for batch in args.batch:
@@ -149,18 +146,6 @@ def _peers(work: dict[str, int], args: argparse.Namespace) -> dict:
 
     families = tuple(args.peers)
     return {name: nearest_peers(m, args.input_size, families) if families else {} for name, m in work.items()}
-
-
-def _tuned(models, args: argparse.Namespace) -> dict:
-    if args.tune is None:
-        return {}
-    from ..deploy import tune
-
-    runtime = 'openvino' if 'onnxruntime' not in args.runtimes and 'openvino' in args.runtimes else 'onnxruntime'
-    return {
-        name: tune(model, args.input_size, runtime, args.batch[0], args.threads[0], args.tune, progress=args.progress)
-        for name, model in models.items()
-    }
 
 
 def _scaling(models, args: argparse.Namespace, common: dict):

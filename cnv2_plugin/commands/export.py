@@ -4,11 +4,10 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
-from ._output import print_table, progress_printer
+from ._output import print_table
 from ._usage import UsageError, check_input
 
 PRINTS_TABLES = True
-CACHE = '~/.cache/cnv2_plugin/tuning.json'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--no-optimize', action='store_true', help='group convolutions as they are (.onnx only)')
     parser.add_argument('--native', action='store_true', help='stages in the native kernels (.onnx and .pt2; opening '
                         'the file takes this package, see docs/deployment.md)')  # fmt: skip
-    parser.add_argument('--tune', choices=('onnxruntime', 'openvino'), help='measure the forms of every layer here')
-    parser.add_argument('--threads', type=_count, default=1, help='of the runtime while tuning (default 1)')
-    parser.add_argument('--budget', type=_amount, default=300, help='seconds to tune for (default 300)')
-    parser.add_argument(
-        '--cache', type=Path, default=Path(CACHE), help=f'remembers what was measured (default {CACHE})'
-    )
     parser.add_argument('--int8', type=Path, metavar='IMAGES', help='quantise statically, calibrated on the images in '
                         'this folder (.onnx only)')  # fmt: skip
     parser.add_argument('--tolerance', type=_amount, default=1e-5, help='largest relative difference that is accepted')
-    parser.add_argument('--forms', action='store_true', help='print the form of every layer')
+    parser.add_argument('--forms', action='store_true', help='print the implementation of every layer')
     parser.add_argument('--markdown', action='store_true', help='print the tables as Markdown')
     parser.add_argument('--quiet', action='store_true', help='no progress')
     add_model_options(parser)
@@ -50,24 +43,21 @@ def run(args: argparse.Namespace) -> None:
     runtime = runtimes[args.out.suffix]
     if runtime != 'onnxruntime' and (args.no_optimize or args.int8 or args.batch == 'dynamic'):
         raise UsageError(f'--no-optimize, --int8 and --batch dynamic are for .onnx files, not for {runtime}.')
-    if args.tune and args.no_optimize:
-        raise UsageError('--tune chooses forms, and --no-optimize leaves none to choose; give one of them.')
     if args.native and runtime not in ('onnxruntime', 'torch_export'):
         raise UsageError(f'--native is for .onnx and .pt2 files, not for {runtime}.')
-    if args.native and (args.tune or args.no_optimize or args.int8):
-        raise UsageError('--native leaves no forms to choose and nothing to quantise; give it without --tune, '
-                         '--no-optimize and --int8.')  # fmt: skip
+    if args.native and (args.no_optimize or args.int8):
+        raise UsageError('--native rewrites the model and leaves nothing to quantise; give it without --no-optimize '
+                         'and --int8.')  # fmt: skip
     if not args.out.is_dir() or runtime != 'coreml':
         check_target(args.out)
     source = open_model(args.model, args)
     model, size = source.model, source.input_size
     check_finite(model.state_dict(), args.model)
     images = image_batches(args.int8, (args.batch or 'dynamic', *size), model.pretrained_cfg) if args.int8 else None
-    choices = _tune(model, size, args) if args.tune else None
     if runtime == 'onnxruntime':
-        report, quantised = _write_onnx(model, size, choices, images, args)
+        report, quantised = _write_onnx(model, size, images, args)
     else:
-        report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, choices, args.native)
+        report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, None, args.native)
     paths = getattr(report, 'paths', (args.out,))
     rows = [['files', ', '.join(map(str, paths))], ['MB', f'{report.size / 1e6:.2f}']]
     if runtime == 'onnxruntime':
@@ -77,10 +67,10 @@ def run(args: argparse.Namespace) -> None:
     checked = 'not run here' if report.verification is None else f'{report.verification.max_rel:.2e}'
     rows.append(['max relative difference', checked])
     if report.forms and not args.native:
-        rows.append(['forms', 'measured here' if args.tune else 'from the table, see --tune'])
+        rows.append(['implementations', f'chosen for {len(report.forms)} layers, see --forms'])
     print_table('Export', ['', source.name], rows, args.markdown)
     if args.forms and report.forms:
-        print_table('Forms', ['layer', 'form'], sorted(report.forms.items()), args.markdown)
+        print_table('Implementations', ['layer', 'implementation'], sorted(report.forms.items()), args.markdown)
     if images:
         rows = [
             ['file', _int8_path(args.out)],
@@ -100,8 +90,7 @@ def _write_onnx(model, size, choices, images, args: argparse.Namespace):
 
     with staged(args.out, *([_int8_path(args.out)] if images else [])) as (path, *quantised):
         report = export_onnx(
-            model, path, size, args.batch or 'dynamic', not args.no_optimize, args.tolerance, choices=choices,
-            native=args.native,
+            model, path, size, args.batch or 'dynamic', not args.no_optimize, args.tolerance, native=args.native,
         )  # fmt: skip
         return report, quantize_onnx(path, quantised[0], images) if images else None
 
@@ -124,18 +113,6 @@ def _amount(text: str) -> float:
     if not value >= 0:
         raise argparse.ArgumentTypeError(f'{text!r} is no number of at least 0')
     return value
-
-
-def _tune(model, size, args: argparse.Namespace) -> dict[str, str]:
-    from ..deploy import tune
-
-    cache = args.cache.expanduser()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    batch = args.batch if isinstance(args.batch, int) else 1
-    return tune(
-        model, size, args.tune, batch, args.threads, args.budget, cache,
-        progress=progress_printer(args.quiet),
-    )  # fmt: skip
 
 
 def _int8_path(path: Path) -> Path:

@@ -1,9 +1,9 @@
 """Condensing, exporting, verifying and measuring trained models."""
 
-from ..lowering import lower, lowered_forms, tune
 from .condense import ClassifierCost, classifier_cost, condense, condense_state_dict
 from .export import ExportReport, export_onnx
 from .latency import RuntimeLatency
+from .lower import lower, lowered_forms
 from .verify import VerificationError, VerifyReport, verify
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     'export_onnx',
     'lower',
     'lowered_forms',
-    'tune',
     'verify',
 ]

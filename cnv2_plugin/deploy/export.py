@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
 from ..layers import ChannelScatterSum
-from ..lowering import lower, lowered_forms
+from .lower import lower, lowered_forms
 from .runtimes import onnxruntime
 from .verify import VerifyReport, verify
 
@@ -97,7 +97,7 @@ def export_onnx(
         tolerance: largest relative difference to PyTorch that is accepted.
         metadata: plain values stored in the file (arch, classes, normalisation).
         output_names: names of the outputs; ``logits``, or ``output_0`` and so on, by default.
-        choices: form by layer in place of the default table's, as :func:`cnv2_plugin.deploy.tune` gives it.
+        choices: implementation by layer in place of the one that the rules choose.
         native: put stages into operators of our own domain ``cnv2_plugin``, which run in the native kernels. A
             program that opens the file registers :func:`cnv2_plugin.kernels.onnxruntime_library` first.
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Optional, Union
 import torch
 from torch import nn
 
+from ..graph.builder import add_module, to_graph
+from ..graph.choice import RUNTIME_WORKAROUNDS, choose
+from ..graph.implementations import implement
+from ..graph.ir import Add, Concat, Gather, Graph, Input
+from ..graph.rewrites import clean_up
 from ..layers import GroupSparseConv2d, SparseFeatureReactivation
-from ..lowering import lower
-from ..lowering.describe import add_module, describe
-from ..lowering.forms import with_forms
-from ..lowering.graph import Add, Concat, Gather, Graph, Input
-from ..lowering.onnx_graph import to_onnx
-from ..lowering.rewrites import clean_up
-from ..lowering.table import LAST_REWRITES, default_choices
-from ..lowering.timing import Progress, interleave
 from ..sparsify import LayerPlan, ReactivationPlan
 from ..sparsify.surgery import finish_at_random
+from .lower import lower
+from .onnx_graph import to_onnx
 from .runtimes import runtime_named
 from .runtimes.onnxruntime import to_proto
+from .timing import Progress, interleave
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -131,10 +131,10 @@ class RuntimeLatency:
 
     def _lowered(self, condensed: nn.Module, channels: int, size: tuple[int, ...]) -> Graph:
         """A condensed layer as it is exported."""
-        graph = describe(condensed, channels)
-        rewritten, _ = with_forms(graph, default_choices(graph, (size[0], size[1]), self.runtime))
-        if self.runtime in LAST_REWRITES:
-            clean_up(rewritten, [LAST_REWRITES[self.runtime]])
+        graph = to_graph(condensed, channels)
+        rewritten, _ = implement(graph, choose(graph, (size[0], size[1]), self.runtime))
+        if self.runtime in RUNTIME_WORKAROUNDS:
+            clean_up(rewritten, [RUNTIME_WORKAROUNDS[self.runtime]])
         return rewritten
 
     def _measure(self, protos: Iterable['ModelProto'], image: torch.Tensor) -> list[float]:

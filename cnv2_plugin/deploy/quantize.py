@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import numpy
 
 from ..checkpoints import atomic_path
-from ..lowering.timing import Timing, interleave, onnx_session
+from .timing import Timing, interleave, onnx_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -6,6 +6,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor, nn
 
+from ..graph.model_parts import Part, dtype_device, parts, replace_module
 from ..kernels.library import load
 from ..models import CondenseNetTrunk, ShuffleNetTrunk
 from ..models.condense import condense
@@ -19,7 +20,6 @@ from .native import (
     native_classifier,
     native_head,
 )
-from .parts import Part, dtype_device, parts, put
 
 
 def native_model(
@@ -64,7 +64,7 @@ def native_model(
         module = _with_surroundings(made, part) or native(part.module, part.input_shape[1])
         if module is not None:
             changed += 1
-            made = put(made, part.name, module)
+            made = replace_module(made, part.name, module)
     if not changed:
         raise ValueError(
             'the native kernels compute no part of this model (they know ReLU, ReLU6 and hard-swish, batch '
@@ -108,7 +108,7 @@ def _leave_out_dropout(model: nn.Module) -> None:
     """Dropout does nothing in inference but cost a call."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Dropout:
-            put(model, name, nn.Identity())
+            replace_module(model, name, nn.Identity())
 
 
 def _with_classifier(model: CondenseNetTrunk, head: Head, made: NativeClassifier) -> nn.Module:
@@ -123,6 +123,6 @@ def _with_classifier(model: CondenseNetTrunk, head: Head, made: NativeClassifier
 def _put_head(model: CondenseNetTrunk, head: Head, module: nn.Module) -> None:
     """Pooling, squeeze-and-excitation and the linear layer behind them as one operator, in place of the pooling."""
     names = {module: name for name, module in model.named_modules()}
-    put(model, names[head.pool], module)
+    replace_module(model, names[head.pool], module)
     for replaced in head[1:]:
-        put(model, names[replaced], nn.Identity())
+        replace_module(model, names[replaced], nn.Identity())

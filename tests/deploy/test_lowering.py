@@ -1,4 +1,4 @@
-"""Lowered models compute the same: every form, every family, any image size, whatever the statistics."""
+"""Lowered models compute the same: every implementation, every family, any image size, whatever the statistics."""
 
 import copy
 
@@ -9,11 +9,10 @@ from torch import nn
 
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import condense, lower, lowered_forms
+from cnv2_plugin.graph.builder import to_graph
+from cnv2_plugin.graph.implementations import IMPLEMENTATIONS, implement, layer_kind
+from cnv2_plugin.graph.module import LoweredGraph
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
-from cnv2_plugin.lowering.describe import describe
-from cnv2_plugin.lowering.forms import FORMS, role, with_forms
-from cnv2_plugin.lowering.module import LoweredGraph
-from cnv2_plugin.lowering.table import PROCESSORS, measured_on
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 
 SMALL = dict(
@@ -51,13 +50,13 @@ def test_random_archs(seed):
     assert difference(model, lowered, 2, 3, 32, 32, seed=seed) <= 1e-5
 
 
-@pytest.mark.parametrize(('kind', 'form'), [(kind, form) for kind, forms in FORMS.items() for form in forms])
+@pytest.mark.parametrize(('kind', 'form'), [(kind, form) for kind, forms in IMPLEMENTATIONS.items() for form in forms])
 def test_every_form_alone(kind, form):
     model = small()
     stage = condense(model).stages[1]
-    graph = describe(stage, model.stages[0].out_channels)
-    wanted = {node.site: form for node in graph.sites() if role(node, graph) == kind}
-    rewritten, taken = with_forms(graph, wanted)
+    graph = to_graph(stage, model.stages[0].out_channels)
+    wanted = {node.layer: form for node in graph.layers() if layer_kind(node) == kind}
+    rewritten, taken = implement(graph, wanted)
     assert form in {taken[name] for name in wanted}
     lowered = LoweredGraph(rewritten)
     assert difference(model.stages[1], lowered, 2, model.stages[0].out_channels, 16, 16) <= 1e-5
@@ -70,7 +69,7 @@ def test_any_mixture_of_forms(seed):
     choices = {}
     for name in lowered_forms(lower(model, (3, 32, 32))):
         kind = 'reactivate' if name.endswith('sfr') else 'select' if name.endswith('conv_1') else 'spatial'
-        forms = sorted(FORMS[kind])
+        forms = sorted(IMPLEMENTATIONS[kind])
         choices[name] = forms[torch.randint(len(forms), (), generator=generator)]
     lowered = lower(model, (3, 32, 32), choices=choices)
     assert difference(model, lowered, 2, 3, 32, 32) <= 1e-5
@@ -163,12 +162,12 @@ def test_unfinished_models_are_refused():
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(runtime='abacus'), "no table of forms for the runtime 'abacus'"),
+        (dict(runtime='abacus'), "runtime 'abacus'"),
         (
             dict(choices={'stages.7.layers.0.sfr': 'dense'}),
             'layers that the model does not have: stages.7.layers.0.sfr',
         ),
-        (dict(choices={'stages.0.layers.0.sfr': 'padded'}), "cannot take the form 'padded'"),
+        (dict(choices={'stages.0.layers.0.sfr': 'padded'}), "cannot have the implementation 'padded'"),
     ],
 )
 def test_bad_choices_are_refused(options, message):
@@ -253,26 +252,3 @@ def test_zeros_filled_in_stay_within_the_allowance():
     asked = {name: 'dense' for name in forms[0.0] if name.endswith('conv_1')}
     taken = lowered_forms(lower(model, (3, 32, 32), choices=asked, max_growth=0.0))
     assert {name: taken[name] for name in asked} == asked
-
-
-def test_each_processor_has_its_forms():
-    torch.manual_seed(0)
-    model = finish_pruning(randomize_norms(timm.create_model('condensenetv2_b'))).eval()
-    x = torch.randn(1, 3, 64, 64)
-    found = {}
-    with torch.no_grad():
-        for processor in PROCESSORS:
-            lowered = lower(model, (3, 64, 64), processor=processor)
-            assert relative_difference(lowered(x), model(x)) < 1e-5
-            found[processor] = lowered_forms(lowered)
-        assert found['avx2'] != found['avx512']
-        assert lowered_forms(lower(model, (3, 64, 64))) == found[measured_on('onnxruntime')]
-
-
-def test_a_processor_without_a_table_of_its_own_takes_that_of_avx2():
-    assert measured_on('openvino', 'avx512') == measured_on('ncnn') == 'avx2'
-    for arguments in (('onnxruntime', 'neon'), ('tensorflow', None)):
-        with pytest.raises(ValueError, match='there (are|is no)'):
-            measured_on(*arguments)
-    with pytest.raises(ValueError, match='neon'):
-        lower(finish_pruning(timm.create_model('condensenetv2_a')), (3, 64, 64), processor='neon')

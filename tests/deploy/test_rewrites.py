@@ -1,13 +1,14 @@
 """Every rewrite by itself: it fits where it should, and computes the same in float64."""
 
+import inspect
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from cnv2_plugin.lowering import rewrites
-from cnv2_plugin.lowering.graph import (
+from cnv2_plugin.graph import rewrite_convs, rewrite_gathers, rewrite_scatter
+from cnv2_plugin.graph.ir import (
     Add,
     Affine,
     AveragePool,
@@ -18,7 +19,40 @@ from cnv2_plugin.lowering.graph import (
     Pointwise,
     ScatterSum,
 )
-from cnv2_plugin.lowering.module import FoldedAvgPool2d, LoweredGraph
+from cnv2_plugin.graph.module import FoldedAvgPool2d, LoweredGraph
+from cnv2_plugin.graph.rewrite_convs import (
+    depthwise_sum,
+    fold_affine,
+    merge_groups,
+    pad_groups,
+    split_columns,
+    split_concat,
+    use_plain_layout,
+)
+from cnv2_plugin.graph.rewrite_gathers import (
+    absorb_into_conv,
+    absorb_permutation,
+    gather_by_conv,
+    gather_once,
+    halve_permutation,
+    join_gathers,
+    permute_rows,
+    push_pool,
+    raise_gather,
+    sink_permutation,
+    swap_gather,
+)
+from cnv2_plugin.graph.rewrite_scatter import scatter_dense, scatter_levels, scatter_split
+from cnv2_plugin.graph.rewrites import apply, clean_up
+
+REWRITES = [
+    function
+    for module in (rewrite_convs, rewrite_gathers, rewrite_scatter)
+    for function in vars(module).values()
+    if inspect.isfunction(function)
+    and list(inspect.signature(function).parameters)[:2] == ['graph', 'node']
+    and not function.__name__.startswith('_')
+]
 
 
 def random(*shape):
@@ -45,7 +79,7 @@ def chain(channels, *ops):
     """A graph of one operation after the other."""
     graph = Graph.of(channels)
     for op in ops:
-        graph.output = graph.add(op, graph.output, site='it' if isinstance(op, (Conv, ScatterSum)) else '')
+        graph.output = graph.add(op, graph.output, layer='it' if isinstance(op, (Conv, ScatterSum)) else '')
     return graph
 
 
@@ -58,7 +92,7 @@ def run(graph, size=(6, 5)):
 def check(graph, rewrite, expect=None, size=(6, 5)):
     """Rewrite the output node; the result must be equal and contain an operation of the expected kind."""
     before = run(graph, size)
-    assert rewrites.apply(graph, rewrite, graph[graph.output])
+    assert apply(graph, rewrite, graph[graph.output])
     after = run(graph, size)
     assert after.shape == before.shape
     assert (after - before).abs().max() <= 1e-12 * before.abs().max()
@@ -86,27 +120,27 @@ def seed():
 @pytest.mark.parametrize('groups', [1, 3])
 def test_fold_affine(bias, groups):
     graph = chain(6, conv(9, 6, 3, groups, bias), affine(9))
-    check(graph, rewrites.fold_affine, lambda g: count(g, Affine) == 0 and output_conv(g).groups == groups)
+    check(graph, fold_affine, lambda g: count(g, Affine) == 0 and output_conv(g).groups == groups)
 
 
 def test_fold_affine_keeps_a_convolution_that_others_read():
     graph = Graph.of(4)
     shared = graph.add(conv(4, 4), 0)
     graph.output = graph.add(Add(), graph.add(affine(4), shared), shared)
-    assert rewrites.fold_affine(graph, graph[graph[graph.output].inputs[0]]) is None
+    assert fold_affine(graph, graph[graph[graph.output].inputs[0]]) is None
 
 
 def test_join_gathers():
     graph = chain(5, Gather(torch.tensor([4, 0, 0, 2])), Gather(torch.tensor([3, 1, 1])))
-    graph = check(graph, rewrites.join_gathers, lambda g: count(g, Gather) == 1)
+    graph = check(graph, join_gathers, lambda g: count(g, Gather) == 1)
     assert graph[graph.output].op.index.tolist() == [2, 0, 0]
 
 
 def test_gather_of_everything_vanishes():
     graph = chain(5, Pointwise(nn.ReLU()), Gather(torch.arange(5)))
-    check(graph, rewrites.join_gathers, lambda g: count(g, Gather) == 0)
+    check(graph, join_gathers, lambda g: count(g, Gather) == 0)
     part = chain(5, Pointwise(nn.ReLU()), Gather(torch.arange(4)))
-    assert rewrites.join_gathers(part, part[part.output]) is None
+    assert join_gathers(part, part[part.output]) is None
 
 
 @pytest.mark.parametrize('op', [Pointwise(nn.Hardswish()), 'affine'])
@@ -116,86 +150,73 @@ def test_swap_and_raise_gather(op):
     if op == 'affine':
         op = Affine(scale[index], shift[index])
     graph = chain(5, Gather(index), op)
-    graph = check(graph, rewrites.swap_gather, lambda g: isinstance(g[g.output].op, Gather))
-    check(graph, rewrites.raise_gather, lambda g: not isinstance(g[g.output].op, Gather))
+    graph = check(graph, swap_gather, lambda g: isinstance(g[g.output].op, Gather))
+    check(graph, raise_gather, lambda g: not isinstance(g[g.output].op, Gather))
 
 
 def test_swap_gather_refuses_copies_normalised_differently():
     graph = chain(5, Gather(torch.tensor([1, 1])), affine(2))
-    assert rewrites.swap_gather(graph, graph[graph.output]) is None
+    assert swap_gather(graph, graph[graph.output]) is None
 
 
 def test_sink_permutation_only_moves_permutations():
     graph = chain(4, Gather(torch.tensor([2, 0, 3, 1])), affine(4))
-    check(graph, rewrites.sink_permutation, lambda g: isinstance(g[g.output].op, Gather))
+    check(graph, sink_permutation, lambda g: isinstance(g[g.output].op, Gather))
     selection = chain(4, Gather(torch.tensor([2, 0])), affine(2))
-    assert rewrites.sink_permutation(selection, selection[selection.output]) is None
+    assert sink_permutation(selection, selection[selection.output]) is None
 
 
 @pytest.mark.parametrize('kernel', [1, 3])
 def test_absorb_into_conv(kernel):
     graph = chain(7, Gather(torch.tensor([6, 0, 0, 3, 2, 6])), conv(4, 6, kernel, groups=2, bias=True))
-    check(graph, rewrites.absorb_into_conv, lambda g: count(g, Gather) == 0 and output_conv(g).groups == 1)
+    check(graph, absorb_into_conv, lambda g: count(g, Gather) == 0 and output_conv(g).groups == 1)
 
 
 def test_absorb_permutation_leaves_group_convolutions():
     order = torch.tensor([3, 1, 0, 2])
-    check(chain(4, Gather(order), conv(3, 4, 3)), rewrites.absorb_permutation, lambda g: count(g, Gather) == 0)
+    check(chain(4, Gather(order), conv(3, 4, 3)), absorb_permutation, lambda g: count(g, Gather) == 0)
     grouped = chain(4, Gather(order), conv(4, 4, 3, groups=2))
-    assert rewrites.absorb_permutation(grouped, grouped[grouped.output]) is None
+    assert absorb_permutation(grouped, grouped[grouped.output]) is None
 
 
 @pytest.mark.parametrize('activated', [False, True])
 def test_permute_rows(activated):
     ops = [conv(5, 4, bias=True), *([Pointwise(nn.ReLU())] if activated else []), Gather(torch.tensor([4, 0, 0, 1]))]
-    check(chain(4, *ops), rewrites.permute_rows, lambda g: count(g, Gather) == 0)
+    check(chain(4, *ops), permute_rows, lambda g: count(g, Gather) == 0)
 
 
 def test_gather_once():
     scale, shift, index = random(6), random(6), torch.tensor([5, 0, 0, 5, 0, 5, 2, 2])
     ops = (Gather(index), Affine(scale[index], shift[index]), Pointwise(nn.Hardswish()))
-    graph = check(chain(6, *ops), rewrites.gather_once, lambda g: count(g, Gather) == 2)
+    graph = check(chain(6, *ops), gather_once, lambda g: count(g, Gather) == 2)
     assert min(g.op.index.numel() for g in graph.nodes.values() if isinstance(g.op, Gather)) == 3
     few = chain(6, Gather(torch.tensor([0, 1, 2, 3, 3])), Pointwise(nn.ReLU()))
-    assert rewrites.gather_once(few, few[few.output]) is None
+    assert gather_once(few, few[few.output]) is None
 
 
 def test_gather_by_conv():
     graph = chain(6, Gather(torch.tensor([5, 0, 0, 2])), Pointwise(nn.ReLU()), Gather(torch.tensor([1, 2, 3])))
     for node in [n for n in graph.nodes.values() if isinstance(n.op, Gather)]:
-        assert (rewrites.gather_by_conv(graph.copy(), node) is None) == (node.id == graph.output)
-    check(chain(6, Gather(torch.tensor([5, 0, 0, 2]))), rewrites.gather_by_conv, lambda g: count(g, Gather) == 0)
+        assert (gather_by_conv(graph.copy(), node) is None) == (node.id == graph.output)
+    check(chain(6, Gather(torch.tensor([5, 0, 0, 2]))), gather_by_conv, lambda g: count(g, Gather) == 0)
 
 
 def test_halve_permutation():
     order = Gather(torch.tensor([5, 0, 4, 2, 1, 3]))
-    check(chain(6, order), rewrites.halve_permutation, lambda g: count(g, Concat) == 1 and count(g, Gather) == 2)
+    check(chain(6, order), halve_permutation, lambda g: count(g, Concat) == 1 and count(g, Gather) == 2)
     kept = chain(6, order, conv(4, 6, groups=2))
-    assert all(rewrites.halve_permutation(kept, node) is None for node in list(kept.nodes.values()))
+    assert all(halve_permutation(kept, node) is None for node in list(kept.nodes.values()))
 
 
 @pytest.mark.parametrize('merged', [2, 3, 6])
 def test_merge_groups(merged):
     graph = chain(12, conv(18, 12, 3, groups=6, bias=True, stride=2))
-    check(graph, partial(rewrites.merge_groups, count=merged), lambda g: output_conv(g).groups == 6 // merged)
-
-
-def test_fill_groups():
-    check(chain(8, conv(4, 8, 3, groups=4)), rewrites.fill_groups, lambda g: output_conv(g).groups == 1)
-
-
-@pytest.mark.parametrize('merged', [2, 4])
-def test_merge_gathered(merged):
-    index = torch.tensor([0, 1, 0, 4, 5, 6, 6, 2])
-    graph = chain(7, Gather(index), conv(8, 8, groups=4, bias=True))
-    graph = check(graph, partial(rewrites.merge_gathered, count=merged), lambda g: output_conv(g).groups == 4 // merged)
-    width = output_conv(graph).weight.size(1)
-    assert width == max(index.view(4 // merged, -1)[i].unique().numel() for i in range(4 // merged))
+    check(graph, partial(merge_groups, count=merged), lambda g: output_conv(g).groups == 6 // merged)
 
 
 def test_pad_groups():
     graph = chain(9, Gather(torch.tensor([0, 8, 3, 3, 1, 2])), conv(4, 6, groups=2))
-    check(graph, rewrites.pad_groups, lambda g: output_conv(g).weight.size(1) == 8)
+    check(graph, pad_groups, lambda g: output_conv(g).weight.size(1) == 8)
 
 
 @pytest.mark.parametrize(('outputs', 'inputs', 'groups', 'stride'), [(4, 12, 4, 1), (6, 12, 3, 2), (8, 8, 2, 1)])
@@ -203,7 +224,7 @@ def test_pad_groups():
 def test_depthwise_sum(outputs, inputs, groups, stride, shuffled):
     ops = [Gather(torch.randperm(inputs))] if shuffled else []
     graph = chain(inputs, *ops, conv(outputs, inputs, 3, groups, bias=True, stride=stride))
-    graph = check(graph, rewrites.depthwise_sum, lambda g: count(g, Gather) == 0)
+    graph = check(graph, depthwise_sum, lambda g: count(g, Gather) == 0)
     assert count(graph, Conv) == 2 * outputs // groups
 
 
@@ -212,7 +233,7 @@ def test_depthwise_sum(outputs, inputs, groups, stride, shuffled):
 @pytest.mark.parametrize('kernel', [3, 5])
 def test_split_columns(outputs, inputs, groups, stride, kernel):
     graph = chain(inputs, conv(outputs, inputs, kernel, groups, bias=True, stride=stride))
-    graph = check(graph, rewrites.split_columns, lambda g: count(g, Conv) == 3, size=(7, 9))
+    graph = check(graph, split_columns, lambda g: count(g, Conv) == 3, size=(7, 9))
     sums = output_conv(graph)
     assert sums.in_channels % 8 == 0
     assert sums.out_channels // sums.groups % 8 == 0 or outputs in (12, 6)
@@ -229,22 +250,22 @@ SCATTERS = {
 
 
 @pytest.mark.parametrize('case', SCATTERS)
-@pytest.mark.parametrize('rewrite', [rewrites.scatter_dense, rewrites.scatter_levels, rewrites.scatter_split])
+@pytest.mark.parametrize('rewrite', [scatter_dense, scatter_levels, scatter_split])
 @pytest.mark.parametrize('groups', [2, 4])
 def test_scatter(case, rewrite, groups):
     channels, index = SCATTERS[case]
     order = Gather(torch.randperm(4))
     graph = chain(4, order, conv(8, 4, groups=groups), ScatterSum(torch.tensor(index), channels))
     graph = check(graph, rewrite, lambda g: count(g, ScatterSum) == 0)
-    rewrites.clean_up(graph)
-    assert graph[graph.output].site == 'it'
+    clean_up(graph)
+    assert graph[graph.output].layer == 'it'
 
 
 def test_plain_layout_needs_a_pointwise_convolution():
-    graph = check(chain(4, conv(6, 4, groups=2, bias=True)), rewrites.use_plain_layout, lambda g: output_conv(g).plain)
-    assert rewrites.use_plain_layout(graph, graph[graph.output]) is None
+    graph = check(chain(4, conv(6, 4, groups=2, bias=True)), use_plain_layout, lambda g: output_conv(g).plain)
+    assert use_plain_layout(graph, graph[graph.output]) is None
     spatial = chain(4, conv(4, 4, 3))
-    assert rewrites.use_plain_layout(spatial, spatial[spatial.output]) is None
+    assert use_plain_layout(spatial, spatial[spatial.output]) is None
 
 
 @pytest.mark.parametrize('seed', range(10))
@@ -264,17 +285,14 @@ def test_cleaning_up_random_graphs(seed):
             values.append(graph.add(Add() if kind == 5 else Concat(), x, same[-1]))
     graph.output = values[-1]
     before = run(graph)
-    rewrites.clean_up(graph)
+    clean_up(graph)
     assert (run(graph) - before).abs().max() <= 1e-11 * before.abs().max()
 
 
 def test_rewrites_of_another_node_do_not_fit():
     graph = chain(4, Pointwise(nn.ReLU()))
-    for name in rewrites.__all__:
-        rewrite = getattr(rewrites, name)
-        if name in ('CLEAN_UP', 'Rewrite', 'apply', 'clean_up'):
-            continue
-        options = dict(merge_groups=dict(count=2), merge_gathered=dict(count=2)).get(name, {})
+    for rewrite in REWRITES:
+        options = dict(count=2) if rewrite is merge_groups else {}
         assert rewrite(graph, graph[graph.output], **options) is None
 
 
@@ -283,14 +301,18 @@ def test_split_concat(bias):
     graph = Graph.of(5)
     maps = [graph.add(conv(n, 5), 0) for n in (3, 4, 1)]
     value = graph.add(Pointwise(nn.Hardswish()), graph.add(affine(8), graph.add(Concat(), *maps)))
-    graph.output = graph.add(conv(6, 8, bias=bias), value, site='it')
-    check(graph, rewrites.split_concat, lambda g: count(g, Concat) == 0 and count(g, Conv) == 6 and count(g, Add) == 2)
+    graph.output = graph.add(conv(6, 8, bias=bias), value, layer='it')
+    check(
+        graph,
+        split_concat,
+        lambda g: count(g, Concat) == 0 and count(g, Conv) == 6 and count(g, Add) == 2,
+    )
 
 
 @pytest.mark.parametrize('ops', [(affine(8), conv(8, 8, 3)), (conv(6, 8),), (affine(8), conv(4, 8, groups=2))])
 def test_split_concat_leaves_what_it_does_not_fit(ops):
     graph = chain(8, *ops)
-    assert rewrites.split_concat(graph, graph[graph.output]) is None
+    assert split_concat(graph, graph[graph.output]) is None
 
 
 @pytest.mark.parametrize(
@@ -310,17 +332,17 @@ def test_pools_fold_rows_into_channels(channels, size, bands):
 )
 def test_pools_move_before_what_is_linear(op):
     graph = chain(6, affine(6), op, AveragePool(2, 2))
-    check(graph, rewrites.push_pool, lambda g: isinstance(g[g.output].op, type(op)))
+    check(graph, push_pool, lambda g: isinstance(g[g.output].op, type(op)))
 
 
 def test_pools_move_before_sums_and_concatenations():
     graph = Graph.of(6)
     left, right = (graph.add(affine(6), 0) for _ in range(2))
     graph.output = graph.add(AveragePool(2, 2), graph.add(Concat(), graph.add(Add(), left, right), right))
-    check(graph, rewrites.push_pool, lambda g: isinstance(g[g.output].op, Concat) and count(g, AveragePool) == 2)
+    check(graph, push_pool, lambda g: isinstance(g[g.output].op, Concat) and count(g, AveragePool) == 2)
 
 
 @pytest.mark.parametrize('op', [Gather(torch.tensor([0, 3])), affine(6), conv(3, 6, 3)])
 def test_pools_stay_behind_what_is_cheaper_first(op):
     graph = chain(6, op, AveragePool(2, 2))
-    assert rewrites.push_pool(graph, graph[graph.output]) is None
+    assert push_pool(graph, graph[graph.output]) is None

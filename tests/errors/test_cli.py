@@ -46,9 +46,6 @@ FAILURES = {
     'export of NaN': (['export', '{nan}', '--out', 'x.onnx', *SMALL], ('stem.weight', 'NaN', 'from before')),
     'export of other channels': (
         ['export', '{named}', '--out', 'x.pt2', '--input', '1', '32', '32'], ('(1, 32, 32)', '(3, H, W)')),
-    'export tuned with a broken cache': (
-        ['export', '{named}', '--out', 'x.onnx', '--tune', 'onnxruntime', '--cache', '{text_csv}', *SMALL],
-        ('text.csv is no tuning cache', 'delete it')),
     'export of int8 without a folder': (
         ['export', '{named}', '--out', 'x.onnx', '--int8', 'none', *SMALL], ('none is not a folder', 'give')),
     'export of int8 without images': (
@@ -101,8 +98,6 @@ WRONG_USES = {
         ['export', '{named}', '--out', 'x.xml', '--int8', '{no_images}'], ('--int8', '.onnx files', 'openvino')),
     'export of a free batch for ExecuTorch': (
         ['export', '{named}', '--out', 'x.pte', '--batch', 'dynamic'], ('--batch dynamic', '.onnx files')),
-    'export tuned but as it is': (
-        ['export', '{named}', '--out', 'x.onnx', '--tune', 'onnxruntime', '--no-optimize'], ('--tune', 'give one')),
     'heatmap with three titles': (['heatmap', 'condensenetv2_a', '--titles', 'a', 'b'], ('2 names for 1', 'for each')),
     'sparsity picture format': (['sparsity', 'condensenetv2_a', '--plot', 'x.gif'], ('.gif', '.png')),
     'report to a picture': (['report', '{named}', '--out', 'x.png'], ('.png', '.html')),
@@ -126,7 +121,7 @@ USAGE = [
     ['export', 'x', '--out', 'y.onnx', '--batch', '0'], ['export', 'x', '--out', 'y.onnx', '--batch', '-1'],
     ['export', 'x', '--out', 'y.onnx', '--batch', 'abc'], ['export', 'x', '--out', 'y.onnx', '--budget', '-5'],
     ['export', 'x', '--out', 'y.onnx', '--budget', 'nan'], ['export', 'x', '--out', 'y.onnx', '--threads', '0'],
-    ['export', 'x', '--out', 'y.onnx', '--tolerance', 'nan'], ['export', 'x', '--out', 'y.onnx', '--tune', 'tpu'],
+    ['export', 'x', '--out', 'y.onnx', '--tolerance', 'nan'],
 ]  # fmt: skip
 
 

@@ -16,8 +16,7 @@ import cnv2_plugin  # noqa: F401
 from cnv2_plugin import kernels
 from cnv2_plugin.benchmark import benchmark
 from cnv2_plugin.cli import main
-from cnv2_plugin.deploy import export_onnx
-from cnv2_plugin.lowering import lower, lowered_forms
+from cnv2_plugin.deploy import export_onnx, lower, lowered_forms
 from tests.helpers import relative_difference
 from tests.kernels.cases import finished
 
@@ -195,7 +194,7 @@ def test_command_writes_native_onnx(tmp_path, capsys):
     assert 'NativeStages' in json.dumps(json.loads(capsys.readouterr().out))
 
 
-@pytest.mark.parametrize('extra', [['--tune', 'onnxruntime'], ['--no-optimize'], ['--int8', 'images']])
+@pytest.mark.parametrize('extra', [['--no-optimize'], ['--int8', 'images']])
 def test_command_tells_of_options_that_contradict(tmp_path, extra, capsys):
     assert main(['export', 'condensenetv2_a', '--out', str(tmp_path / 'a.onnx'), '--native', *extra]) == 2
     assert '--native leaves no forms to choose' in capsys.readouterr().err
@@ -353,7 +352,7 @@ def test_wheels_with_and_without_kernels(tmp_path):
         'import cnv2_plugin.kernels as kernels, torch\n'
         'import cnv2_plugin; print(cnv2_plugin.__file__)\n'
         'import timm\n'
-        'from cnv2_plugin.lowering import lower\n'
+        'from cnv2_plugin.deploy import lower\n'
         'model = timm.create_model("condensenetv2_110_cifar")\n'
         '[layer.prune_to(layer.num_stages) for layer in model.sparse_layers()]\n'
         'print("kernels", kernels.available())\n'

@@ -4,9 +4,8 @@ import pytest
 
 from cnv2_plugin import kernels
 from cnv2_plugin.cli import main
-from cnv2_plugin.deploy import export_onnx
+from cnv2_plugin.deploy import export_onnx, lower
 from cnv2_plugin.kernels import library
-from cnv2_plugin.lowering import lower
 from tests.kernels.cases import finished
 
 TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)

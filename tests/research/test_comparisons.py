@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cnv2_plugin.benchmark import random_finished
-from cnv2_plugin.lowering import lower
+from cnv2_plugin.deploy import lower
 from tests.helpers import relative_difference
 from tools.research import runs_table as compare
 from tools.research import suites

@@ -96,7 +96,6 @@ def test_command_prints_ratios_and_writes_json(tmp_path, capsys):
     ('options', 'named'),
     [
         (['--peers', 'ShuffleNetV2', '--roofline'], '--peers, --roofline'),
-        (['--forms', 'condensed', '--tune', '0'], '--forms, --tune'),
         (['--batch', '1', '16', '--threads', '1', '2'], 'several values of --batch, several values of --threads'),
     ],
 )

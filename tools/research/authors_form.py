@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnv2_plugin.benchmark.forms import Choices, Size
+from cnv2_plugin.benchmark.forms import Size
 from cnv2_plugin.deploy.condense import condense
 from cnv2_plugin.layers import (
     ChannelScatterSum,
@@ -95,7 +95,7 @@ class IndexMatrix(nn.Module):
         return (rows @ self.matrix).transpose(1, 2).reshape(-1, self.matrix.size(1), height, width)
 
 
-def authors(model: nn.Module, input_size: Size, runtime: str, choices: Choices) -> nn.Module:
+def authors(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
     """The authors' converted form, restated: gather, group convolution, and a dense index matrix behind every SFR."""
     dtype = next(model.parameters()).dtype
     return _replaced(condense(model).eval(), ChannelScatterSum, lambda scatter: IndexMatrix(scatter).to(dtype))

@@ -23,7 +23,7 @@ from cnv2_plugin.commands._usage import UsageError  # noqa: E402
 from tools.research.authors_form import authors  # noqa: E402
 from tools.research.train_cost import StepCost, training_cost  # noqa: E402
 
-OF_INFERENCE = ('forms', 'runtimes', 'peers', 'checkpoint', 'tune', 'memory', 'roofline', 'scaling', 'files', 'png')
+OF_INFERENCE = ('forms', 'runtimes', 'peers', 'checkpoint', 'memory', 'roofline', 'scaling', 'files', 'png')
 
 
 def main(argv: Optional[list[str]] = None) -> int:

@@ -7,8 +7,8 @@ from torch import nn
 
 from cnv2_plugin.benchmark import benchmark, random_finished
 from cnv2_plugin.benchmark.forms import training
+from cnv2_plugin.deploy.timing import Progress
 from cnv2_plugin.kernels import available
-from cnv2_plugin.lowering.timing import Progress
 
 from .data import SIZE
 from .measurement import keep, kept

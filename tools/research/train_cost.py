@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cnv2_plugin.deploy.timing import interleaved_seconds
 from cnv2_plugin.layers import GroupSparseConv2d
-from cnv2_plugin.lowering.timing import interleaved_seconds
 from cnv2_plugin.sparsify import pack_model
 
 from .authors_form import restated

@@ -8,7 +8,7 @@ from typing import Optional
 
 import torch
 
-from cnv2_plugin.lowering.timing import Progress, Runner, interleaved_seconds
+from cnv2_plugin.deploy.timing import Progress, Runner, interleaved_seconds
 
 from .data import SIZE, Data, Images
 from .measurement import keep, kept

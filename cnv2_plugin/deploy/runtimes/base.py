@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoints.io import check_folder, check_target, staged
-from ...lowering import lower, lowered_forms
+from ..lower import lower, lowered_forms
 from ..verify import VerifyReport, verify
 
 Loaded = Callable[[Tensor], list[Tensor]]
@@ -26,7 +26,7 @@ class Runtime:
         name: as typed.
         suffixes: of the files that belong together; the first one is the name that users give.
         packages: Python packages that writing takes.
-        table: whose table of forms is used; see :mod:`cnv2_plugin.lowering.table`.
+        table: whose rules choose implementations; see :mod:`cnv2_plugin.graph.choice`.
         is_folder: whether the files are in a folder of that name.
         runs: whether the file is run and compared here.
     """
@@ -113,7 +113,7 @@ def export_runtime(
         input_size: ``(C, H, W)``, fixed in the file.
         batch: images in a call, fixed in the file.
         tolerance: largest relative difference to PyTorch that is accepted.
-        choices: form by layer in place of the default table's.
+        choices: implementation by layer in place of the one that the rules choose.
         native: stages in the native kernels (``'torch_export'`` and ``'onnxruntime'``); a program that loads the file
             imports ``cnv2_plugin.kernels.operator``, or registers the kernels' library, first.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ...lowering.timing import onnx_session
+from ..timing import onnx_session
 from .base import Loaded
 
 if TYPE_CHECKING:

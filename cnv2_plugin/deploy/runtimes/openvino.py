@@ -6,8 +6,8 @@ from typing import Union
 import torch
 from torch import Tensor, nn
 
-from ...lowering.openvino_core import openvino_core
 from .base import Loaded
+from .openvino_core import openvino_core
 
 
 def write(lowered: nn.Module, path: Path, example: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The index layer of sparse feature reactivation without a scatter, which runtimes do slowly."""
+"""Exact rewrites of the index layer behind a reactivation."""
 
 from dataclasses import replace
 from typing import Optional
@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ..graph import Add, Concat, Conv, Gather, Graph, Node, ScatterSum
+from .ir import Add, Concat, Conv, Gather, Graph, Node, ScatterSum
 
 
 def scatter_dense(graph: Graph, node: Node) -> Optional[int]:

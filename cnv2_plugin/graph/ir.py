@@ -201,13 +201,13 @@ class Node:
         id: name of its value.
         op: operation.
         inputs: names of the values it reads.
-        site: where its form may be chosen: the name of a layer; '' for all other nodes.
+        layer: name of the layer whose implementation may be chosen here; '' for all other nodes.
     """
 
     id: int
     op: Op
     inputs: tuple[int, ...] = ()
-    site: str = ''
+    layer: str = ''
 
 
 @dataclass
@@ -225,11 +225,11 @@ class Graph:
         graph.output = graph.add(Input(channels))
         return graph
 
-    def add(self, op: Op, *inputs: int, site: str = '') -> int:
+    def add(self, op: Op, *inputs: int, layer: str = '') -> int:
         """Append an operation; returns the name of its value."""
         name = self._next
         self._next += 1
-        self.nodes[name] = Node(name, op, inputs, site)
+        self.nodes[name] = Node(name, op, inputs, layer)
         return name
 
     def __getitem__(self, name: int) -> Node:
@@ -285,9 +285,9 @@ class Graph:
 
     def replace(self, old: int, new: int) -> None:
         """Let everything that read ``old`` read ``new``, and drop what nothing reads any more."""
-        site = self.nodes[old].site
-        if site and not self.nodes[new].site:
-            self.nodes[new] = replace(self.nodes[new], site=site)
+        layer = self.nodes[old].layer
+        if layer and not self.nodes[new].layer:
+            self.nodes[new] = replace(self.nodes[new], layer=layer)
         for node in list(self.nodes.values()):
             if old in node.inputs:
                 self.nodes[node.id] = replace(node, inputs=tuple(new if i == old else i for i in node.inputs))
@@ -308,9 +308,9 @@ class Graph:
                 stack.extend(reversed(waiting))
         return list(done.values())
 
-    def sites(self) -> Iterator[Node]:
-        """The nodes whose form may be chosen."""
-        return (node for node in self.nodes.values() if node.site)
+    def layers(self) -> Iterator[Node]:
+        """Yield the nodes whose implementation may be chosen."""
+        return (node for node in self.nodes.values() if node.layer)
 
     def copy(self) -> 'Graph':
         """A graph that can be rewritten by itself; operations are shared, they never change."""

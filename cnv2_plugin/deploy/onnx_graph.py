@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .graph import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Input, Op, Pointwise, ScatterSum
+from ..graph.ir import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Input, Op, Pointwise, ScatterSum
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto

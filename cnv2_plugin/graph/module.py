@@ -9,7 +9,7 @@ from torch.nn.utils import skip_init
 from torch.types import Device
 
 from ..layers import ChannelGather, ChannelScatterSum, SqueezeExcite
-from .graph import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Node, Opaque, Pointwise, ScatterSum
+from .ir import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Node, Opaque, Pointwise, ScatterSum
 
 TINY = 1e-30
 """Stands for an ``eps`` of 0, which some versions of PyTorch refuse; 1 and this are 1 in every precision."""

@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from .describe import DESCRIBERS, is_chain_of_stages
+from .builder import BUILDERS, is_chain_of_stages
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def parts(
         example = torch.zeros(1, *input_size, dtype=dtype, device=device)
     with ExitStack() as hooks, torch.no_grad():
         for wanted in names:
-            if isinstance(wanted, tuple(DESCRIBERS)) or is_chain_of_stages(wanted):
+            if isinstance(wanted, tuple(BUILDERS)) or is_chain_of_stages(wanted):
                 hooks.enter_context(wanted.register_forward_hook(note))
         condensed(example)
     found: list[Part] = []
@@ -64,12 +64,12 @@ def parts(
     return sorted(found, key=lambda part: list(names.values()).index(part.name))
 
 
-def layer_name(part: str, site: str) -> str:
-    """Name in the model of a site in one of its parts."""
-    return f'{part}.{site}'.strip('.')
+def layer_name(part: str, layer: str) -> str:
+    """Return the name in the model of a layer in one of its parts."""
+    return f'{part}.{layer}'.strip('.')
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put a module in the place of that name; returns the model, or the module where the name is ''."""
     if not name:
         return module

@@ -1,4 +1,4 @@
-"""Moving, joining and absorbing channel gathers."""
+"""Exact rewrites that move, join and absorb channel gathers."""
 
 from dataclasses import replace
 from typing import Optional
@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from ..graph import Affine, Concat, Conv, Gather, Graph, Node, Pointwise
+from .ir import Add, Affine, AveragePool, Concat, Conv, Gather, Graph, Node, Pointwise, ScatterSum
 
 
 def is_permutation(index: Tensor, channels: int) -> bool:
@@ -173,5 +173,22 @@ def permute_rows(graph: Graph, node: Node) -> Optional[int]:
         return None
     conv, index = source.op, node.op.index
     bias = None if conv.bias is None else conv.bias[index]
-    value = graph.add(replace(conv, weight=conv.weight[index], bias=bias), *source.inputs, site=source.site)
+    value = graph.add(replace(conv, weight=conv.weight[index], bias=bias), *source.inputs, layer=source.layer)
     return value if activation is None else graph.add(activation, value)
+
+
+def push_pool(graph: Graph, node: Node) -> Optional[int]:
+    """The pool of a sum, a concatenation, a gather or a 1x1 convolution is the same of the pools.
+
+    Only where nothing else reads what is pooled, so that the large map need not be made at all.
+    """
+    if not isinstance(node.op, AveragePool):
+        return None
+    source = graph.source(node)
+    if not graph.is_only_read_by(source.id, node):
+        return None
+    op = source.op
+    linear = isinstance(op, (Add, Concat, Gather, ScatterSum)) or isinstance(op, Conv) and op.is_pointwise
+    if not linear or isinstance(op, Gather) and op.index.numel() < graph.channels(source.inputs[0]):
+        return None
+    return graph.add(op, *(graph.add(node.op, x) for x in source.inputs), layer=source.layer)

@@ -1,0 +1,1 @@
+"""The network as data: description, builders from modules, exact rewrites, implementations, standard operators."""

@@ -1,0 +1,168 @@
+"""The implementations that a layer can have in standard operators, and bringing a graph into chosen ones."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from .ir import Affine, Conv, Gather, Graph, Node, Pointwise, ScatterSum
+from .rewrite_convs import depthwise_sum, merge_groups, pad_groups, split_columns, split_concat, use_plain_layout
+from .rewrite_gathers import absorb_into_conv, gather_once, join_gathers, push_pool, raise_gather, swap_gather
+from .rewrite_scatter import scatter_dense, scatter_levels, scatter_split
+from .rewrites import Rewrite, apply, clean_up
+
+Implementation = Callable[[Graph, str], bool]
+
+
+def layer_kind(node: Node) -> str:
+    """Return ``'select'`` (LGC), ``'reactivate'`` (SFR) or ``'spatial'`` (any other group convolution)."""
+    if isinstance(node.op, ScatterSum):
+        return 'reactivate'
+    return 'select' if isinstance(node.op, Conv) and node.op.weight.shape[2:] == (1, 1) else 'spatial'
+
+
+def _layer(graph: Graph, name: str) -> Node:
+    return next(node for node in graph.layers() if node.layer == name)
+
+
+def _keep(graph: Graph, name: str) -> bool:
+    return True
+
+
+def _single(graph: Graph, name: str, rewrite: Rewrite) -> bool:
+    return apply(graph, rewrite, _layer(graph, name))
+
+
+def _gather_last(graph: Graph, name: str) -> bool:
+    """Normalise and activate all channels, then gather: swap the gather down to the convolution."""
+    while True:
+        above = graph.source(_layer(graph, name))
+        chain = []
+        while isinstance(above.op, (Affine, Pointwise)):
+            chain.append(above)
+            above = graph.source(above)
+        if not isinstance(above.op, Gather):
+            return False
+        if not chain:
+            return True
+        if not apply(graph, swap_gather, chain[-1]):
+            return False
+
+
+def _gather_first(graph: Graph, name: str) -> bool:
+    """Gather, then normalise and activate: swap the gather above both."""
+    while True:
+        gather = graph.source(_layer(graph, name))
+        while not isinstance(gather.op, Gather):
+            if not isinstance(gather.op, (Affine, Pointwise)):
+                return False
+            gather = graph.source(gather)
+        if not apply(graph, raise_gather, gather):
+            return True
+
+
+def _dense(graph: Graph, name: str) -> bool:
+    return _gather_last(graph, name) and _single(graph, name, absorb_into_conv)
+
+
+def _dense_apart(graph: Graph, name: str) -> bool:
+    """Dense, with one convolution for each of several maps that are concatenated only to be read."""
+    if not _dense(graph, name):
+        return False
+    clean_up(graph)
+    _single(graph, name, split_concat)
+    return True
+
+
+def _padded(graph: Graph, name: str) -> bool:
+    return _gather_last(graph, name) and _single(graph, name, pad_groups) and _gather_first(graph, name)
+
+
+def _plain_dense_rows(graph: Graph, name: str) -> bool:
+    """The dense index layer with its convolution in plain layout."""
+    before = set(graph.nodes)
+    if not _single(graph, name, scatter_dense):
+        return False
+    for node in [graph[i] for i in set(graph.nodes) - before]:
+        apply(graph, use_plain_layout, node)
+    return True
+
+
+IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
+    'select': {'group': _keep, 'padded': _padded, 'dense': _dense, 'dense-apart': _dense_apart},
+    'spatial': {
+        'group': _keep,
+        'merged2': partial(_single, rewrite=partial(merge_groups, count=2)),
+        'columns': partial(_single, rewrite=split_columns),
+        'depthwise-sum': partial(_single, rewrite=depthwise_sum),
+    },
+    'reactivate': {
+        'split': partial(_single, rewrite=scatter_split),
+        'levels': partial(_single, rewrite=scatter_levels),
+        'dense': partial(_single, rewrite=scatter_dense),
+        'dense-plain': _plain_dense_rows,
+    },
+}
+FALLBACK = {'select': 'group', 'spatial': 'group', 'reactivate': 'levels'}
+"""Implementations that every layer can have."""
+
+
+def check_choices(graph: Graph, choices: Mapping[str, str]) -> None:
+    """Raise unless every chosen implementation is one that its layer can have.
+
+    Raises:
+        ValueError: an unknown layer or implementation.
+    """
+    kinds = {node.layer: layer_kind(node) for node in graph.layers()}
+    for name, chosen in choices.items():
+        if name not in kinds:
+            known = ', '.join(kinds) or 'none'
+            raise ValueError(f'{name!r} is no layer with a choice of implementations here; those are: {known}.')
+        if chosen not in IMPLEMENTATIONS[kinds[name]]:
+            raise ValueError(
+                f'{name} cannot have the implementation {chosen!r}; a {kinds[name]} layer takes '
+                f'{", ".join(IMPLEMENTATIONS[kinds[name]])}.'
+            )
+
+
+def prepared(graph: Graph) -> Graph:
+    """Return a cleaned-up copy of a graph, average pools moved before what is linear: ready for implementations."""
+    graph = graph.copy()
+    clean_up(graph)
+    clean_up(graph, [push_pool])
+    return graph
+
+
+def implement(graph: Graph, choices: Mapping[str, str]) -> tuple[Graph, dict[str, str]]:
+    """Return a copy of a graph with every layer in its chosen implementation, cleaned up.
+
+    Args:
+        graph: of a condensed part.
+        choices: implementation by layer; one that a layer cannot have, or none, means the fallback of its kind.
+
+    Returns:
+        The new graph, and the implementation that each layer really has.
+
+    Raises:
+        ValueError: an unknown layer or implementation.
+    """
+    graph = prepared(graph)
+    check_choices(graph, choices)
+    taken = {}
+    for name, kind in {node.layer: layer_kind(node) for node in graph.layers()}.items():
+        graph, taken[name] = _implement_one(graph, name, kind, choices.get(name, FALLBACK[kind]))
+    clean_up(graph)
+    clean_up(graph, [gather_once, join_gathers])
+    return graph, taken
+
+
+def added_parameters(graph: Graph, name: str, chosen: str) -> int:
+    """Return by how many constants an implementation of one layer enlarges a prepared graph."""
+    kind = layer_kind(_layer(graph, name))
+    return _implement_one(graph, name, kind, chosen)[0].parameters() - graph.parameters()
+
+
+def _implement_one(graph: Graph, name: str, kind: str, chosen: str) -> tuple[Graph, str]:
+    for implementation in (chosen, FALLBACK[kind], 'group'):
+        attempt = graph.copy()
+        if implementation in IMPLEMENTATIONS[kind] and IMPLEMENTATIONS[kind][implementation](attempt, name):
+            return attempt, implementation
+    return graph, 'scatter'
