@@ -135,7 +135,7 @@ def choose(
         return chosen
     ready = prepared(graph)
     added = {name: added_parameters(ready, name, chosen[name]) for name in chosen}
-    excess = sum(added.values()) - allowance
+    excess = ready.parameters() + sum(added.values()) - graph.parameters() - allowance
     for name in sorted(set(chosen) - set(asked), key=lambda name: -added[name]):
         if excess > 0 and added[name] > 0:
             del chosen[name]
