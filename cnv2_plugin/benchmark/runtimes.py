@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..deploy import export_onnx
 from ..deploy.runtimes import runtime_named
-from ..kernels import available, onnxruntime_library
 from ..deploy.timing import Runner
+from ..kernels import available, onnxruntime_library
 
 
 @dataclass(frozen=True)
