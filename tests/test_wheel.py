@@ -28,7 +28,7 @@ OF_THE_CHECKOUT = (
 )  # fmt: skip
 """Tools that need the repository around them."""
 
-LARGEST = 500_000
+LARGEST = 800_000
 """Bytes of the wheel without kernels."""
 
 INFER = """
