@@ -1,4 +1,4 @@
-"""Turns parts of condensed models into graphs: stages of our trunks, and single group-sparse layers of any model."""
+"""Turns condensed models into graphs: whole trunks and classifiers, their stages, single layers of any model."""
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -7,7 +7,15 @@ from typing import Any, Optional, cast
 import torch
 from torch import Tensor, nn
 
-from ..layers import ChannelGather, ChannelScatterSum, GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
+from ..layers import (
+    ChannelGather,
+    ChannelScatterSum,
+    GroupSparseConv2d,
+    LearnedGroupConv,
+    SelectiveLinear,
+    SparseFeatureReactivation,
+    SqueezeExcite,
+)
 from ..layers.norm import is_batch_norm
 from ..models.condensenet import DenseLayer, DenseStage
 from ..models.shufflenet import ShuffleStage, ShuffleUnit
@@ -17,14 +25,21 @@ from .ir import (
     AveragePool,
     Concat,
     Conv,
+    Flatten,
     Gather,
+    GlobalAveragePool,
     Graph,
+    Linear,
+    MaxPool,
+    Op,
     Opaque,
     Pointwise,
     ScatterSum,
+    SqueezeExcitation,
     pair,
     try_module,
 )
+from .module import PooledSqueezeExcite
 
 POINTWISE = (
     nn.ReLU,
@@ -82,16 +97,36 @@ def to_graph(module: nn.Module, channels: int) -> Graph:
     Raises:
         TypeError: the module is of another kind than those in :data:`BUILDERS`, and no chain of stages.
     """
-    graph = Graph.of(channels)
     if is_chain_of_stages(module):
-        for name, stage in module.named_children():
-            graph.output = BUILDERS[type(stage)](graph, stage, graph.output, f'{name}.')
-        return graph
-    for kind, build in BUILDERS.items():
-        if isinstance(module, kind):
-            graph.output = build(graph, module, graph.output, ITSELF)
-            return graph
-    raise TypeError(f'there is no graph builder for {type(module).__name__}.')
+        return chain_to_graph(module.named_children(), channels)[0]
+    build = _builder(module)
+    if build is None:
+        raise TypeError(f'there is no graph builder for {type(module).__name__}.')
+    graph = Graph.of(channels)
+    graph.output = build(graph, module, graph.output, ITSELF)
+    return graph
+
+
+def chain_to_graph(chain: Iterable[tuple[str, nn.Module]], channels: int) -> tuple[Graph, dict[str, int]]:
+    """Turn condensed modules that follow one another into one graph, such as the ``parts()`` of a model.
+
+    Args:
+        chain: modules with their names, in order.
+        channels: channels of what the first one is given.
+
+    Returns:
+        The graph, in which the layers of a stage have the stage's name in front, and the value that each module gives.
+    """
+    graph, ends = Graph.of(channels), {}
+    for name, module in chain:
+        build = _builder(module) or add_module
+        graph.output = build(graph, module, graph.output, f'{name}.' if type(module) in STAGES else name)
+        ends[name] = graph.output
+    return graph, ends
+
+
+def _builder(module: nn.Module) -> Optional[Builder]:
+    return next((build for kind, build in BUILDERS.items() if isinstance(module, kind)), None)
 
 
 def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
@@ -115,17 +150,39 @@ def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
         return graph.add(Gather(module(order).flatten()), x)
     if isinstance(module, ChannelScatterSum):
         return graph.add(ScatterSum(module.index, module.out_channels), x, layer=name)
-    if isinstance(module, nn.AvgPool2d) and (pool := _average_pool(module)) is not None:
-        return graph.add(pool, x)
+    if isinstance(module, SelectiveLinear):
+        x = graph.add(Gather(module.index), x)
     channels = graph.channels(x)
-    return graph.add(Opaque(module, channels, try_module(module, channels).size(1)), x)
+    op = _pool(module) or _of_pooled(module) or Opaque(module, channels, try_module(module, channels).size(1))
+    return graph.add(op, x)
 
 
-def _average_pool(pool: nn.AvgPool2d) -> Optional[AveragePool]:
-    """A pool of square windows; None where its windows are others, padded or partial."""
-    size, stride = pool.kernel_size, pool.stride
-    plain = pool.padding == 0 and not pool.ceil_mode and pool.divisor_override is None
-    return AveragePool(size, stride) if plain and isinstance(size, int) and isinstance(stride, int) else None
+def _pool(pool: nn.Module) -> Optional[Op]:
+    """A pool of square windows or of everything; None for other windows and other modules."""
+    if isinstance(pool, nn.AdaptiveAvgPool2d):
+        return GlobalAveragePool() if pool.output_size in (1, (1, 1)) else None
+    if not isinstance(pool, (nn.AvgPool2d, nn.MaxPool2d)) or pool.ceil_mode:
+        return None
+    size, stride, padding = pool.kernel_size, pool.stride, pool.padding
+    if not isinstance(size, int) or not isinstance(stride, int) or not isinstance(padding, int):
+        return None
+    if isinstance(pool, nn.MaxPool2d):
+        return MaxPool(size, stride, padding) if pool.dilation == 1 and not pool.return_indices else None
+    return AveragePool(size, stride) if padding == 0 and pool.divisor_override is None else None
+
+
+def _of_pooled(module: nn.Module) -> Optional[Op]:
+    """Squeeze-and-excitation, and what follows a pool of everything; None for other modules."""
+    if type(module) in (SqueezeExcite, PooledSqueezeExcite):
+        block = cast(SqueezeExcite, module)
+        squeeze, excite = (_constant(linear.weight).flatten(1) for linear in (block.fc1, block.fc2))
+        return SqueezeExcitation(module, squeeze, excite, block.act, block.gate)
+    if isinstance(module, nn.Flatten) and module.start_dim == 1:
+        return Flatten()
+    if type(module) in (nn.Linear, SelectiveLinear):
+        linear = cast(nn.Linear, module)
+        return Linear(_constant(linear.weight), None if linear.bias is None else _constant(linear.bias))
+    return None
 
 
 def _add_conv(graph: Graph, module: nn.Conv2d, padding: Iterable[int], x: int, name: str) -> int:

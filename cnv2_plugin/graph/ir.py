@@ -151,6 +151,65 @@ class AveragePool:
 
 
 @dataclass(frozen=True, eq=False)
+class MaxPool:
+    """The maximum of windows ``size`` by ``size``, ``stride`` apart, with ``padding`` around the map."""
+
+    size: int
+    stride: int
+    padding: int
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the result for an input of ``size``."""
+        return pair((s + 2 * self.padding - self.size) // self.stride + 1 for s in size)
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalAveragePool:
+    """The mean of all pixels: ``(N, C, 1, 1)``."""
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the result."""
+        return 1, 1
+
+
+@dataclass(frozen=True, eq=False)
+class SqueezeExcitation:
+    """Every channel scaled by ``gate(excite @ act(squeeze @ mean))``, with its mean over all pixels.
+
+    Attributes:
+        module: computes it in standard operators.
+        squeeze: ``(hidden, C)``.
+        excite: ``(C, hidden)``.
+        act: activation between the two.
+        gate: activation behind them.
+    """
+
+    module: nn.Module
+    squeeze: Tensor
+    excite: Tensor
+    act: nn.Module
+    gate: nn.Module
+
+
+@dataclass(frozen=True, eq=False)
+class Flatten:
+    """A map ``(N, C, 1, 1)`` as ``(N, C)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """``weight @ x + bias`` for ``x`` of shape ``(N, I)``: the classifier behind a flattened map.
+
+    Attributes:
+        weight: ``(O, I)``.
+        bias: ``(O,)`` or None.
+    """
+
+    weight: Tensor
+    bias: Optional[Tensor] = None
+
+
+@dataclass(frozen=True, eq=False)
 class Opaque:
     """Any module of one map; nothing is known about it but what it gives.
 
@@ -190,7 +249,10 @@ def try_module(module: nn.Module, channels: int, size: tuple[int, int] = (8, 8))
         return module(torch.zeros(1, channels, *size, dtype=dtype, device=device))
 
 
-Op = Union[Input, Conv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, AveragePool, Opaque]
+Op = Union[
+    Input, Conv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, AveragePool, MaxPool, GlobalAveragePool,
+    SqueezeExcitation, Flatten, Linear, Opaque,
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,6 +319,8 @@ class Graph:
             return op.channels
         if isinstance(op, Gather):
             return op.index.numel()
+        if isinstance(op, Linear):
+            return op.weight.size(0)
         if isinstance(op, Concat):
             return sum(self.channels(i) for i in node.inputs)
         return self.channels(node.inputs[0])
@@ -268,7 +332,7 @@ class Graph:
             op = node.op
             if isinstance(op, Affine):
                 total += 2 * op.scale.numel()
-            elif isinstance(op, Conv):
+            elif isinstance(op, (Conv, Linear)):
                 total += op.weight.numel() + (0 if op.bias is None else op.bias.numel())
         return total
 
@@ -278,7 +342,7 @@ class Graph:
         for node in self.ordered():
             op = node.op
             size = sizes[node.inputs[0]] if node.inputs else (height, width)
-            if isinstance(op, (Conv, AveragePool, Opaque)):
+            if isinstance(op, (Conv, AveragePool, MaxPool, GlobalAveragePool, Opaque)):
                 size = op.output_size(size)
             sizes[node.id] = size
         return sizes

@@ -9,7 +9,24 @@ from torch.nn.utils import skip_init
 from torch.types import Device
 
 from ..layers import ChannelGather, ChannelScatterSum, SqueezeExcite
-from .ir import Add, Affine, AveragePool, Conv, Gather, Graph, Input, Node, Opaque, Pointwise, ScatterSum
+from .ir import (
+    Add,
+    Affine,
+    AveragePool,
+    Conv,
+    Flatten,
+    Gather,
+    GlobalAveragePool,
+    Graph,
+    Input,
+    Linear,
+    MaxPool,
+    Node,
+    Opaque,
+    Pointwise,
+    ScatterSum,
+    SqueezeExcitation,
+)
 
 TINY = 1e-30
 """Stands for an ``eps`` of 0, which some versions of PyTorch refuse; 1 and this are 1 in every precision."""
@@ -171,7 +188,7 @@ class LoweredGraph(nn.Module):
 
 def _module(graph: Graph, node: Node, dtype: torch.dtype, device: Device) -> nn.Module:
     op = node.op
-    if isinstance(op, (Pointwise, Opaque)):
+    if isinstance(op, (Pointwise, Opaque, SqueezeExcitation)):
         return op.module
     if isinstance(op, Conv):
         return _conv(op, dtype, device)
@@ -183,6 +200,14 @@ def _module(graph: Graph, node: Node, dtype: torch.dtype, device: Device) -> nn.
         return ChannelScatterSum(op.index.to(device), op.channels)
     if isinstance(op, AveragePool):
         return FoldedAvgPool2d(op)
+    if isinstance(op, MaxPool):
+        return nn.MaxPool2d(op.size, op.stride, op.padding)
+    if isinstance(op, GlobalAveragePool):
+        return nn.AdaptiveAvgPool2d(1)
+    if isinstance(op, Flatten):
+        return nn.Flatten()
+    if isinstance(op, Linear):
+        return _linear(op, dtype, device)
     return Sum() if isinstance(op, Add) else ConcatChannels()
 
 
@@ -198,6 +223,16 @@ def _conv(op: Conv, dtype: torch.dtype, device: Device) -> nn.Module:
         if op.bias is not None:
             conv.bias.copy_(op.bias)
     return PlainConv(conv) if op.plain else conv
+
+
+def _linear(op: Linear, dtype: torch.dtype, device: Device) -> nn.Module:
+    outputs, inputs = op.weight.shape
+    linear = skip_init(nn.Linear, inputs, outputs, bias=op.bias is not None, device=device, dtype=dtype)
+    with torch.no_grad():
+        linear.weight.copy_(op.weight)
+        if op.bias is not None:
+            linear.bias.copy_(op.bias)
+    return linear
 
 
 def _norm(op: Affine, dtype: torch.dtype, device: Device) -> nn.Module:

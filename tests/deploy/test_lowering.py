@@ -9,8 +9,9 @@ from torch import nn
 
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import condense, lower, lowered_forms
-from cnv2_plugin.graph.builder import to_graph
+from cnv2_plugin.graph.builder import chain_to_graph, to_graph
 from cnv2_plugin.graph.implementations import IMPLEMENTATIONS, implement, layer_kind
+from cnv2_plugin.graph.ir import Opaque
 from cnv2_plugin.graph.module import LoweredGraph
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
@@ -252,3 +253,19 @@ def test_zeros_filled_in_stay_within_the_allowance():
     asked = {name: 'dense' for name in forms[0.0] if name.endswith('conv_1')}
     taken = lowered_forms(lower(model, (3, 32, 32), choices=asked, max_growth=0.0))
     assert {name: taken[name] for name in asked} == asked
+
+
+@pytest.mark.parametrize('name', ['condensenetv2', 'condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
+@pytest.mark.parametrize('rewritten', [False, True])
+def test_a_whole_classifier_is_one_graph(name, rewritten):
+    arch = dict(arch=SMALL) if name == 'condensenetv2' else {}
+    model = condense(hostile(timm.create_model(name, num_classes=6, **arch)), classifier_keep=0.5)
+    graph, ends = chain_to_graph(model.parts(), 3)
+    assert list(ends) == [part for part, _ in model.parts()] and graph.output == ends['classifier']
+    assert not any(isinstance(node.op, Opaque) for node in graph.ordered())
+    assert {node.layer for node in graph.layers()} == set(lowered_forms(lower(model, (3, 64, 64))))
+    assert (
+        graph.sizes(64, 64)[ends[model.final_attribute]] == model.forward_features(torch.zeros(1, 3, 64, 64)).shape[2:]
+    )
+    lowered = LoweredGraph(implement(graph, {})[0] if rewritten else graph)
+    assert difference(model, lowered, 2, 3, 64, 64) <= 1e-5

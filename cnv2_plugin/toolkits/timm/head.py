@@ -89,7 +89,7 @@ class TimmModel(nn.Module):
     @torch.jit.ignore
     def parts(self) -> list[tuple[str, nn.Module]]:
         """The modules that ``forward`` runs one after the other, with their names: the trunk's, then the head's."""
-        head = ('global_pool', 'se_head', 'conv_head', 'act_head', 'flatten', 'head_drop', 'classifier')
+        head = ('global_pool.pool', 'se_head', 'conv_head', 'act_head', 'flatten', 'head_drop', 'classifier')
         return [*super().parts(), *((name, self.get_submodule(name)) for name in head)]
 
     @torch.jit.ignore
