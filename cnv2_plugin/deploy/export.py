@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
+from ..graph.rewrite_scatter import level_table
 from ..layers import ChannelScatterSum
 from .lower import lower, lowered_forms
 from .runtimes import onnxruntime
@@ -52,14 +53,8 @@ class GatherSum(nn.Module):
 
     def __init__(self, scatter: ChannelScatterSum) -> None:
         super().__init__()
-        rows = scatter.index.numel()
-        multiplicity = torch.bincount(scatter.index, minlength=scatter.out_channels)
-        self.levels = max(int(multiplicity.max()), 1)
-        order = scatter.index.argsort(stable=True)
-        channel = scatter.index[order]
-        level = torch.arange(rows, device=order.device) - (multiplicity.cumsum(0) - multiplicity)[channel]
-        table = torch.full((self.levels, scatter.out_channels), rows, device=order.device)
-        table[level, channel] = order
+        table = level_table(scatter.index, scatter.out_channels)
+        self.levels = table.size(0)
         for i in range(self.levels):
             self.register_buffer(f'level_{i}', table[i].clone())
 

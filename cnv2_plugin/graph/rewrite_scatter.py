@@ -18,6 +18,22 @@ def scatter_dense(graph: Graph, node: Node) -> Optional[int]:
     return graph.add(replace(conv, weight=_summed(conv, scatter), groups=1), value)
 
 
+def level_table(index: Tensor, channels: int) -> Tensor:
+    """Return the rows that each channel sums, ``(levels, channels)``, with ``index.numel()`` where there are no more.
+
+    Args:
+        index: channel that each row is added to.
+        channels: number of channels.
+    """
+    multiplicity = torch.bincount(index, minlength=channels)
+    order = index.argsort(stable=True)
+    channel = index[order]
+    level = torch.arange(index.numel(), device=index.device) - (multiplicity.cumsum(0) - multiplicity)[channel]
+    table = torch.full((max(int(multiplicity.max()), 1), channels), index.numel(), device=index.device)
+    table[level, channel] = order
+    return table
+
+
 def scatter_levels(graph: Graph, node: Node) -> Optional[int]:
     """One gather for each row that the most-updated channel sums, with a row of zeros for the channels without one."""
     found = _rows_of(graph, node)
@@ -28,12 +44,8 @@ def scatter_levels(graph: Graph, node: Node) -> Optional[int]:
     rows = conv.out_channels // conv.groups
     padded = torch.cat((conv.grouped(), torch.zeros_like(conv.grouped()[:, :1])), 1).flatten(0, 1)
     value = graph.add(replace(conv, weight=padded), value)
-    zero = padded.size(0) - 1
-    multiplicity = torch.bincount(index, minlength=channels)
-    order = index.argsort(stable=True)
-    level = torch.arange(index.numel()) - (multiplicity.cumsum(0) - multiplicity)[index[order]]
-    table = torch.full((max(int(multiplicity.max()), 1), channels), zero)
-    table[level, index[order]] = order + order // rows
+    table = level_table(index, channels)
+    table = torch.where(table < index.numel(), table + table // rows, padded.size(0) - 1)
     total = graph.add(Gather(table[0]), value)
     for row in table[1:]:
         total = graph.add(Add(), graph.add(Gather(row), value), total)
