@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Optional
 
-from .implementations import added_parameters, check_choices, layer_kind, prepared
+from .implementations import added_parameters, check_choices, implement, layer_kind, prepared
 from .ir import Affine, Conv, Gather, Graph, Node, Pointwise, ScatterSum
 from .rewrite_gathers import gather_by_conv, halve_permutation
 from .rewrites import Rewrite
@@ -135,7 +135,7 @@ def choose(
         return chosen
     ready = prepared(graph)
     added = {name: added_parameters(ready, name, chosen[name]) for name in chosen}
-    excess = ready.parameters() + sum(added.values()) - graph.parameters() - allowance
+    excess = implement(graph, chosen)[0].parameters() - graph.parameters() - allowance
     for name in sorted(set(chosen) - set(asked), key=lambda name: -added[name]):
         if excess > 0 and added[name] > 0:
             del chosen[name]

@@ -155,9 +155,10 @@ def implement(graph: Graph, choices: Mapping[str, str]) -> tuple[Graph, dict[str
 
 
 def added_parameters(graph: Graph, name: str, chosen: str) -> int:
-    """Return by how many constants an implementation of one layer enlarges a prepared graph."""
+    """Return how many more constants an implementation of one layer has than the fallback, in a prepared graph."""
     kind = layer_kind(_layer(graph, name))
-    return _implement_one(graph, name, kind, chosen)[0].parameters() - graph.parameters()
+    other, fallback = (_implement_one(graph, name, kind, wanted)[0] for wanted in (chosen, FALLBACK[kind]))
+    return other.parameters() - fallback.parameters()
 
 
 def _implement_one(graph: Graph, name: str, kind: str, chosen: str) -> tuple[Graph, str]:
