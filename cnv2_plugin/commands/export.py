@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         print_table('int8', ['', source.name], rows, args.markdown)
 
 
-def _write_onnx(model, size, choices, images, args: argparse.Namespace):
+def _write_onnx(model, size, images, args: argparse.Namespace):
     """Write the file, and the quantised one beside it where there are images; neither appears without the other."""
     from ..checkpoints.io import staged
     from ..deploy import export_onnx
