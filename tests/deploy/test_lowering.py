@@ -269,3 +269,9 @@ def test_a_whole_classifier_is_one_graph(name, rewritten):
     )
     lowered = LoweredGraph(implement(graph, {})[0] if rewritten else graph)
     assert difference(model, lowered, 2, 3, 64, 64) <= 1e-5
+
+
+def test_the_documented_import_name_stays():
+    from cnv2_plugin import lowering
+
+    assert (lowering.lower, lowering.lowered_forms) == (lower, lowered_forms)
