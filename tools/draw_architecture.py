@@ -15,7 +15,6 @@ LEVELS = (
     ('toolkits', 'analysis', 'registry'),
     ('benchmark',),
     ('deploy',),
-    ('lowering',),
     ('kernels',),
     ('graph',),
     ('checkpoints', 'sparsify'),

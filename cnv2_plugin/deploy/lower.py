@@ -12,9 +12,8 @@ from ..graph.ir import pair
 from ..graph.model_parts import dtype_device, layer_name, parts, replace_module
 from ..graph.module import LoweredGraph, PooledSqueezeExcite
 from ..graph.rewrites import clean_up
+from ..kernels.native_model import NativeStages, native_model
 from ..layers import SqueezeExcite
-from ..lowering.native import NativeStages
-from ..lowering.native_model import native_model
 from ..models.condense import condense
 
 

@@ -6,13 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from .opcodes import VERSION
 
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
+    from torch import Tensor
 
 FILE = Path(__file__).with_name('_native.so')
-VERSION = 3
 _Shape = ctypes.c_int64 * 3
 
 
@@ -95,28 +95,24 @@ def register_operators(options: 'SessionOptions') -> 'SessionOptions':
     return options
 
 
-def run(plan: Tensor, weights: Tensor, images: Tensor, result: Tensor, threads: int) -> None:
-    """Run a plan; all tensors are contiguous and on the CPU.
+def run(program: 'Tensor', weights: 'Tensor', images: 'Tensor', result: 'Tensor', threads: int) -> None:
+    """Run a program; all tensors are contiguous and on the CPU.
 
     Args:
-        plan: int32 ``(words,)``.
+        program: int32 ``(words,)``.
         weights: float32 ``(floats,)``.
         images: float32 ``(N, C, H, W)``.
         result: float32 ``(N, C', H', W')``, written.
         threads: number of threads.
 
     Raises:
-        ValueError: the plan, its weights or the images do not fit.
+        ValueError: the program, its weights or the images do not fit.
         KernelsMissingError: the kernels are not built.
     """
     message = ctypes.create_string_buffer(512)
     failed = load().cnv2_run(
-        plan.data_ptr(), plan.numel(), weights.data_ptr(), weights.numel(), images.data_ptr(), *images.shape,
+        program.data_ptr(), program.numel(), weights.data_ptr(), weights.numel(), images.data_ptr(), *images.shape,
         result.data_ptr(), _Shape(*result.shape[1:]), threads, message, len(message),
     )  # fmt: skip
     if failed:
-        raise ValueError(f'{_text(message)}.')
-
-
-def _text(message: ctypes.Array) -> str:
-    return message.value.decode(errors='replace')
+        raise ValueError(f'{message.value.decode(errors="replace")}.')

@@ -6,24 +6,24 @@ import torch
 from torch import Tensor
 
 from .library import run
+from .opcodes import CHANGES
 
-TO_ONE_PIXEL = 2
 NAME = 'cnv2_plugin::native_stages'
 
 # Bare registration: around every call torch.library.custom_op does in Python what takes as long as a layer.
 torch.library.define(NAME, '(Tensor images, Tensor weights, Tensor plan, int[] shape) -> Tensor')
 native_stages = torch.ops.cnv2_plugin.native_stages.default
-"""Run a plan on images.
+"""Run a program on images.
 
 Args:
     images: float32 ``(N, C, H, W)``.
-    weights: float32, as :meth:`.plan.Plan.weights` gives them.
-    plan: int32, as :meth:`.plan.Plan.words` gives it.
+    weights: float32, as :meth:`.program.Program.weights` gives them.
+    plan: the program, int32, as :meth:`.program.Program.words` gives it.
     shape: channels of the result, then how height and width change: 0 for halves rounded down, 1 for halves
         rounded up, 2 for one pixel.
 
 Raises:
-    ValueError: a tensor has another type, or the plan does not fit the images.
+    ValueError: a tensor has another type, or the program does not fit the images.
 """
 
 
@@ -56,7 +56,7 @@ def _result_shape(images: Tensor, shape: list[int]) -> tuple:
     channels, *changes = shape
     height, width = images.shape[2:]
     for change in changes:
-        height, width = (1, 1) if change == TO_ONE_PIXEL else ((height + change) // 2, (width + change) // 2)
+        height, width = (1, 1) if change == CHANGES['ToOnePixel'] else ((height + change) // 2, (width + change) // 2)
     return images.size(0), channels, height, width
 
 

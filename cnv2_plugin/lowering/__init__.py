@@ -1,4 +1,4 @@
-"""Native stages of our trunks; ``lower`` and ``lowered_forms`` are in :mod:`cnv2_plugin.deploy` and keep this name."""
+"""An earlier name of what is in :mod:`cnv2_plugin.deploy`: ``lower`` and ``lowered_forms``."""
 
 from importlib import import_module
 

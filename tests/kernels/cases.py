@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import lower
-from cnv2_plugin.lowering.native import NativeStages
+from cnv2_plugin.kernels.native_model import NativeStages
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
 

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cnv2_plugin.kernels.native_model import NativeStages, native_program
+from cnv2_plugin.kernels.opcodes import ACTIVATIONS, LOADING
 from cnv2_plugin.kernels.operator import native_stages
-from cnv2_plugin.kernels.plan import Plan
+from cnv2_plugin.kernels.program import Program
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
-from cnv2_plugin.lowering.native import NativeStages, native
 from cnv2_plugin.toolkits.timm.condensenet import CondenseNet
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 from tests.kernels.cases import differs, finished, native_form
@@ -28,6 +29,13 @@ def published() -> list[str]:
     """Networks of this package, without those of any arch."""
     families = ('condensenet', 'condensenetv2', 'shufflenetv2', 'sfr_shufflenetv2')
     return [name for family in families for name in timm.list_models(f'{family}_*')]
+
+
+def native(module: nn.Module, channels: int) -> NativeStages:
+    """A condensed module in the kernels."""
+    program = native_program([('', module)], channels)
+    assert program is not None
+    return NativeStages(program)
 
 
 def tiny_stages(seed: int = 0) -> tuple[nn.Module, NativeStages]:
@@ -206,7 +214,8 @@ def test_a_classifier_that_does_more_is_computed_in_parts(change):
     model = tiny_classifier()
     change(model)
     form = native_form(model, (3, 32, 32))
-    assert form.fused is None and isinstance(form.global_pool.pool, NativeStages)
+    assert form.fused is None and isinstance(form.stages, NativeStages)
+    assert isinstance(form.global_pool.pool, NativeStages) == (change is not with_its_own_head)
     assert differs(form, model, torch.randn(2, 3, 32, 32)) < 1e-5
 
 
@@ -318,10 +327,10 @@ def _arguments(form: NativeStages) -> tuple:
         (lambda w, p, s: (w.double(), p, s), 'weights are torch.float64'),
         (lambda w, p, s: (w, p.long(), s), 'plan are torch.int64'),
         (lambda w, p, s: (w[:-1], p, s), 'reach beyond the'),
-        (lambda w, p, s: (w, p[:-1], s), 'the plan ends within'),
+        (lambda w, p, s: (w, p[:-1], s), 'the program ends within'),
         (lambda w, p, s: (w, torch.cat((p, p[-1:])), s), 'words behind its last instruction'),
-        (lambda w, p, s: (w, p[:0], s), 'the plan ends where the mark'),
-        (lambda w, p, s: (w, p.flip(0), s), 'no plan of these kernels'),
+        (lambda w, p, s: (w, p[:0], s), 'the program ends where the mark'),
+        (lambda w, p, s: (w, p.flip(0), s), 'no program of these kernels'),
         (lambda w, p, s: (w, p, [s[0] + 1, *s[1:]]), 'another shape of result'),
         (lambda w, p, s: (w, p, s[:-1]), 'another shape of result'),
     ],
@@ -335,7 +344,7 @@ def test_what_does_not_fit_is_refused(change, message):
 @pytest.mark.parametrize(
     ('images', 'message'),
     [
-        (torch.randn(1, 15, 8, 8), 'the input has 15 channels, but the plan takes 16'),
+        (torch.randn(1, 15, 8, 8), 'the input has 15 channels, but the program takes 16'),
         (torch.randn(16, 8, 8), 'images are torch.float32 with 3 dimensions'),
         (torch.randn(1, 16, 8, 8).half(), 'images are torch.float16'),
         (torch.randn(1, 16, 1, 1), 'too small to be halved'),
@@ -366,7 +375,7 @@ def test_a_damaged_plan_is_refused_or_harmless(data):
 
 def test_a_map_has_one_size():
     """The same slot is written by other maps in between."""
-    plan = Plan(1, 1)
+    plan = Program(1, 1)
     a, b, c = plan.add_map(1, 0), plan.add_map(1, 1), plan.add_map(1, 0)
     plan.load(a)
     plan.pool(a, b)
@@ -381,14 +390,14 @@ KINDS = ('pool', 'zero', 'split', 'maximum', 'select', 'spatial', 'average', 'li
 
 
 @st.composite
-def plans(draw) -> Plan:
+def plans(draw) -> Program:
     """Instructions that each fit the maps they name, in any order and of any slots."""
     channels = draw(st.integers(1, 4))
-    plan = Plan(channels, draw(st.integers(1, channels)))
+    plan = Program(channels, draw(st.integers(1, channels)))
     maps = [plan.add_map(channels * draw(st.sampled_from([1, 1, 4])), draw(st.integers(0, 2)), draw(st.booleans()))
             for _ in range(draw(st.integers(2, 5)))]  # fmt: skip
     some_map = st.sampled_from(maps)
-    plan.load(draw(some_map), draw(st.integers(0, 2)))
+    plan.load(draw(some_map), draw(st.sampled_from(sorted(LOADING))))
     for _ in range(draw(st.integers(0, 6))):
         src, dst = draw(some_map), draw(some_map)
         kind = draw(st.sampled_from(KINDS))
@@ -398,7 +407,7 @@ def plans(draw) -> Plan:
             plan.zero(dst)
         elif kind == 'normalise':
             width = plan.maps[src][0] - draw(st.integers(0, 1))
-            plan.normalise(src, (torch.randn(width), torch.randn(width)), draw(st.integers(0, 3)))
+            plan.normalise(src, (torch.randn(width), torch.randn(width)), draw(st.sampled_from(sorted(ACTIVATIONS))))
         elif kind == 'linear':
             plan.linear(src, dst, torch.randn(channels, channels))
         elif kind == 'excite':
@@ -439,4 +448,5 @@ def test_layers_that_the_kernels_do_not_know_stay_in_standard_operators():
     for module in model.stages[1].layers:
         module.act_2 = nn.GELU()
     model.switch_to_deploy()
-    assert native(model.stages, 16) is None and native(model.stages[0], 16) is not None
+    assert native_program([('', model.stages)], 16) is None
+    assert native_program([('', model.stages[0])], 16) is not None

@@ -83,14 +83,14 @@ SHORT_OF_MEMORY = """
 import resource, sys, numpy, onnx, onnxruntime, torch
 from cnv2_plugin.kernels.library import register_operators
 from cnv2_plugin.kernels.operator import native_stages
-from cnv2_plugin.kernels.plan import Plan
+from cnv2_plugin.kernels.program import Program
 
 runtime, threads = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(threads)
 
 
 def maker(channels):
-    plan = Plan(1, 1)
+    plan = Program(1, 1)
     many, one = plan.add_map(channels, 0), plan.add_map(1, 1)
     plan.load(one)
     plan.zero(many)
@@ -171,7 +171,7 @@ def test_the_operator_refuses_what_does_not_fit(tmp_path):
     plan.CopyFrom(onnx.numpy_helper.from_array(values, plan.name))
     onnx.save(model, path)
     opened = session(path)
-    with pytest.raises(Exception, match='NativeStages: this is no plan of these kernels'):
+    with pytest.raises(Exception, match='NativeStages: this is no program of these kernels'):
         opened.run(None, {'input': numpy.zeros((1, 3, 32, 32), numpy.float32)})
 
 
@@ -273,8 +273,8 @@ def test_an_instruction_set_that_is_not_there_is_refused():
 import torch
 from cnv2_plugin.kernels import instruction_set
 from cnv2_plugin.kernels.operator import native_stages
-from cnv2_plugin.kernels.plan import Plan
-plan = Plan(1, 1)
+from cnv2_plugin.kernels.program import Program
+plan = Program(1, 1)
 plan.load(plan.add_map(1, 0))
 plan.store(0, [0])
 for call in (instruction_set, lambda: native_stages(torch.zeros(1, 1, 1, 1), plan.weights(), plan.words(), [1])):
@@ -327,10 +327,10 @@ def test_threads_do_not_race(tmp_path):
         b''.join(part.numpy().tobytes() for part in (torch.tensor(sizes).int(), form.plan, form.weights, images))
     )
     sources = [str(p) for p in sorted(CSRC.glob('*.cpp')) if p.stem not in ('kernels_avx2', 'kernels_avx512')]
-    program = tmp_path / 'run_plan'
+    program = tmp_path / 'run_program'
     flags = ['-std=c++17', '-O1', '-g', '-fsanitize=thread', '-ffp-contract=fast', '-pthread']
     subprocess.run(
-        ['g++', *flags, str(Path(__file__).with_name('run_plan.cpp')), *sources, '-o', str(program)], check=True
+        ['g++', *flags, str(Path(__file__).with_name('run_program.cpp')), *sources, '-o', str(program)], check=True
     )
     done = subprocess.run([str(program), str(tmp_path / 'case'), '3'], capture_output=True, text=True)
     assert done.returncode == 0 and 'WARNING' not in done.stderr, f'{done.stdout}\n{done.stderr[:3000]}'

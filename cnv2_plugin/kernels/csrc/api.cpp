@@ -3,7 +3,7 @@
 #include <exception>
 
 #include "kernels.h"
-#include "program.h"
+#include "run.h"
 
 #if defined(_WIN32)
 #define CNV2_EXPORT extern "C" __declspec(dllexport)
@@ -20,8 +20,7 @@ int report(const std::exception& error, char* message, int64_t size) {
 
 }  // namespace
 
-// Version of this interface and of the plans.
-CNV2_EXPORT int32_t cnv2_version() { return 3; }
+CNV2_EXPORT int32_t cnv2_version() { return cnv2::kVersion; }
 
 // Null where CNV2_KERNELS names kernels that this processor does not run.
 CNV2_EXPORT const char* cnv2_instruction_set() {
@@ -34,17 +33,19 @@ CNV2_EXPORT const char* cnv2_instruction_set() {
 
 // Images and result are contiguous (N, C, H, W); shape is that of the result for one image, and refused if it is not.
 // Returns 0, or 1 with the reason in message.
-CNV2_EXPORT int32_t cnv2_run(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count,
+CNV2_EXPORT int32_t cnv2_run(const int32_t* program, int64_t words, const float* weights, int64_t weight_count,
                              const float* images, int64_t batch, int64_t channels, int64_t height, int64_t width,
                              float* output, const int64_t* shape, int64_t threads, char* message, int64_t size) {
     try {
         auto allocate = [&](const cnv2::OutputShape& made) {
             if (made.channels != shape[0] || made.height != shape[1] || made.width != shape[2])
-                throw cnv2::Refusal("the plan gives another shape of result than was asked for");
+                throw cnv2::Refusal("the program gives another shape of result than was asked for");
             return output;
         };
-        cnv2::run(plan, words, weights, weight_count, {images, batch, channels, height, width}, allocate,
-                  cnv2::pool_executor(threads));
+        static auto* programs = new cnv2::Programs;  // outlives threads that run while the process ends
+        cnv2::Input input{images, batch, channels, height, width};
+        auto checked = programs->get(program, words, weights, weight_count, input);
+        cnv2::run(*checked, input, allocate, cnv2::pool_executor(threads));
         return 0;
     } catch (const std::exception& error) {
         return report(error, message, size);

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "kernels.h"
-#include "plan.h"
+#include "program.h"
 
 namespace cnv2 {
 namespace {

@@ -7,9 +7,9 @@
 
 #include <cstdint>
 
-namespace cnv2 {
+#include "opcodes.h"
 
-enum Activation : int32_t { kIdentity, kRelu, kRelu6, kHardswish, kActivations };
+namespace cnv2 {
 
 struct Geometry {
     int64_t height, width;
@@ -127,10 +127,8 @@ struct Kernels {
     void (*store)(const Store&, int64_t begin, int64_t end);                     // channels
 };
 
-constexpr int kBlock = 4;                              // rows whose weights lie side by side
-constexpr int kMostSpatialInputs = 256;              // of one group
 constexpr int64_t kMaxLanes = 16;
-constexpr int64_t kMaxTile = 8;                          // vectors side by side in one tile
+constexpr int64_t kMaxTile = 8;  // vectors side by side in one tile
 inline int64_t select_scratch(int64_t inputs) { return inputs * kMaxTile * kMaxLanes; }
 
 // Ranges of positions begin at multiples of this, so that no two of them write one vector.

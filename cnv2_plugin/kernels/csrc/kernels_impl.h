@@ -51,8 +51,8 @@ inline Vec smaller(Vec a, Vec b) {
 
 inline Vec activate(Vec x, int32_t act) {
     switch (act) {
-        case kRelu: return larger(all(0), x);
-        case kRelu6: return smaller(all(6), larger(all(0), x));
+        case kReLU: return larger(all(0), x);
+        case kReLU6: return smaller(all(6), larger(all(0), x));
         case kHardswish: return x * smaller(all(1), larger(all(0), x * (1.0f / 6) + 0.5f));
         default: return x;
     }
@@ -60,8 +60,8 @@ inline Vec activate(Vec x, int32_t act) {
 
 inline float activate(float x, int32_t act) {
     switch (act) {
-        case kRelu: return x < 0 ? 0 : x;
-        case kRelu6: return x < 0 ? 0 : x > 6 ? 6 : x;
+        case kReLU: return x < 0 ? 0 : x;
+        case kReLU6: return x < 0 ? 0 : x > 6 ? 6 : x;
         case kHardswish: {
             float gate = x * (1.0f / 6) + 0.5f;
             return x * (gate < 0 ? 0 : gate > 1 ? 1 : gate);
@@ -82,8 +82,8 @@ inline void activate_all(Vec (&sum)[R][V]) {
 template <int R, int V>
 inline void finish(Vec (&sum)[R][V], int32_t act, bool accumulate, float* const* targets, int64_t position) {
     switch (act) {
-        case kRelu: activate_all<kRelu>(sum); break;
-        case kRelu6: activate_all<kRelu6>(sum); break;
+        case kReLU: activate_all<kReLU>(sum); break;
+        case kReLU6: activate_all<kReLU6>(sum); break;
         case kHardswish: activate_all<kHardswish>(sum); break;
         default: break;
     }
@@ -194,7 +194,7 @@ void pack(const Select& s, const int32_t* index, const float* scale, const float
 }
 
 using Pack = void (*)(const Select&, const int32_t*, const float*, const float*, int64_t, int, float*);
-constexpr Pack kPack[kActivations] = {pack<kIdentity>, pack<kRelu>, pack<kRelu6>, pack<kHardswish>};
+constexpr Pack kPack[kActivations] = {pack<kIdentity>, pack<kReLU>, pack<kReLU6>, pack<kHardswish>};
 
 void select(const Select& s, int64_t begin, int64_t end, float* scratch) {
     constexpr int kTargets = 64;
@@ -420,13 +420,13 @@ void normalise_channel(float* plane, int64_t positions, float scale, float shift
 }
 
 using NormaliseChannel = void (*)(float*, int64_t, float, float);
-constexpr NormaliseChannel kNormalise[kActivations] = {normalise_channel<kIdentity>, normalise_channel<kRelu>,
-                                                       normalise_channel<kRelu6>, normalise_channel<kHardswish>};
+constexpr NormaliseChannel kNormaliseChannel[kActivations] = {normalise_channel<kIdentity>, normalise_channel<kReLU>,
+                                                              normalise_channel<kReLU6>, normalise_channel<kHardswish>};
 
 void normalise(const Normalise& s, int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
         float* plane = s.map.at(c);
-        kNormalise[s.act](plane, s.size.positions(), s.scale ? s.scale[c] : 1, s.shift ? s.shift[c] : 0);
+        kNormaliseChannel[s.act](plane, s.size.positions(), s.scale ? s.scale[c] : 1, s.shift ? s.shift[c] : 0);
         if (s.zero_pads) zero_pad_columns(plane, s.size, 0, s.size.positions());
     }
 }

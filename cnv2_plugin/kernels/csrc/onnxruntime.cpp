@@ -1,4 +1,4 @@
-// The operator cnv2_plugin.NativeStages(images, weights, plan) of ONNX Runtime.
+// The operator cnv2_plugin.NativeStages(images, weights, program) of ONNX Runtime.
 #include <atomic>
 #include <chrono>
 #include <climits>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "onnxruntime_api.h"
-#include "program.h"
+#include "run.h"
 
 #if defined(_WIN32)
 #define CNV2_EXPORT extern "C" __declspec(dllexport)
@@ -123,6 +123,7 @@ struct Kernel {
     Api api;
     std::atomic<int> looks{0};
     std::atomic<int64_t> threads{1};
+    cnv2::Programs programs;
 
     int64_t seen_by(Parallel& parallel) {
         if (looks.load(std::memory_order_relaxed) < kLooks && looks.fetch_add(1) < kLooks) {
@@ -147,8 +148,8 @@ ort::Status CNV2_ORT_CALL compute(void* self, void* context) {
     try {
         Tensor images = input(api, context, 0, "images", ort::kFloat, 4);
         Tensor weights = input(api, context, 1, "weights", ort::kFloat, 1);
-        Tensor plan = input(api, context, 2, "the words of a plan", ort::kInt32, 1);
-        auto* words = static_cast<const int32_t*>(plan.data);
+        Tensor program = input(api, context, 2, "the words of a program", ort::kInt32, 1);
+        auto* words = static_cast<const int32_t*>(program.data);
         auto allocate = [&](const cnv2::OutputShape& made) {
             int64_t shape[] = {images.shape[0], made.channels, made.height, made.width};
             void *value = nullptr, *data = nullptr;
@@ -158,10 +159,11 @@ ort::Status CNV2_ORT_CALL compute(void* self, void* context) {
             return static_cast<float*>(data);
         };
         Parallel parallel{api, context};
-        cnv2::run(words, plan.count(), static_cast<const float*>(weights.data), weights.count(),
-                  {static_cast<const float*>(images.data), images.shape[0], images.shape[1], images.shape[2],
-                   images.shape[3]},
-                  allocate, parallel.executor(kernel.seen_by(parallel)));
+        cnv2::Input given{static_cast<const float*>(images.data), images.shape[0], images.shape[1], images.shape[2],
+                          images.shape[3]};
+        auto checked = kernel.programs.get(words, program.count(), static_cast<const float*>(weights.data),
+                                           weights.count(), given);
+        cnv2::run(*checked, given, allocate, parallel.executor(kernel.seen_by(parallel)));
         return nullptr;
     } catch (const std::exception& error) {
         return api.failure((std::string("cnv2_plugin.NativeStages: ") + error.what()).c_str());

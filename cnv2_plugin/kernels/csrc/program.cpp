@@ -1,360 +1,371 @@
-// Runs a plan: one image on each thread, or one image on all of them.
+// Words of a program:
+//   kMagic, input channels, output channels, maps, slots, instructions; for each map: channels, padded, slot;
+//   for each instruction: operation, words that follow, then
+//   load        dst, how (0 as it is, 1 pooled, 2 split)
+//   pool        src, dst
+//   zero        dst
+//   select      src, dst, groups, inputs, rows, act_in, act_out, flags, weight, bias, affine, followers,
+//               index [groups][inputs], target [groups][rows]
+//   spatial     src, dst, groups, inputs, rows, stride, act_out, flags, weight, bias,
+//               index [groups][inputs], target [groups][rows]
+//   excite      map, first, channels, hidden, squeeze, excite
+//   split       src, dst
+//   maximum     src, dst
+//   store       src, act, flags, affine, index [output channels]
+//   average     src, dst
+//   linear      src, dst, inputs, rows, act_out, flags, weight, bias
+//   normalise   map, act, flags, affine
+// weight, bias, affine, squeeze and excite are offsets into the weights; affine is all scales, then all shifts.
 #include "program.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <mutex>
-#include <new>
-#include <thread>
-#include <vector>
-
-#include "plan.h"
 
 namespace cnv2 {
 namespace {
 
-constexpr int64_t kBandFloats = 48000;
-constexpr int64_t kWorthwhile = 1 << 14;  // multiply-adds or copies that are worth another thread
-constexpr int kSpins = 2000;              // looks at what others do before the processor is offered to them
+constexpr int64_t kMostFloats = int64_t(1) << 33;
 
-struct Free {
-    void operator()(float* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float, Free>;
-
-// Buffers that were used before, so that no call touches fresh pages; as many as were ever used at once.
-class Workspaces {
+// Reads words one by one and checks what they name.
+class Reader {
   public:
-    struct Entry {
-        Buffer data;
-        int64_t size = 0;
-    };
+    Reader(const int32_t* words, int64_t count, const float* weights, int64_t weight_count)
+        : word_(words), end_(words + count), weights_(weights), weight_count_(weight_count) {}
 
-    Entry take(int64_t floats) {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            for (size_t i = 0; i < kept_.size(); ++i)
-                if (kept_[i].size >= floats) {
-                    Entry entry = std::move(kept_[i]);
-                    kept_.erase(kept_.begin() + i);
-                    return entry;
-                }
-            if (!kept_.empty()) kept_.pop_back();
-        }
-        size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
-        Entry entry{Buffer(static_cast<float*>(std::aligned_alloc(64, bytes))), floats};
-        if (!entry.data) refuse("there is not enough memory for the maps");
-        return entry;
+    int32_t next(const char* what, int64_t low, int64_t high) {
+        if (word_ == end_) refuse(std::string("the program ends where ") + what + " is expected");
+        int32_t value = *word_++;
+        if (value < low || value > high)
+            refuse(std::string("the program gives ") + std::to_string(value) + " for " + what + ", outside of " +
+                   std::to_string(low) + " to " + std::to_string(high));
+        return value;
     }
 
-    // Where there is no memory to keep it, a buffer is freed.
-    void give_back(Entry entry) noexcept {
-        std::lock_guard<std::mutex> lock(mutex_);
-        try {
-            kept_.push_back(std::move(entry));
-        } catch (const std::bad_alloc&) {
+    const int32_t* list(const char* what, int64_t count, int64_t below) {
+        if (count > end_ - word_) refuse(std::string("the program ends within ") + what);
+        uint32_t most = 0;  // of negative words too: they are the largest
+        for (int64_t i = 0; i < count; ++i) most = std::max(most, uint32_t(word_[i]));
+        if (most >= uint32_t(below))
+            refuse(std::string("the program has a channel of ") + what + " outside of the map's " + std::to_string(below));
+        const int32_t* start = word_;
+        word_ += count;
+        return start;
+    }
+
+    const float* floats(const char* what, int64_t count) {
+        int64_t offset = next(what, 0, INT32_MAX);
+        if (count > weight_count_ || offset > weight_count_ - count)
+            refuse(std::string(what) + " reach beyond the " + std::to_string(weight_count_) + " weights");
+        return weights_ ? weights_ + offset : nullptr;
+    }
+
+    void skip() { next("an unused offset", INT32_MIN, INT32_MAX); }
+    bool at_end() const { return word_ == end_; }
+    const int32_t* position() const { return word_; }
+
+  private:
+    const int32_t *word_, *end_;
+    const float* weights_;
+    int64_t weight_count_;
+};
+
+class Parser {
+  public:
+    Parser(Reader reader, int64_t channels, Geometry size) : read_(reader), channels_(channels), size_(size) {}
+
+    Program parse() {
+        if (read_.next("the mark of a program", INT32_MIN, INT32_MAX) != kMagic) refuse("this is no program of these kernels");
+        int32_t channels = read_.next("input channels", 1, 1 << 20);
+        if (channels != channels_)
+            refuse("the input has " + std::to_string(channels_) + " channels, but the program takes " +
+                   std::to_string(channels));
+        out_channels_ = read_.next("output channels", 1, 1 << 20);
+        int32_t maps = read_.next("the number of maps", 1, 1 << 16);
+        int32_t slots = read_.next("the number of slots", 1, 64);
+        int32_t instructions = read_.next("the number of instructions", 1, 1 << 20);
+        program_.slots.assign(slots, 0);
+        for (int32_t i = 0; i < maps; ++i) {
+            Map map;
+            map.channels = read_.next("channels of a map", 1, 1 << 20);
+            map.padded = read_.next("padding of a map", 0, 1);
+            map.slot = read_.next("slot of a map", 0, slots - 1);
+            program_.maps.push_back(map);
         }
+        program_.instructions.reserve(std::min(instructions, 4096));
+        for (int32_t i = 0; i < instructions; ++i) program_.instructions.push_back(instruction());
+        if (!read_.at_end()) refuse("the program has words behind its last instruction");
+        if (program_.output.channels == 0) refuse("the program stores no result");
+        check_followers();
+        for (const Map& map : program_.maps) {
+            int64_t& size = program_.slots[map.slot];
+            size = std::max(size, map.channels * map.stride);
+        }
+        return std::move(program_);
     }
 
   private:
-    std::mutex mutex_;
-    std::vector<Entry> kept_;
-};
-
-Workspaces& workspaces() {
-    static Workspaces* all = new Workspaces;  // outlives threads that run while the process ends
-    return *all;
-}
-
-// What all threads do before any of them goes on: an instruction, or what has to precede it.
-struct Step {
-    const Instruction* it;
-    bool prepares;
-    int64_t count, size, parts;  // parts of so much each
-    int64_t first;               // parts of all steps before
-};
-
-// How much an instruction goes over, at multiples of what it can be split, and its multiply-adds or copies.
-struct Extent {
-    int64_t count, step, work;
-};
-
-// One image at a time through all instructions.
-class Runner {
-  public:
-    Runner(const Program& program, int32_t channels, Geometry size, int64_t threads)
-        : program_(program), channels_(channels), size_(size), threads_(threads) {
-        int64_t total = 0;
-        for (int64_t floats : program.slots) {
-            starts_.push_back(total);
-            total += round_up(floats);
+    Instruction instruction() {
+        Instruction made;
+        made.operation = read_.next("an operation", 0, kOperations - 1);
+        int32_t words = read_.next("the length of an instruction", 0, INT32_MAX);
+        const int32_t* start = read_.position();
+        switch (made.operation) {
+            case kLoad: load(made); break;
+            case kPool: pool(made); break;
+            case kZero: zero(made); break;
+            case kSelect: select(made); break;
+            case kSpatial: spatial(made); break;
+            case kExcite: excite(made); break;
+            case kSplit: split(made); break;
+            case kMaximum: maximum(made); break;
+            case kAverage: average(made); break;
+            case kLinear: linear(made); break;
+            case kNormalise: normalise(made); break;
+            default: store(made);
         }
-        scratch_ = total;
-        total += threads * round_up(program.scratch);
-        vector_ = total;
-        total += round_up(program.vector_scratch);
-        memory_ = workspaces().take(std::max<int64_t>(total, 1));
-        if (threads > 1) list_steps();
-    }
-    ~Runner() { workspaces().give_back(std::move(memory_)); }
-    Runner(const Runner&) = delete;
-    Runner& operator=(const Runner&) = delete;
-
-    void run(const float* image, float* output, const Executor& executor) {
-        image_ = image;
-        output_ = output;
-        if (threads_ > 1) return run_steps(executor);
-        for (size_t i = 0; i < program_.instructions.size(); ++i) {
-            const Instruction& it = program_.instructions[i];
-            prepare(it);
-            if (it.followers) {
-                band(&it);
-                i += it.followers;
-            } else {
-                work(it, 0, extent(it).count, 0);
-            }
-        }
+        if (read_.position() - start != words) refuse("the length of an instruction is not that of its words");
+        return made;
     }
 
-  private:
-    float* data() const { return memory_.data.get(); }
-    Planes planes(int32_t index) const {
-        const Map& map = program_.maps[index];
-        return {data() + starts_[map.slot] + map.front, map.stride};
+    void load(Instruction& made) {
+        made.dst = map_index();
+        made.loading = read_.next("the way to load", 0, kSplitted);
+        if (made.loading == kSplitted && !map(made.dst).padded) refuse("a split map has no padding");
+        if (map(made.dst).channels < channels_ * (made.loading == kSplitted ? 4 : 1))
+            refuse("the input does not fit the map that it is loaded into");
+        made.first = begin(made.dst, made.loading == kPooled ? halved(size_) : made.loading == kSplitted ? split_size(size_) : size_);
     }
 
-    void list_steps() {
-        int64_t first = 0;
-        auto add = [&](const Instruction& it, bool prepares, int64_t count, int64_t size) {
-            int64_t parts = (count + size - 1) / size;
-            steps_.push_back({&it, prepares, count, size, parts, first});
-            first += parts;
-        };
-        for (const Instruction& it : program_.instructions) {
-            if (needs_preparation(it)) add(it, true, 1, 1);
-            Extent all = extent(it);
-            int64_t parts = std::min({threads_, all.count / all.step, all.work / kWorthwhile});
-            int64_t size = all.count;
-            if (parts > 1) size = ((all.count + parts - 1) / parts + all.step - 1) / all.step * all.step;
-            add(it, false, all.count, size);
-        }
+    void split(Instruction& made) {
+        made.src = source();
+        made.dst = map_index();
+        if (!map(made.dst).padded) refuse("a split map has no padding");
+        if (made.src == made.dst || map(made.dst).channels < 4 * int64_t(map(made.src).channels))
+            refuse("a split map does not fit its target");
+        made.first = begin(made.dst, split_size(map(made.src).size));
+        still_written(made.src);
     }
 
-    // Parts are taken in order, so a thread that waits for earlier ones waits for threads that are at work on them,
-    // however many of the threads that were asked for take part.
-    void run_steps(const Executor& executor) {
-        alignas(64) std::atomic<int64_t> next{0};
-        alignas(64) std::atomic<int64_t> done{0};
-        int64_t total = steps_.back().first + steps_.back().parts;
-        parallel_for(executor, threads_, [&](int64_t) {
-            const Step* step = steps_.data();
-            for (int64_t part; (part = next.fetch_add(1, std::memory_order_relaxed)) < total;) {
-                while (part >= step->first + step->parts) ++step;
-                for (int spins = 0; done.load(std::memory_order_acquire) < step->first; ++spins)
-                    if (spins > kSpins) std::this_thread::yield();
-                int64_t index = part - step->first, begin = index * step->size;
-                if (step->prepares)
-                    prepare(*step->it);
-                else
-                    work(*step->it, begin, std::min(step->count, begin + step->size), index);
-                done.fetch_add(1, std::memory_order_acq_rel);
-            }
-        });
+    void maximum(Instruction& made) {
+        made.src = source();
+        made.dst = map_index();
+        if (!map(made.src).padded || made.src == made.dst) refuse("a maximum reads a map that is not split");
+        if (int64_t(map(made.dst).channels) > map(made.src).channels / 4) refuse("a maximum does not fit its target");
+        made.first = begin(made.dst, map(made.src).size);
+        still_written(made.src);
     }
 
-    bool needs_preparation(const Instruction& it) const {
-        return (it.first && program_.maps[it.dst].padded) || it.operation == kLinear;
+    void zero(Instruction& made) {
+        made.dst = map_index();
+        if (last_.height == 0) refuse("a map is zeroed before any other has a size");
+        made.first = begin(made.dst, last_);
     }
 
-    // What surrounds every plane of a padded map is zeroed before the map is written for the first time; what a linear
-    // layer reads is gathered.
-    void prepare(const Instruction& it) const {
-        if (it.operation == kLinear) {
-            Planes from = planes(it.src);
-            for (int32_t c = 0; c < it.linear.inputs; ++c) data()[vector_ + c] = *from.at(c);
-        }
-        if (!it.first || !program_.maps[it.dst].padded) return;
-        const Map& map = program_.maps[it.dst];
-        Planes at = planes(it.dst);
-        for (int32_t c = 0; c < map.channels; ++c) {
-            std::fill(at.at(c) - map.front, at.at(c), 0.0f);
-            std::fill(at.at(c) + map.size.positions(), at.at(c) + map.stride - map.front, 0.0f);
-        }
+    void pool(Instruction& made) {
+        made.src = source();
+        made.dst = map_index();
+        if (map(made.dst).channels < map(made.src).channels) refuse("a pooled map does not fit its target");
+        if (made.src == made.dst) refuse("a map is pooled into itself");
+        made.first = begin(made.dst, halved(map(made.src).size));
+        still_written(made.src);
     }
 
-    Extent extent(const Instruction& it) const {
-        auto channels = [&](int64_t count, const Geometry& size) { return Extent{count, 1, count * size.positions()}; };
-        auto positions = [&](const auto& s, int64_t taps) {
-            int64_t count = s.size.positions();
-            return Extent{count, kStep, count * s.groups * s.rows * s.inputs * taps};
-        };
-        switch (it.operation) {
-            case kLoad: return channels(channels_, size_);
-            case kPool:
-            case kSplit: return channels(program_.maps[it.src].channels, program_.maps[it.src].size);
-            case kMaximum: return channels(program_.maps[it.dst].channels, program_.maps[it.src].size);
-            case kSelect: return positions(it.select, 1);
-            case kSpatial: return positions(it.spatial, 9);
-            case kNormalise: return channels(program_.maps[it.src].channels, it.normalise.size);
-            case kAverage: return {program_.maps[it.dst].channels, 8, program_.maps[it.dst].channels * it.average.size.positions()};
-            case kLinear: return {it.rows, 8, int64_t(it.rows) * it.linear.inputs};
-            case kStore: return channels(program_.output.channels, it.store.size);
-            default: return {1, 1, 0};
-        }
+    void select(Instruction& made) {
+        Select& s = made.select;
+        made.src = source();
+        made.dst = map_index();
+        s.groups = read_.next("groups", 1, 1 << 20);
+        s.inputs = read_.next("inputs of a group", 1, 1 << 20);
+        s.rows = read_.next("rows of a group", 1, 1 << 20);
+        s.act_in = read_.next("an activation", 0, kActivations - 1);
+        s.act_out = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, kFlags);
+        int64_t columns = int64_t(s.groups) * s.inputs, rows = int64_t(s.groups) * s.rows;
+        s.weight = read_.floats("weights of a 1x1 convolution", columns * s.rows);
+        s.bias = optional(flags & kBias, "biases", rows);
+        s.scale = optional(flags & kAffine, "scales and shifts", 2 * columns);
+        s.shift = s.scale ? s.scale + columns : nullptr;
+        made.followers = read_.next("instructions that follow in bands", 0, 2);
+        s.index = read_.list("the inputs", columns, map(made.src).channels);
+        s.target = read_.list("the results", rows, map(made.dst).channels);
+        s.accumulate = flags & kAccumulate;
+        made.first = begin(made.dst, map(made.src).size);
+        still_written(made.src);
+        if (s.accumulate && made.first) refuse("a convolution adds to a map that nothing was written to");
+        s.size = map(made.src).size;
+        s.zero_pads = map(made.dst).padded;
+        program_.scratch = std::max(program_.scratch, select_scratch(s.inputs));
     }
 
-    // An instruction on a part of its positions, channels or rows.
-    void work(const Instruction& it, int64_t begin, int64_t end, int64_t part) const {
-        switch (it.operation) {
-            case kLoad: load(it, begin, end); break;
-            case kPool: {
-                const Map& from = program_.maps[it.src];
-                kernels().pool({planes(it.src).base, from.stride, from.size.row(), planes(it.dst), program_.maps[it.dst].size},
-                               begin, end);
-                break;
+    void spatial(Instruction& made) {
+        Spatial& s = made.spatial;
+        made.src = source();
+        made.dst = map_index();
+        s.groups = read_.next("groups", 1, 1 << 20);
+        s.inputs = read_.next("inputs of a group", 1, kMostSpatialInputs);
+        s.rows = read_.next("rows of a group", 1, 1 << 20);
+        s.stride = read_.next("stride", 1, 2);
+        s.act_out = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, kFlags);
+        int64_t columns = int64_t(s.groups) * s.inputs, rows = int64_t(s.groups) * s.rows;
+        s.weight = read_.floats("weights of a 3x3 convolution", columns * s.rows * 9);
+        s.bias = optional(flags & kBias, "biases", rows);
+        s.index = read_.list("the inputs", columns, map(made.src).channels / (s.stride == 1 ? 1 : 4));
+        s.target = read_.list("the results", rows, map(made.dst).channels);
+        if (!map(made.src).padded) refuse("a 3x3 convolution reads a map without padding");
+        if (made.src == made.dst) refuse("a 3x3 convolution writes into the map that it reads");
+        s.size = map(made.src).size;
+        s.zero_pads = map(made.dst).padded;
+        made.first = begin(made.dst, s.size);
+        still_written(made.src);
+    }
+
+    void excite(Instruction& made) {
+        Excite& s = made.excite;
+        made.src = made.dst = source();
+        s.first = read_.next("the first excited channel", 0, map(made.src).channels - 1);
+        s.channels = read_.next("excited channels", 1, map(made.src).channels - s.first);
+        s.hidden = read_.next("the hidden width of an excitation", 1, 1 << 20);
+        s.squeeze = read_.floats("weights of a squeeze", int64_t(s.channels) * s.hidden);
+        s.excite = read_.floats("weights of an excitation", int64_t(s.channels) * s.hidden);
+        s.size = map(made.src).size;
+        program_.vector_scratch = std::max<int64_t>(program_.vector_scratch, s.channels + s.hidden);
+    }
+
+    void normalise(Instruction& made) {
+        Normalise& s = made.normalise;
+        made.src = made.dst = source();
+        const Map& changed = map(made.src);
+        s.act = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, kFlags);
+        s.scale = optional(flags & kAffine, "scales and shifts", 2 * int64_t(changed.channels));
+        s.shift = s.scale ? s.scale + changed.channels : nullptr;
+        s.size = changed.size;
+        s.zero_pads = changed.padded;
+    }
+
+    void average(Instruction& made) {
+        Average& s = made.average;
+        made.src = source();
+        made.dst = map_index();
+        if (made.src == made.dst || map(made.dst).channels > map(made.src).channels)
+            refuse("a mean does not fit its target");
+        s.size = map(made.src).size;
+        made.first = begin(made.dst, {1, 1});
+        still_written(made.src);
+    }
+
+    void linear(Instruction& made) {
+        Linear& s = made.linear;
+        made.src = source();
+        made.dst = map_index();
+        s.inputs = read_.next("inputs of a linear layer", 1, map(made.src).channels);
+        made.rows = read_.next("rows of a linear layer", 1, map(made.dst).channels);
+        s.act_out = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, kFlags);
+        s.weight = read_.floats("weights of a linear layer", int64_t(s.inputs) * made.rows);
+        s.bias = optional(flags & kBias, "biases", made.rows);
+        if (made.src == made.dst || map(made.src).size.positions() != Geometry{1, 1}.positions())
+            refuse("a linear layer reads a map of one pixel and writes another");
+        made.first = begin(made.dst, {1, 1});
+        still_written(made.src);
+        program_.vector_scratch = std::max<int64_t>(program_.vector_scratch, s.inputs);
+    }
+
+    void store(Instruction& made) {
+        Store& s = made.store;
+        if (program_.output.channels) refuse("the program stores two results");
+        made.src = source();
+        s.act = read_.next("an activation", 0, kActivations - 1);
+        int32_t flags = read_.next("flags", 0, kFlags);
+        s.scale = optional(flags & kAffine, "scales and shifts", 2 * int64_t(out_channels_));
+        s.shift = s.scale ? s.scale + out_channels_ : nullptr;
+        s.index = read_.list("the result", out_channels_, map(made.src).channels);
+        s.size = map(made.src).size;
+        program_.output = {out_channels_, s.size.height, s.size.width};
+    }
+
+    // Instructions that run in bands read what the first one wrote, at one size.
+    void check_followers() {
+        auto& all = program_.instructions;
+        for (size_t i = 0; i < all.size(); ++i) {
+            int32_t followers = all[i].followers;
+            if (!followers) continue;
+            if (i + followers >= all.size()) refuse("a band has fewer instructions than it says");
+            const Instruction &conv = all[i + 1];
+            bool fits = conv.operation == kSpatial && conv.spatial.stride == 1 && conv.src == all[i].dst &&
+                        conv.dst == all[i].src;
+            if (followers == 2) {
+                const Instruction& last = all[i + 2];
+                fits = fits && last.operation == kSelect && !last.followers && last.src == conv.dst && last.dst == conv.dst;
             }
-            case kSplit: {
-                const Map& from = program_.maps[it.src];
-                kernels().split({planes(it.src).base, from.stride, from.size.row(), from.size.height, from.size.width,
-                                 planes(it.dst), program_.maps[it.dst].size},
-                                begin, end);
-                break;
-            }
-            case kMaximum: {
-                const Map& to = program_.maps[it.dst];
-                kernels().maximum({planes(it.src), planes(it.dst), to.size, to.padded}, begin, end);
-                break;
-            }
-            case kZero: {
-                const Map& map = program_.maps[it.dst];
-                for (int32_t c = 0; c < map.channels; ++c)
-                    std::fill_n(planes(it.dst).at(c), round_up(map.size.positions()), 0.0f);
-                break;
-            }
-            case kSelect: select(it, begin, end, part); break;
-            case kSpatial: spatial(it, begin, end); break;
-            case kExcite: {
-                Excite excite = it.excite;
-                excite.map = planes(it.src);
-                excite.scratch = data() + vector_;
-                kernels().excite(excite);
-                break;
-            }
-            case kNormalise: {
-                Normalise normalise = it.normalise;
-                normalise.map = planes(it.src);
-                kernels().normalise(normalise, begin, end);
-                break;
-            }
-            case kAverage: {
-                Average average = it.average;
-                average.src = planes(it.src);
-                average.dst = planes(it.dst);
-                kernels().average(average, begin, end);
-                break;
-            }
-            case kLinear: {
-                Linear linear = it.linear;
-                linear.x = data() + vector_;
-                linear.dst = planes(it.dst);
-                kernels().linear(linear, begin, end);
-                break;
-            }
-            default: {
-                Store store = it.store;
-                store.src = planes(it.src);
-                store.dst = output_;
-                kernels().store(store, begin, end);
-            }
+            if (!fits) refuse("the instructions of a band do not follow each other");
         }
     }
 
-    void load(const Instruction& it, int64_t begin, int64_t end) const {
-        const Map& map = program_.maps[it.dst];
-        Planes to = planes(it.dst);
-        int64_t plane = size_.height * size_.width;
-        if (it.loading == kPooled) return kernels().pool({image_, plane, size_.width, to, map.size}, begin, end);
-        if (it.loading == kSplitted)
-            return kernels().split({image_, plane, size_.width, size_.height, size_.width, to, map.size}, begin, end);
-        for (int64_t c = begin; c < end; ++c) {
-            float* row = to.at(c);
-            for (int64_t y = 0; y < size_.height; ++y, row += size_.row()) {
-                const float* in = image_ + c * plane + y * size_.width;
-                std::copy(in, in + size_.width, row);
-                row[size_.width] = 0;
-            }
-            std::fill(row, to.at(c) + round_up(size_.positions()), 0.0f);
-        }
+    const float* optional(bool there, const char* what, int64_t count) {
+        if (there) return read_.floats(what, count);
+        read_.skip();
+        return nullptr;
     }
 
-    void select(const Instruction& it, int64_t begin, int64_t end, int64_t part) const {
-        Select select = it.select;
-        select.src = planes(it.src);
-        select.dst = planes(it.dst);
-        kernels().select(select, begin, end, data() + scratch_ + part * round_up(program_.scratch));
+    Map& map(int32_t index) { return program_.maps[index]; }
+    int32_t map_index() { return read_.next("a map", 0, int64_t(program_.maps.size()) - 1); }
+
+    int32_t source() {
+        int32_t index = map_index();
+        if (!map(index).written) refuse("an instruction reads a map that nothing was written to");
+        return index;
     }
 
-    void spatial(const Instruction& it, int64_t begin, int64_t end) const {
-        Spatial spatial = it.spatial;
-        spatial.src = planes(it.src);
-        spatial.dst = planes(it.dst);
-        kernels().spatial(spatial, begin, end);
+    void still_written(int32_t index) {
+        if (!map(index).written) refuse("an instruction writes into the memory that it reads");
     }
 
-    // A 1x1 convolution, the 3x3 convolution of its result and what follows, band by band, so that what one writes is
-    // still in the cache when the next one reads it. The 3x3 convolution stays a row and a position behind.
-    void band(const Instruction* it) const {
-        const Map& hidden = program_.maps[it->dst];
-        int64_t all = hidden.size.positions();
-        int64_t step = std::max<int64_t>(kBandFloats / (hidden.channels + it->select.groups * it->select.inputs),
-                                         4 * hidden.size.row());
-        step = round_up(step);
-        int64_t done = 0, convolved = 0;
-        while (convolved < all) {
-            int64_t end = all - done > step + step / 2 ? done + step : all;
-            if (done < end) select(*it, done, end, 0);
-            done = end;
-            int64_t behind = done == all ? all : (done - hidden.size.row() - 1) / kStep * kStep;
-            if (behind > convolved) {
-                spatial(it[1], convolved, behind);
-                if (it->followers == 2) select(it[2], convolved, behind, 0);
-                convolved = behind;
-            }
-        }
+    Geometry split_size(Geometry size) { return {(size.height + 1) / 2, (size.width + 1) / 2}; }
+
+    Geometry halved(Geometry size) {
+        Geometry half{size.height / 2, size.width / 2};
+        if (half.height < 1 || half.width < 1)
+            refuse("a map of " + std::to_string(size.height) + " x " + std::to_string(size.width) +
+                   " pixels is too small to be halved; give larger images");
+        return half;
     }
 
-    const Program& program_;
-    int32_t channels_;
-    Geometry size_;
-    int64_t threads_, scratch_ = 0, vector_ = 0;
-    const float* image_ = nullptr;
-    float* output_ = nullptr;
-    std::vector<int64_t> starts_;
-    std::vector<Step> steps_;
-    Workspaces::Entry memory_;
+    // Marks a map as written; true for the first time. A slot then belongs to this map alone.
+    bool begin(int32_t index, Geometry size) {
+        Map& target = map(index);
+        last_ = size;
+        bool has_size = target.size.height != 0;
+        if (has_size && (target.size.height != size.height || target.size.width != size.width))
+            refuse("two instructions write one map at two sizes");
+        if (target.written) return false;
+        target.size = size;
+        int64_t pad = target.padded ? round_up(size.row() + 1) : 0;
+        target.front = pad;
+        target.stride = pad + round_up(size.positions()) + (target.padded ? pad + kMaxLanes * kMaxTile : 0);
+        if (target.stride > kMostFloats / target.channels) refuse("the maps are too large for these kernels");
+        for (Map& other : program_.maps)
+            if (other.slot == target.slot) other.written = false;
+        target.written = true;
+        return true;
+    }
+
+    Reader read_;
+    int64_t channels_;
+    Geometry size_, last_{0, 0};
+    int32_t out_channels_ = 0;
+    Program program_;
 };
 
 }  // namespace
 
-void run(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count, const Input& input,
-         const std::function<float*(const OutputShape&)>& allocate, const Executor& executor) {
-    Program program = parse(plan, words, weights, weight_count, input.channels,
-                            {input.height, input.width});
-    float* output = allocate(program.output);
-    int64_t in = input.channels * input.height * input.width;
-    int64_t out = program.output.channels * program.output.height * program.output.width;
-    bool by_image = input.batch >= executor.threads || executor.threads < 2;
-    auto images = [&](int64_t begin, int64_t end, int64_t threads) {
-        Runner runner(program, int32_t(input.channels), {input.height, input.width}, threads);
-        for (int64_t i = begin; i < end; ++i) runner.run(input.data + i * in, output + i * out, executor);
-    };
-    if (!by_image) return images(0, input.batch, executor.threads);
-    int64_t parts = std::min(executor.threads, input.batch);
-    parallel_for(executor, parts, [&](int64_t i) {
-        images(input.batch * i / parts, input.batch * (i + 1) / parts, 1);
-    });
+Program parse(const int32_t* program, int64_t words, const float* weights, int64_t weight_count, int64_t channels,
+              Geometry size) {
+    const int64_t &height = size.height, &width = size.width;
+    if (height < 1 || width < 1 || height > (1 << 24) || width > (1 << 24))
+        refuse("the images have " + std::to_string(height) + " x " + std::to_string(width) +
+               " pixels; at least 1 x 1 are needed");
+    return Parser(Reader(program, words, weights, weight_count), channels, size).parse();
 }
 
 }  // namespace cnv2

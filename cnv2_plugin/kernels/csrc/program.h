@@ -1,35 +1,51 @@
-// A part of a network as a list of instructions on maps, checked before anything runs.
-//
-// The plan is an array of int32 (see plan.cpp for the words of every instruction), the weights one array of floats
-// that instructions name by offset. Neither depends on the size of the images or on the processor.
+// A program that was read and checked, for images of one size.
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "threads.h"
+#include "kernels.h"
+#include "run.h"
 
 namespace cnv2 {
 
-struct Input {
-    const float* data;
-    int64_t batch, channels, height, width;
+struct Map {
+    int32_t channels = 0, slot = 0;
+    bool padded = false, written = false;
+    Geometry size{0, 0};
+    int64_t front = 0, stride = 0;
 };
 
-struct OutputShape {
-    int64_t channels, height, width;
+struct Instruction {
+    int32_t operation = 0;
+    int32_t src = -1, dst = -1, followers = 0;
+    int32_t loading = kPlain;
+    bool first = false;                   // nothing wrote its target map before
+    Select select{};
+    Spatial spatial{};
+    Excite excite{};
+    Store store{};
+    Normalise normalise{};
+    Average average{};
+    Linear linear{};
+    int32_t rows = 0;                     // of a linear layer
 };
 
-// What is wrong with a plan, its weights or its input, in one sentence.
-struct Refusal : std::runtime_error {
-    using std::runtime_error::runtime_error;
+struct Program {
+    std::vector<Map> maps;
+    std::vector<Instruction> instructions;
+    std::vector<int64_t> slots;           // floats
+    OutputShape output{0, 0, 0};
+    int64_t scratch = 0, vector_scratch = 0;
 };
 
-// Runs a plan on contiguous images (N, C, H, W); `allocate` is told the shape of one image's result and gives the memory
-// for all of them. Throws Refusal before anything is written.
-void run(const int32_t* plan, int64_t words, const float* weights, int64_t weight_count, const Input& input,
-         const std::function<float*(const OutputShape&)>& allocate, const Executor& executor);
+inline int64_t round_up(int64_t value) { return (value + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
+
+[[noreturn]] inline void refuse(const std::string& what) { throw Refusal(what); }
+
+// Reads a program; throws Refusal unless every word of it fits the others, the weights and the images.
+Program parse(const int32_t* program, int64_t words, const float* weights, int64_t weight_count, int64_t channels,
+              Geometry size);
 
 }  // namespace cnv2

@@ -1,0 +1,227 @@
+"""Puts the native kernels into a model."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.builder import chain_to_graph, is_chain_of_stages
+from ..graph.model_parts import Part, dtype_device, parts, replace_module
+from ..models.base import SparseModelMixin
+from ..models.condense import condense
+from .compiler import compile_graph
+from .library import load
+from .operator import native_stages
+from .placement import UnsupportedError
+from .program import Program
+
+
+class DeferredConv2d(nn.Conv2d):
+    """A first convolution that the native kernels of the stages behind it compute; passes images on.
+
+    Args:
+        conv: the convolution, whose weight is kept for checks of the images' channels and type.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv.in_channels, conv.out_channels, 1, bias=False, device='meta')
+        self.weight = conv.weight
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, C, H, W)`` as it is."""
+        return x
+
+
+class NativeStages(nn.Module):
+    """A part of a network that runs in the native kernels: float32 on the CPU, inference only.
+
+    Args:
+        program: to run; kept in the buffer ``plan``, as files have always named it.
+        weights: those of the program, where several programs share them.
+        saved: with the model, and told of among its implementations; not where others compute the same from the same
+            weights.
+    """
+
+    weights: Tensor
+    plan: Tensor
+
+    def __init__(self, program: Program, weights: Optional[Tensor] = None, saved: bool = True) -> None:
+        super().__init__()
+        self.register_buffer('weights', program.weights() if weights is None else weights, saved)
+        self.register_buffer('plan', program.words(), saved)
+        self.shape = program.shape
+        self.choices = {'.': 'native'} if saved else {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to the result of the part."""
+        return native_stages(x, self.weights, self.plan, self.shape)
+
+    def extra_repr(self) -> str:
+        return f'weights={self.weights.numel()}, words={self.plan.numel()}, out_channels={self.shape[0]}'
+
+
+def native_program(chain: Iterable[tuple[str, nn.Module]], channels: int) -> Optional[Program]:
+    """Compile condensed modules that follow one another, or return None where the kernels do not compute one of them.
+
+    Args:
+        chain: stages, group-sparse layers or plain modules of one map, with their names.
+        channels: of the first one's input.
+    """
+    flat = [
+        part
+        for name, module in chain
+        for part in (module.named_children() if is_chain_of_stages(module) else [(name, module)])
+    ]
+    try:
+        return compile_graph(chain_to_graph(flat, channels)[0])
+    except UnsupportedError:
+        return None
+
+
+def native_model(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    choices: Optional[Mapping[str, str]] = None,
+    example: Optional[Tensor] = None,
+) -> nn.Module:
+    """Return the condensed model with all parts that the native kernels compute in their operators.
+
+    Args:
+        model: finished; left as it is.
+        input_size: ``(C, H, W)``.
+        choices: refused, because the kernels have one implementation only.
+        example: input for models that do not take ``(1, *input_size)``.
+
+    Raises:
+        ValueError: there are choices, the model is not float32 on the CPU, or the kernels compute no part of it.
+        KernelsMissingError: the kernels are not built.
+    """
+    load()
+    if choices:
+        raise ValueError('choices are among standard operators; leave them out with the native kernels.')
+    dtype, device = dtype_device(model)
+    if (dtype, device) != (torch.float32, torch.device('cpu')):
+        raise ValueError(
+            f'the model is {dtype} on {device}; the native kernels take float32 on the CPU, so convert it with '
+            f'.float().cpu(), or take another runtime.'
+        )
+    made = condense(model).eval()
+    found = parts(made, input_size, example)
+    _leave_out_dropout(made)
+    if isinstance(made, SparseModelMixin) and (classifier := _Classifier.of(made)) is not None:
+        if _make_whole(made, classifier):
+            return made
+        program = native_program(classifier.head, _first_conv(classifier.head).in_channels)
+        if program is not None:
+            classifier.replace_head(made, program)
+    changed = 0
+    for part in found:
+        module = _with_surroundings(made, part)
+        if module is not None:
+            changed += 1
+            made = replace_module(made, part.name, module)
+    if not changed:
+        raise ValueError(
+            'the native kernels compute no part of this model (they know ReLU, ReLU6 and hard-swish, batch '
+            'normalisation and 3x3 convolutions); take another runtime.'
+        )
+    return made
+
+
+def _leave_out_dropout(model: nn.Module) -> None:
+    """Replace dropout, which does nothing in inference but cost a call."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Dropout:
+            replace_module(model, name, nn.Identity())
+
+
+def _first_conv(parts: Iterable[tuple[str, nn.Module]]) -> nn.Conv2d:
+    return next(module for _, part in parts for module in part.modules() if isinstance(module, nn.Conv2d))
+
+
+def _with_surroundings(model: nn.Module, part: Part) -> Optional[NativeStages]:
+    """A part in the kernels, with the stem in front of a trunk's first stage and the normalisation behind its last."""
+    trunks = (module for module in model.modules() if isinstance(module, SparseModelMixin))
+    trunk = next((t for t in trunks if part.module in _beginnings(t.get_submodule('stages'))), None)
+    if trunk is not None:
+        stem, (name, final) = trunk.parts()[0], _final(trunk)
+        conv, middle = _first_conv([stem]), ('stages', part.module)
+        normalises = part.module is trunk.stages and not any(isinstance(m, nn.Conv2d) for m in final.modules())
+        program = native_program([stem, middle, (name, final)], conv.in_channels) if normalises else None
+        if program is not None:
+            trunk.add_module(name, nn.Identity())
+        else:
+            program = native_program([stem, middle], conv.in_channels)
+        if program is not None:
+            trunk.add_module('stem', DeferredConv2d(conv))
+            return NativeStages(program)
+    program = native_program([(part.name, part.module)], part.input_shape[1])
+    return None if program is None else NativeStages(program)
+
+
+def _beginnings(stages: nn.Module) -> list[nn.Module]:
+    """All stages, or the first of them: what a stem feeds."""
+    return [stages, *stages.children()][:2]
+
+
+def _final(trunk: SparseModelMixin) -> tuple[str, nn.Module]:
+    """The last part of a trunk."""
+    return next(part for part in trunk.parts() if part[0] == trunk.final_attribute)
+
+
+class _Classifier(NamedTuple):
+    """The parts of a model that says them up to its classifier: of the trunk, of the head, and those that flatten."""
+
+    trunk: list[tuple[str, nn.Module]]
+    head: list[tuple[str, nn.Module]]
+    rest: list[tuple[str, nn.Module]]
+
+    @classmethod
+    def of(cls, model: SparseModelMixin) -> Optional['_Classifier']:
+        """None where a model has no head, or none but pooling, or computes something else than it says."""
+        if not _is_what_it_says(model):
+            return None
+        said = model.parts()
+        begin = said.index(_final(model)) + 1
+        end = next((i for i, (_, module) in enumerate(said) if type(module) is nn.Flatten), begin)
+        head = said[begin:end]
+        return cls(said[:begin], head, said[end:]) if any(isinstance(m, nn.Conv2d) for _, m in head) else None
+
+    def replace_head(self, model: nn.Module, program: Program, weights: Optional[Tensor] = None) -> None:
+        """Put one operator in the place of the head's modules."""
+        for name, _ in self.head:
+            replace_module(model, name, nn.Identity())
+        replace_module(model, self.head[0][0], NativeStages(program, weights))
+
+
+def _is_what_it_says(model: SparseModelMixin) -> bool:
+    """Whether no subclass or object changes what a model computes without saying other parts."""
+    methods = ('forward', 'forward_features', 'forward_head', 'forward_stem', 'forward_final')
+    classes = type(model).__mro__
+    says = next(i for i, kind in enumerate(classes) if 'parts' in vars(kind))
+    return not any(name in vars(where) for where in (model, *classes[:says]) for name in methods)
+
+
+def _make_whole(model: SparseModelMixin, parts: _Classifier) -> bool:
+    """Let one operator compute all in front of the classifier, and two others trunk and head on slices of its weights.
+
+    Does nothing, and returns False, where the kernels do not compute all of it, where something else stands in front of
+    the classifier, or where a hook is on a part.
+    """
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for _, part in model.parts() for m in part.modules())
+    if hooked or [type(module) for _, module in parts.rest[:-1]] != [nn.Flatten, nn.Identity]:
+        return False
+    conv = _first_conv(parts.trunk)
+    whole = native_program([*parts.trunk, *parts.head], conv.in_channels)
+    if whole is None:
+        return False
+    trunk, head = whole.cut()
+    weights = whole.weights()
+    parts.replace_head(model, head, weights[trunk.floats :])
+    model.add_module('stem', DeferredConv2d(conv))
+    model.add_module('stages', NativeStages(trunk, weights[: trunk.floats]))
+    model.add_module(model.final_attribute, nn.Identity())
+    model.fused = NativeStages(whole, weights, saved=False)
+    return True
