@@ -28,7 +28,7 @@ def test_every_form_computes_the_same(form):
     model, x = tiny_model().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
-        assert relative_difference(FORMS[form](model, (3, 32, 32), 'onnxruntime', None)(x), model(x)) < 1e-9
+        assert relative_difference(FORMS[form](model, (3, 32, 32), 'onnxruntime')(x), model(x)) < 1e-9
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
