@@ -99,11 +99,10 @@ def to_graph(module: nn.Module, channels: int) -> Graph:
     """
     if is_chain_of_stages(module):
         return chain_to_graph(module.named_children(), channels)[0]
-    build = _builder(module)
-    if build is None:
+    if _builder(module) is None:
         raise TypeError(f'there is no graph builder for {type(module).__name__}.')
     graph = Graph.of(channels)
-    graph.output = build(graph, module, graph.output, ITSELF)
+    graph.output = add_module(graph, module, graph.output, '' if type(module) in STAGES else ITSELF)
     return graph
 
 
@@ -119,8 +118,7 @@ def chain_to_graph(chain: Iterable[tuple[str, nn.Module]], channels: int) -> tup
     """
     graph, ends = Graph.of(channels), {}
     for name, module in chain:
-        build = _builder(module) or add_module
-        graph.output = build(graph, module, graph.output, f'{name}.' if type(module) in STAGES else name)
+        graph.output = add_module(graph, module, graph.output, f'{name}.' if type(module) in STAGES else name)
         ends[name] = graph.output
     return graph, ends
 
@@ -130,7 +128,16 @@ def _builder(module: nn.Module) -> Optional[Builder]:
 
 
 def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
-    """Append any module of one map; what is not known stays opaque."""
+    """Append any module of one map and return its value; what is not known stays opaque.
+
+    Args:
+        graph: to append to.
+        module: condensed.
+        x: value that the module is given.
+        name: of the module, for layers whose implementation may be chosen; a stage's ends in a dot, or is ''.
+    """
+    if (build := _builder(module)) is not None:
+        return build(graph, module, x, name)
     if isinstance(module, (nn.Identity, nn.Dropout)):
         return x
     if isinstance(module, nn.Sequential):
@@ -239,23 +246,19 @@ def _add_group_sparse(graph: Graph, layer: GroupSparseConv2d, x: int, name: str)
 
 
 def _add_dense_layer(graph: Graph, layer: DenseLayer, x: int, name: str) -> int:
-    new = _add_lgc(graph, layer.conv_1, x, f'{name}.conv_1')
+    new = add_module(graph, layer.conv_1, x, f'{name}.conv_1')
     for part in ('norm_2', 'act_2', 'conv_2', 'se'):
         new = add_module(graph, getattr(layer, part), new, f'{name}.{part}')
     if layer.sfr is not None:
-        x = graph.add(Add(), _add_sfr(graph, layer.sfr, new, f'{name}.sfr'), x)
+        x = graph.add(Add(), add_module(graph, layer.sfr, new, f'{name}.sfr'), x)
     return graph.add(Concat(), x, new)
-
-
-def _prefix(name: str) -> str:
-    return '' if name == ITSELF else name
 
 
 @builds(DenseStage, stage=True)
 def _add_dense_stage(graph: Graph, stage: DenseStage, x: int, name: str) -> int:
     x = add_module(graph, stage.pool, x, '')
     for i, layer in enumerate(cast(Iterable[DenseLayer], stage.layers)):
-        x = _add_dense_layer(graph, layer, x, f'{_prefix(name)}layers.{i}')
+        x = _add_dense_layer(graph, layer, x, f'{name}layers.{i}')
     return x
 
 
@@ -268,12 +271,12 @@ def _add_shuffle_unit(graph: Graph, unit: ShuffleUnit, x: int, name: str) -> int
         right = graph.add(Gather(torch.arange(unit.width, graph.channels(x))), x)
         new = add_module(graph, unit.branch2, right, f'{name}.branch2')
     if unit.sfr is not None:
-        left = graph.add(Add(), _add_sfr(graph, unit.sfr, new, f'{name}.sfr'), left)
+        left = graph.add(Add(), add_module(graph, unit.sfr, new, f'{name}.sfr'), left)
     return add_module(graph, unit.shuffle, graph.add(Concat(), left, new), '')
 
 
 @builds(ShuffleStage, stage=True)
 def _add_shuffle_stage(graph: Graph, stage: ShuffleStage, x: int, name: str) -> int:
     for i, unit in enumerate(cast(Iterable[ShuffleUnit], stage.layers)):
-        x = _add_shuffle_unit(graph, unit, x, f'{_prefix(name)}layers.{i}')
+        x = _add_shuffle_unit(graph, unit, x, f'{name}layers.{i}')
     return x
