@@ -89,16 +89,16 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
     )
 
 
+@dataclass
 class _Tally:
     """Sums, over a forward pass, what torch's counter leaves out."""
 
-    def __init__(self, linear_bias: bool) -> None:
-        self.linear_bias = linear_bias
-        self.pruned_weights = 0
-        self.pruned_mult_adds = 0
-        self.index_additions = 0
-        self.authors_saving = 0.0
-        self.authors_elementwise = 0
+    linear_bias: bool
+    pruned_weights: int = 0
+    pruned_mult_adds: int = 0
+    index_additions: int = 0
+    authors_saving: float = 0.0
+    authors_elementwise: int = 0
 
     def visit(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardswish)):
@@ -111,12 +111,10 @@ class _Tally:
             self.authors_elementwise += output.numel()
         elif isinstance(module, ChannelScatterSum):
             self.index_additions += inputs[0].numel()
-        elif isinstance(module, GroupSparseConv2d) and not module.deploy:
+        elif isinstance(module, GroupSparseConv2d) and module.state == 'masked':
             self._visit_masked(module, output)
 
     def _visit_masked(self, layer: GroupSparseConv2d, output: torch.Tensor) -> None:
-        if layer.packed:
-            return
         weights = layer.in_channels * layer.out_channels
         positions = output.shape[-2] * output.shape[-1]
         pruned = weights - weights * layer.kept_per_group() // layer.num_units

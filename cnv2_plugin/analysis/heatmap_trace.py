@@ -1,7 +1,7 @@
 """Which layer made each channel that a group-sparse layer reads or updates, and how strongly it uses it."""
 
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Literal, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ class Use:
     """How one layer uses the features in front of it.
 
     Attributes:
-        name: module name.
         label: block and layer from 1, or ``'head'``.
         block: its block from 1.
         kind: ``'lgc'`` reads features, ``'sfr'`` updates them.
@@ -41,7 +40,6 @@ class Use:
         groups: how many of the layer's groups are connected to each of them, ``(C,)``.
     """
 
-    name: str
     label: str
     block: int
     kind: Kind
@@ -77,11 +75,19 @@ def trace(model: nn.Module) -> Trace:
     Raises:
         ValueError: there is no trunk of these families in it.
     """
-    for prefix, module in model.named_modules():
-        if isinstance(module, CondenseNetTrunk):
-            return _trace_dense(module, f'{prefix}.' if prefix else '', _head(model, module))
-        if isinstance(module, ShuffleNetTrunk):
-            return _trace_shuffle(module, f'{prefix}.' if prefix else '')
+    trunk = find_trunk(model)
+    return _trace_dense(trunk, _head(model, trunk)) if isinstance(trunk, CondenseNetTrunk) else _trace_shuffle(trunk)
+
+
+def find_trunk(model: nn.Module) -> Union[CondenseNetTrunk, ShuffleNetTrunk]:
+    """Find the trunk of a model.
+
+    Raises:
+        ValueError: there is none of these families in it.
+    """
+    for module in model.modules():
+        if isinstance(module, (CondenseNetTrunk, ShuffleNetTrunk)):
+            return module
     raise ValueError(
         f'{type(model).__name__} has no CondenseNet, CondenseNetV2 or SFR-ShuffleNetV2 trunk, so its features cannot '
         f'be traced from layer to layer; give a model of one of these families.'
@@ -108,25 +114,23 @@ def unit_use(layer: GroupSparseConv2d) -> tuple[Tensor, Tensor]:
     return strength, torch.bincount(index, minlength=layer.num_units)
 
 
-def _trace_dense(trunk: CondenseNetTrunk, prefix: str, head: Union[Tensor, None]) -> Trace:
+def _trace_dense(trunk: CondenseNetTrunk, head: Optional[Tensor]) -> Trace:
     sources = [Source('stem', 0, trunk.stem.out_channels)]
     uses = []
     for i, stage in enumerate(trunk.stages):
         for j, layer in enumerate(stage.layers):
-            label, name = f'{i + 1}.{j + 1}', f'{prefix}stages.{i}.layers.{j}'
-            features = torch.arange(layer.conv_1.in_channels)
-            uses.append(Use(f'{name}.conv_1', label, i + 1, 'lgc', features, *unit_use(layer.conv_1)))
+            label, features = f'{i + 1}.{j + 1}', torch.arange(layer.conv_1.in_channels)
+            uses.append(Use(label, i + 1, 'lgc', features, *unit_use(layer.conv_1)))
             if layer.sfr is not None:
-                uses.append(Use(f'{name}.sfr', label, i + 1, 'sfr', features, *unit_use(layer.sfr)))
+                uses.append(Use(label, i + 1, 'sfr', features, *unit_use(layer.sfr)))
             sources.append(Source(label, i + 1, layer.conv_2.out_channels))
     if head is not None:
-        groups = (head > 0).long()
-        uses.append(Use('head', 'head', len(trunk.stages) + 1, 'lgc', torch.arange(head.numel()), head, groups))
+        uses.append(Use('head', len(trunk.stages) + 1, 'lgc', torch.arange(head.numel()), head, (head > 0).long()))
     counts = torch.tensor([source.features for source in sources])
     return Trace(tuple(sources), torch.arange(len(sources)).repeat_interleave(counts), tuple(uses))
 
 
-def _head(model: nn.Module, trunk: CondenseNetTrunk) -> Union[Tensor, None]:
+def _head(model: nn.Module, trunk: CondenseNetTrunk) -> Optional[Tensor]:
     """Mean absolute weight of the linear layer behind the trunk for each of its inputs, where there is one."""
     modules = dict(model.named_modules())
     names = ('conv_head', 'classifier', 'head.layers.0.fc', 'head.fc')
@@ -139,7 +143,7 @@ def _head(model: nn.Module, trunk: CondenseNetTrunk) -> Union[Tensor, None]:
     return strength if strength.numel() == trunk.num_features else None
 
 
-def _trace_shuffle(trunk: ShuffleNetTrunk, prefix: str) -> Trace:
+def _trace_shuffle(trunk: ShuffleNetTrunk) -> Trace:
     sources, uses, source_of = [], [], []
 
     def make(label: str, block: int, count: int) -> Tensor:
@@ -157,7 +161,6 @@ def _trace_shuffle(trunk: ShuffleNetTrunk, prefix: str) -> Trace:
             else:
                 left, new = features[: unit.width], make(label, i + 1, unit.width)
             if unit.sfr is not None:
-                name = f'{prefix}stages.{i}.layers.{j}.sfr'
-                uses.append(Use(name, label, i + 1, 'sfr', left, *unit_use(unit.sfr)))
+                uses.append(Use(label, i + 1, 'sfr', left, *unit_use(unit.sfr)))
             features = torch.stack((left, new), 1).flatten()
     return Trace(tuple(sources), torch.tensor(source_of), tuple(uses))

@@ -16,11 +16,10 @@ from ..benchmark import benchmark, machine
 from ..checkpoints import atomic_path
 from ..deploy import condense, verify
 from ..layers import GroupSparseConv2d, UnfinishedPruningError
-from ..models import CondenseNetTrunk, ShuffleNetTrunk
 from .cost import cost_table, count_cost
 from .heatmap import connection_map
 from .heatmap_plot import plot_maps
-from .heatmap_trace import trace
+from .heatmap_trace import find_trunk, trace
 from .report_log import plot_curves, read_log
 from .sparsity import sparsity_report
 from .sparsity_plot import plot_sparsity
@@ -28,15 +27,7 @@ from .sparsity_plot import plot_sparsity
 
 @dataclass
 class Section:
-    """A heading with text, a table and pictures under it.
-
-    Attributes:
-        title: heading.
-        text: sentences.
-        header: names of the table's columns.
-        rows: of the table.
-        pictures: alternative text and ``data:`` address of each picture.
-    """
+    """A heading with text, a table, and the alternative text and ``data:`` address of each picture under it."""
 
     title: str
     text: str = ''
@@ -69,10 +60,12 @@ def write_report(
         ValueError: the model is of another family, or the log holds no curve.
         ModuleNotFoundError: jinja2 or matplotlib is missing.
     """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     from .. import __version__
 
     facts = {**(facts or {}), 'cnv2_plugin': __version__, 'torch': torch.__version__}
-    training = _training(log)
+    training = _training(log)  # first, as it may refuse the log
     finished = all(layer.is_finished() for layer in _sparse_layers(model))
     sections = [
         _architecture(model, input_size, facts),
@@ -83,46 +76,31 @@ def write_report(
         _deployment(model, input_size),
         *([_latency(model, input_size, rounds)] if finished and rounds > 0 else []),
     ]
-    page = _render(title, sections)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template('report.html').render(title=title, sections=sections)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding='utf-8')
 
 
-def _render(title: str, sections: Sequence[Section]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template('report.html').render(title=title, sections=sections)
-
-
-def _trunk(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, (CondenseNetTrunk, ShuffleNetTrunk)):
-            return module
-    raise ValueError(
-        f'{type(model).__name__} has no CondenseNet, CondenseNetV2 or ShuffleNetV2 trunk to report on; give a model of '
-        f'one of these families.'
-    )
-
-
 def _architecture(model: nn.Module, input_size: tuple[int, int, int], facts: Mapping[str, Any]) -> Section:
-    trunk = _trunk(model)
+    trunk = find_trunk(model)
     shape = ', '.join(f'{name} {value}' for name, value in asdict(trunk.arch).items())
     about = '; '.join(f'{name}: {value}' for name, value in facts.items())
-    shapes: list[tuple[int, ...]] = []
     shadow = deepcopy(trunk).to('meta').eval()
-    parts = [shadow.stem, *shadow.stages]
-    for part in parts:
-        part.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    rows: list[list[Any]] = []
+    for part in (shadow.stem, *shadow.stages):
+        part.register_forward_hook(lambda part, inputs, output: rows.append(_part(len(rows), part, output)))
     with torch.no_grad():
         shadow(torch.empty(1, *input_size, device='meta'))
-    names = ['stem', *(f'stage {i + 1}' for i in range(len(trunk.stages)))]
-    layers = ['', *(len(stage.layers) for stage in trunk.stages)]
-    rows = [[name, count, ' x '.join(map(str, s))] for name, count, s in zip(names, layers, shapes)]
     text = f'{about}. Input {" x ".join(map(str, input_size))}. Shape: {shape}.'
     return Section('Architecture', text, ('part', 'layers', 'features (C x H x W)'), rows)
+
+
+def _part(number: int, part: nn.Module, output: torch.Tensor) -> list[Any]:
+    name, layers = (f'stage {number}', len(part.layers)) if number else ('stem', '')
+    return [name, layers, ' x '.join(map(str, output.shape[1:]))]
 
 
 def _cost(model: nn.Module, input_size: tuple[int, int, int]) -> Section:

@@ -52,7 +52,6 @@ class SourceUse:
 
     Attributes:
         label: ``'stem'``, or block and layer from 1.
-        block: block from 1; 0 for the stem.
         features: features it makes.
         readers: later layers with a learned group convolution that could read them.
         never_read: features that none of these reads.
@@ -63,7 +62,6 @@ class SourceUse:
     """
 
     label: str
-    block: int
     features: int
     readers: int
     never_read: int
@@ -161,8 +159,7 @@ def _source(traced: Trace, index: int) -> SourceUse:
     read, readers = _later_uses(traced, own, 'lgc')
     updated, updaters = _later_uses(traced, own, 'sfr')
     return SourceUse(
-        source.label, source.block, source.features,
-        readers, int((read == 0).sum()), read.double().mean().item(),
+        source.label, source.features, readers, int((read == 0).sum()), read.double().mean().item(),
         updaters, int((updated == 0).sum()), tuple(torch.bincount(updated, minlength=updaters + 1).tolist()),
     )  # fmt: skip
 

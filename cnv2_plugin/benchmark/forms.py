@@ -26,24 +26,10 @@ def training(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
     return folded
 
 
-def condensed(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
-    """Group convolutions between gathers, as ``cnv2_plugin.deploy.condense`` makes them."""
-    return condense(model).eval()
-
-
-def optimised(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
-    """Every layer in its fastest exact form, as ``cnv2_plugin.deploy.lower`` chooses it."""
-    return lower(model, input_size, runtime)
-
-
-def native(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
-    """Stages in the native kernels."""
-    return lower(model, input_size, 'native')
-
-
 FORMS: dict[str, Callable[[nn.Module, Size, str], nn.Module]] = {
     'training': training,
-    'condensed': condensed,
-    'optimised': optimised,
-    'native': native,
+    'condensed': lambda model, input_size, runtime: condense(model).eval(),
+    'optimised': lower,
+    'native': lambda model, input_size, runtime: lower(model, input_size, 'native'),
 }
+"""Dense convolutions with zeros; group convolutions between gathers; every layer lowered; stages in the kernels."""

@@ -13,16 +13,14 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ..deploy.timing import Progress, Timing
-from ..deploy.timing import interleave as interleave
+from ..deploy.timing import Progress, Timing, interleave
 from ..graph.choice import RULES
+from ..layers import GroupSparseConv2d
 from ..models.condense import condense
 from ..models.multiply_adds import count_mult_adds
 from .forms import FORMS
-from .machine import machine as machine
 from .runtimes import RUNTIMES, Prepared, peak_memory
 
-NATIVE = 'native'
 NATIVE_RUNTIMES = ('eager', 'compile', 'onnxruntime', 'torch_export')
 PEER = 'as published'
 """Form of networks that are not ours."""
@@ -99,7 +97,7 @@ def benchmark(
     """
     _check_names('form', forms, FORMS)
     _check_names('runtime', runtimes, RUNTIMES)
-    if NATIVE in forms and not set(runtimes) <= set(NATIVE_RUNTIMES):
+    if 'native' in forms and not set(runtimes) <= set(NATIVE_RUNTIMES):
         raise ValueError(
             f'the native form runs in {", ".join(NATIVE_RUNTIMES)} only; leave out the other runtimes or the form.'
         )
@@ -114,10 +112,10 @@ def benchmark(
         place.mkdir(parents=True, exist_ok=True)
         for name, form, runtime, module in _contenders(models, peers or {}, forms, runtimes, input_size):
             report(f'preparing {name}, {form}, {runtime}')
-            counted = condense(models[name]) if form == NATIVE else module
+            counted = condense(models[name]) if form == 'native' else module
             work[name, form] = count_mult_adds(counted, input_size)
-            optimize = form in ('optimised', NATIVE)
-            prepared[name, form, runtime] = RUNTIMES[runtime](module, images, threads, place, optimize)
+            prepare = RUNTIMES[runtime]
+            prepared[name, form, runtime] = prepare(module, images, threads, place, form in ('optimised', 'native'))
         timings = interleave(
             {key: item.run for key, item in prepared.items()}, rounds, warmup, report,
             warmup_each_round=warmup_each_round,
@@ -129,19 +127,17 @@ def benchmark(
                     report(f'peak memory of {key[0]}, {key[1]}')
                     peaks[key] = peak_memory(item.file, tuple(images.shape))
     return [
-        Measurement(
-            *key, batch, threads, input_size[1], timing, prepared[key].size, work[key[:2]], peaks.get(key)
-        )
+        Measurement(*key, batch, threads, input_size[1], timing, prepared[key].size, work[key[:2]], peaks.get(key))
         for key, timing in timings.items()
-    ]  # fmt: skip
+    ]
 
 
 def _contenders(models, peers, forms, runtimes, input_size) -> Iterator[tuple[str, str, str, nn.Module]]:
     for name, model in models.items():
         for form in forms:
             for runtime in runtimes:
-                table = runtime if runtime in RULES else 'onnxruntime'
-                yield name, form, runtime, FORMS[form](model, input_size, table)
+                rules = runtime if runtime in RULES else 'onnxruntime'
+                yield name, form, runtime, FORMS[form](model, input_size, rules)
     for name, model in peers.items():
         for runtime in runtimes:
             yield name, PEER, runtime, model
@@ -155,9 +151,7 @@ def exponent(sizes: Sequence[float], milliseconds: Sequence[float]) -> float:
     """
     if len(sizes) < 2:
         raise ValueError(f'an exponent takes at least two sizes, but there are {len(sizes)}.')
-    x, y = [math.log(s) for s in sizes], [math.log(t) for t in milliseconds]
-    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
+    return statistics.linear_regression([math.log(s) for s in sizes], [math.log(t) for t in milliseconds]).slope
 
 
 @contextmanager
@@ -181,8 +175,6 @@ def random_finished(model: nn.Module, seed: int = 0) -> nn.Module:
 
     Latency does not depend on the values; masks, and with them the forms, do depend on which weights are small.
     """
-    from ..layers import GroupSparseConv2d
-
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:

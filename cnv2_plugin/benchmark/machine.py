@@ -2,13 +2,14 @@
 
 import os
 import platform
-import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..deploy.timing import interleave
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ def roofline(rounds: int = 100) -> Roofline:
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     source = torch.randn(32 * 2**20)
     target = torch.empty_like(source)
-    product = _least(lambda: torch.mm(a, b), rounds)
-    copy = _least(lambda: target.copy_(source), rounds)
-    return Roofline(1024**3 / product, 2 * source.numel() * 4 / copy)
+    seconds = []
+    for run in (lambda: torch.mm(a, b), lambda: target.copy_(source)):
+        seconds.append(interleave({'': run}, rounds, warmup=1)[''].min / 1e3)
+    return Roofline(1024**3 / seconds[0], 2 * source.numel() * 4 / seconds[1])
 
 
 def machine() -> dict[str, Any]:
@@ -62,13 +64,3 @@ def _processor() -> str:
             if line.startswith('model name'):
                 return line.split(':', 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _least(run, rounds: int) -> float:
-    run()
-    least = float('inf')
-    for _ in range(rounds):
-        start = time.perf_counter()
-        run()
-        least = min(least, time.perf_counter() - start)
-    return least

@@ -1,42 +1,19 @@
 """Other networks to compare with: of each family the one whose multiply-adds are nearest."""
 
-from collections.abc import Callable
-
 from torch import nn
 
 from ..models.multiply_adds import count_mult_adds
 
-
-def _torchvision(name: str) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        import torchvision
-
-        return getattr(torchvision.models, name)(weights=None)
-
-    return make
-
-
-def _timm(name: str) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        import timm
-
-        return timm.create_model(name)
-
-    return make
-
-
-PEERS: dict[str, dict[str, Callable[[], nn.Module]]] = {
-    'ShuffleNetV2': {
-        f'shufflenet_v2_x{width}': _torchvision(f'shufflenet_v2_x{width}') for width in ('0_5', '1_0', '1_5', '2_0')
-    },
-    'MobileNetV3': {
-        f'mobilenetv3_{width}': _timm(f'mobilenetv3_{width}')
-        for width in ('small_050', 'small_075', 'small_100', 'large_075', 'large_100')
-    },
-    'EfficientNet-Lite': {f'efficientnet_lite{size}': _timm(f'efficientnet_lite{size}') for size in (0, 1)},
-    'GhostNetV2': {f'ghostnetv2_{width}': _timm(f'ghostnetv2_{width}') for width in ('100', '130', '160')},
-    'GhostNet': {f'ghostnet_{width}': _timm(f'ghostnet_{width}') for width in ('050', '100', '130')},
+PEERS: dict[str, tuple[str, ...]] = {
+    'ShuffleNetV2': tuple(f'shufflenet_v2_x{width}' for width in ('0_5', '1_0', '1_5', '2_0')),
+    'MobileNetV3': tuple(
+        f'mobilenetv3_{width}' for width in ('small_050', 'small_075', 'small_100', 'large_075', 'large_100')
+    ),
+    'EfficientNet-Lite': ('efficientnet_lite0', 'efficientnet_lite1'),
+    'GhostNetV2': ('ghostnetv2_100', 'ghostnetv2_130', 'ghostnetv2_160'),
+    'GhostNet': ('ghostnet_050', 'ghostnet_100', 'ghostnet_130'),
 }
+"""Names of networks by family: ShuffleNetV2's are torchvision's, the others timm's."""
 
 
 def nearest_peers(
@@ -57,11 +34,21 @@ def nearest_peers(
         raise ValueError(f'there are no peers {", ".join(unknown)}; choose from {", ".join(PEERS)}.')
     chosen = {}
     for family in families:
-        made = {name: make().eval() for name, make in PEERS[family].items()}
+        made = {name: _make(name).eval() for name in PEERS[family]}
         distance = {name: abs(_count(model, input_size, family) - mult_adds) for name, model in made.items()}
         name = min(distance, key=distance.get)
         chosen[name] = made[name]
     return chosen
+
+
+def _make(name: str) -> nn.Module:
+    if name in PEERS['ShuffleNetV2']:
+        import torchvision
+
+        return getattr(torchvision.models, name)(weights=None)
+    import timm
+
+    return timm.create_model(name)
 
 
 def _count(model: nn.Module, input_size: tuple[int, int, int], family: str) -> int:

@@ -1,8 +1,9 @@
 """The benchmark as pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 from .latency import Measurement, exponent
 
@@ -23,55 +24,51 @@ def plot_latency(measurements: Sequence[Measurement], limits: Mapping[str, float
         limits: milliseconds below which a model cannot get, by name.
         path: picture to write.
     """
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
     runtimes = list(dict.fromkeys(m.runtime for m in measurements))
     names = list(dict.fromkeys((m.model, m.form) for m in measurements))
     size = (2.5 + 3.5 * len(runtimes), 1.5 + 0.22 * len(names))
-    figure, axes = pyplot.subplots(1, len(runtimes), figsize=size, squeeze=False, sharey=True)
-    for axis, runtime in zip(axes[0], runtimes):
-        rows = [m for m in measurements if m.runtime == runtime]
-        places = [names.index((m.model, m.form)) for m in rows]
-        axis.barh(places, [m.timing.min for m in rows], color=[_color(m.form) for m in rows])
-        for i, m in zip(places, rows):
-            axis.text(m.timing.min, i, f' {m.timing.min:.1f}', va='center', fontsize=8)
-            if m.model in limits:
-                axis.plot([limits[m.model]] * 2, [i - 0.4, i + 0.4], color='black', linewidth=1)
-        axis.margins(x=0.15, y=0.01)
-        axis.set_xlim(left=0)
-        axis.set_title(runtime)
-        axis.set_xlabel('ms a call, least of all rounds')
-    axes[0, 0].set_yticks(range(len(names)), [f'{model}, {form}' for model, form in names], fontsize=8)
-    axes[0, 0].invert_yaxis()
-    figure.suptitle('Latency; black: limit of the machine for the condensed multiply-adds', fontsize=11)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    with _panels(path, len(runtimes), size, sharey=True) as (figure, axes):
+        for axis, runtime in zip(axes, runtimes):
+            rows = [m for m in measurements if m.runtime == runtime]
+            places = [names.index((m.model, m.form)) for m in rows]
+            colors = [COLORS.get(m.form, 'tab:gray') for m in rows]
+            axis.barh(places, [m.timing.min for m in rows], color=colors)
+            for i, m in zip(places, rows):
+                axis.text(m.timing.min, i, f' {m.timing.min:.1f}', va='center', fontsize=8)
+                if m.model in limits:
+                    axis.plot([limits[m.model]] * 2, [i - 0.4, i + 0.4], color='black', linewidth=1)
+            axis.margins(x=0.15, y=0.01)
+            axis.set_xlim(left=0)
+            axis.set_title(runtime)
+            axis.set_xlabel('ms a call, least of all rounds')
+        axes[0].set_yticks(range(len(names)), [f'{model}, {form}' for model, form in names], fontsize=8)
+        axes[0].invert_yaxis()
+        figure.suptitle('Latency; black: limit of the machine for the condensed multiply-adds', fontsize=11)
 
 
 def plot_scaling(by_size: Sequence[Measurement], by_batch: Sequence[Measurement], path: Union[str, Path]) -> None:
     """Latency against image height and against batch, both axes logarithmic, with the exponents."""
+    panels = ((by_size, 'height', 'image height and width'), (by_batch, 'batch', 'images in a call'))
+    with _panels(path, 2, (11, 4.5)) as (_, axes):
+        for axis, (rows, name, text) in zip(axes, panels):
+            for label in dict.fromkeys((m.model, m.form, m.runtime) for m in rows):
+                chosen = [m for m in rows if (m.model, m.form, m.runtime) == label]
+                x, y = [getattr(m, name) for m in chosen], [m.timing.min for m in chosen]
+                axis.loglog(x, y, marker='o', label=f'{" ".join(label)}: exponent {exponent(x, y):.2f}')
+            axis.set_xlabel(text)
+            axis.set_ylabel('ms, least of all rounds')
+            axis.legend(fontsize=7)
+
+
+@contextmanager
+def _panels(path: Union[str, Path], count: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Any, Any]]:
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5))
-    for axis, rows, name in ((axes[0], by_size, 'height'), (axes[1], by_batch, 'batch')):
-        for label in dict.fromkeys((m.model, m.form, m.runtime) for m in rows):
-            chosen = [m for m in rows if (m.model, m.form, m.runtime) == label]
-            x, y = [getattr(m, name) for m in chosen], [m.timing.min for m in chosen]
-            axis.loglog(x, y, marker='o', label=f'{" ".join(label)}: exponent {exponent(x, y):.2f}')
-        axis.set_xlabel({'height': 'image height and width', 'batch': 'images in a call'}[name])
-        axis.set_ylabel('ms, least of all rounds')
-        axis.legend(fontsize=7)
+    figure, axes = pyplot.subplots(1, count, figsize=size, squeeze=False, **options)
+    yield figure, axes[0]
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def _color(form: str) -> str:
-    return COLORS.get(form, 'tab:gray')

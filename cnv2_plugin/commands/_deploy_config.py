@@ -45,12 +45,7 @@ class HeadOutputs(nn.Module):
 
 
 def open_config_model(config: str, args: argparse.Namespace):
-    """The model of a config with the weights of ``args.checkpoint``, and the config.
-
-    Raises:
-        ValueError: the checkpoint does not fit, or nothing says how large the images are.
-        CheckpointError: the file cannot be read.
-    """
+    """The model of a config with the weights of ``args.checkpoint``, and the config."""
     from ..checkpoints import load_checkpoint
     from ..toolkits.openmmlab.deploy_files import build
     from ..toolkits.openmmlab.runner_config import load_config
@@ -65,22 +60,17 @@ def open_config_model(config: str, args: argparse.Namespace):
     check_fit(model.state_dict(), state_dict, args.checkpoint, config, 'that the checkpoint is of this config')
     model.load_state_dict(state_dict)
     size = tuple(args.input) if args.input else input_size_of(cfg)
-    meta, metadata = plain_meta(checkpoint), onnx_metadata(cfg, checkpoint)
-    return Source(config, model, size, meta, metadata, compared_views(model)), cfg
+    meta = plain_meta(checkpoint)
+    return Source(config, model, size, meta, onnx_metadata(cfg, meta), compared_views(model)), cfg
 
 
 def weights(checkpoint: dict, use_ema: bool) -> dict[str, Tensor]:
-    """The weights to deploy: what mmengine evaluates (averaged where an EMA hook ran), or the plain ones beside them.
-
-    Raises:
-        CheckpointError: there are no tensors in the checkpoint.
-    """
+    """The weights that mmengine evaluates (averaged where an EMA hook ran), or the plain ones beside them."""
     from ..checkpoints import find_state_dict
 
     beside = checkpoint.get('ema_state_dict')
     if not use_ema and isinstance(beside, dict):
-        prefix = 'module.'
-        return {key[len(prefix) :]: value for key, value in beside.items() if key.startswith(prefix)}
+        return {key[7:]: value for key, value in beside.items() if key.startswith('module.')}
     return find_state_dict(checkpoint)
 
 
@@ -88,9 +78,6 @@ def compared_views(model: nn.Module) -> dict[str, type[nn.Module]]:
     """What is compared before and after condensing; the first one is exported and counted.
 
     A two-stage detector's second stage has no raw output without proposals, so its features are compared.
-
-    Raises:
-        ValueError: neither a classifier nor a detector.
     """
     kinds = {base.__name__ for base in type(model).__mro__}
     if 'ImageClassifier' in kinds:
@@ -108,11 +95,7 @@ def compared_views(model: nn.Module) -> dict[str, type[nn.Module]]:
 
 
 def input_size_of(cfg) -> tuple[int, int, int]:
-    """``(C, H, W)`` that the config's test pipeline ends with.
-
-    Raises:
-        ValueError: the pipeline does not say.
-    """
+    """``(C, H, W)`` that the config's test pipeline ends with; raises a ValueError where it does not say."""
     channels = cfg.model.backbone.get('in_channels', 3)
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     for step in reversed(loader.get('dataset', {}).get('pipeline', [])):
@@ -132,10 +115,10 @@ def plain_meta(checkpoint: dict) -> dict:
     return dict(dataset_meta=classes) if classes else {}
 
 
-def onnx_metadata(cfg, checkpoint: dict) -> dict:
+def onnx_metadata(cfg, meta: dict) -> dict:
     """What a user of the ONNX file must know about its input and classes."""
     preprocessing = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     names = ('mean', 'std', 'to_rgb', 'bgr_to_rgb', 'pad_size_divisor')
     found = {name: preprocessing[name] for name in names if name in preprocessing}
-    classes = plain_meta(checkpoint).get('dataset_meta', {}).get('classes')
+    classes = meta.get('dataset_meta', {}).get('classes')
     return {**found, 'classes': list(classes)} if classes else found

@@ -4,10 +4,14 @@ import argparse
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
+
+from ._usage import add_weights_options
 
 _LAYER = re.compile(r'stages\.(\d+)\.layers\.(\d+)\.')
 META_KWARGS = ('arch', 'in_chans', 'num_classes', 'deploy', 'classifier_keep', 'global_pool', 'drop_rate')
@@ -19,9 +23,6 @@ class Source:
     """A model that a command opened, and what must be known to write it again.
 
     Attributes:
-        name: title for reports.
-        model: in eval mode.
-        input_size: ``(C, H, W)``.
         meta: arch and arguments, stored beside deployed weights.
         metadata: stored in ONNX files, beside what the model says itself.
         views: modules of it to compare, by name; the first one is exported.
@@ -40,8 +41,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--arch', help='timm name of the network in the checkpoint; by default what the file says, or what fits'
     )
-    parser.add_argument('--no-ema', action='store_true', help='take the raw weights where there are averaged ones too')
-    parser.add_argument('--trust', action='store_true', help='unpickle the checkpoint; only for files you trust')
+    add_weights_options(parser)
 
 
 def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> Source:
@@ -58,7 +58,7 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
         CheckpointError: the file cannot be read.
     """
     size = getattr(args, 'input', None)
-    if not _is_file(name):
+    if not Path(name).exists() and Path(name).suffix not in ('.pth', '.pt', '.tar', '.safetensors', '.ckpt'):
         model = _untrained(name)
         return Source(f'{name} (untrained)', model, _input_size(model, size))
     from ..checkpoints import find_state_dict, load_checkpoint
@@ -87,11 +87,7 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
 
 
 def check_fit(own: Mapping[str, Any], state_dict: Mapping[str, Any], source: str, name: str, hint: str) -> None:
-    """Compare a checkpoint's tensors with those of the model that is to load them.
-
-    Raises:
-        ValueError: names or shapes differ; says where, and that ``hint`` is to be checked.
-    """
+    """Raise a ValueError where names or shapes of a checkpoint's tensors differ from those of a model."""
     from ..checkpoints.io import misfit
 
     fault = misfit(own, state_dict)
@@ -100,13 +96,13 @@ def check_fit(own: Mapping[str, Any], state_dict: Mapping[str, Any], source: str
 
 
 def refuse_condensed(state_dict: Mapping[str, Any]) -> None:
-    """Raise where a state dict is condensed already.
-
-    Raises:
-        ValueError: so it is.
-    """
-    if any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict):
+    """Raise a ValueError where a state dict is condensed already."""
+    if _is_condensed(state_dict):
         raise ValueError('the checkpoint is condensed already; give the trained checkpoint, in training form.')
+
+
+def _is_condensed(state_dict: Mapping[str, Any]) -> bool:
+    return any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict)
 
 
 def _build(state_dict: Mapping[str, Any], arch: str, kwargs: Mapping[str, Any], source: str):
@@ -143,25 +139,19 @@ def _input_size(model, given: Optional[list[int]]) -> tuple[int, int, int]:
     return size
 
 
-def _is_file(name: str) -> bool:
-    return Path(name).exists() or Path(name).suffix in ('.pth', '.pt', '.tar', '.safetensors', '.ckpt')
-
-
 def _untrained(name: str):
     import timm
     import torch
 
     from .. import toolkits  # noqa: F401  (registers the models)
     from ..archs import find_variant
-    from ..layers import GroupSparseConv2d
 
     find_variant(name)
     torch.manual_seed(0)
-    model = timm.create_model(name)
-    for layer in model.modules():
-        if isinstance(layer, GroupSparseConv2d):
-            layer.prune_to(layer.num_stages)
-    return model.eval()
+    model = timm.create_model(name).eval()
+    for layer in model.sparse_layers():
+        layer.prune_to(layer.num_stages)
+    return model
 
 
 def _told(meta: Any) -> tuple[Optional[str], dict[str, Any]]:
@@ -180,17 +170,13 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     for read in (json.loads, ast.literal_eval):
-        try:
+        with suppress(ValueError, SyntaxError):
             return read(value)
-        except (ValueError, SyntaxError):
-            continue
     return {}
 
 
 def _told_by_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {}
-    if any(key.endswith(('gather.index', 'scatter.index')) for key in state_dict):
-        kwargs['deploy'] = True
+    kwargs: dict[str, Any] = dict(deploy=True) if _is_condensed(state_dict) else {}
     if 'classifier.weight' in state_dict:
         kwargs['num_classes'] = len(state_dict['classifier.weight'])
     elif _layers_of(state_dict):
@@ -202,22 +188,17 @@ def _told_by_tensors(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fitting(state_dict: Mapping[str, Any], source: str) -> str:
-    """The variant whose every tensor has the shape of the file's.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The variant whose every tensor has the shape of the file's; raises a ValueError where there is none."""
     import timm
 
     from ..archs import VARIANTS
+    from ..checkpoints.io import misfit
 
-    told = _told_by_tensors(state_dict)
-    given = {key: tuple(value.shape) for key, value in state_dict.items()}
+    told, layers = _told_by_tensors(state_dict), _layers_of(state_dict)
     for name, variant in VARIANTS.items():
-        if _layers(variant.arch) != _layers_of(state_dict):
+        if layers != dict(enumerate(getattr(variant.arch, 'layers', None) or variant.arch.repeats)):
             continue
-        model = timm.create_model(name, **told, device='meta')
-        if {key: tuple(value.shape) for key, value in model.state_dict().items()} == given:
+        if not misfit(timm.create_model(name, **told, device='meta').state_dict(), state_dict):
             return name
     raise ValueError(
         f'{source} fits none of the {len(VARIANTS)} variants that "cnv2 cost --all" lists; give the name of its '
@@ -225,15 +206,10 @@ def _fitting(state_dict: Mapping[str, Any], source: str) -> str:
     )
 
 
-def _layers(arch: Any) -> dict[int, int]:
-    """Layers of each stage."""
-    return dict(enumerate(getattr(arch, 'layers', None) or arch.repeats))
-
-
 def _layers_of(state_dict: Mapping[str, Any]) -> dict[int, int]:
-    found = {tuple(map(int, match.groups())) for match in map(_LAYER.match, state_dict) if match}
-    stages = [stage for stage, _ in found]
-    return {stage: stages.count(stage) for stage in stages}
+    """Layers of each stage."""
+    found = {match.groups() for match in map(_LAYER.match, state_dict) if match}
+    return Counter(int(stage) for stage, _ in found)
 
 
 def _check_size(shape: Mapping[str, Any], state_dict: Mapping[str, Any], source: str) -> None:

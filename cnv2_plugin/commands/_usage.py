@@ -11,12 +11,20 @@ class UsageError(ValueError):
     """Options contradict each other or the config that they change, or a value is none that the option takes."""
 
 
-def check_input(size: Optional[Sequence[int]]) -> None:
-    """Refuse an ``--input`` that is no image; None stands for the published size.
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of reading weights."""
+    parser.add_argument('--no-ema', action='store_true', help='take the raw weights where there are averaged ones too')
+    parser.add_argument('--trust', action='store_true', help='unpickle the checkpoint; only for files you trust')
 
-    Raises:
-        UsageError: a number is not positive.
-    """
+
+def add_input_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--input C H W``."""
+    text = 'input size; by default the published'
+    parser.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help=text)
+
+
+def check_input(size: Optional[Sequence[int]]) -> None:
+    """Raise a UsageError unless an ``--input`` is of positive numbers; None stands for the published size."""
     if size is not None and min(size) < 1:
         raise UsageError(f'the input is {tuple(size)}; it takes three positive numbers (C, H, W).')
 
@@ -37,12 +45,15 @@ def check_output(path: Union[str, Path], suffixes: Sequence[str] = ('.pth', '.pt
         raise ValueError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
 
 
-def keyword(text: str) -> tuple[str, object]:
-    """``NAME=VALUE`` of the command line, the value as Python writes it, or as text.
+def batch(text: str) -> Union[int, str]:
+    """Read a batch size of the command line, which is ``'dynamic'`` or a positive number."""
+    if text != 'dynamic' and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 'dynamic' nor a whole number of at least 1")
+    return text if text == 'dynamic' else int(text)
 
-    Raises:
-        argparse.ArgumentTypeError: the text is not of that form.
-    """
+
+def keyword(text: str) -> tuple[str, object]:
+    """Split ``NAME=VALUE`` of the command line, the value as Python writes it, or as text."""
     name, equals, value = text.partition('=')
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f'{text!r} is not NAME=VALUE')

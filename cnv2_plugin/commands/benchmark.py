@@ -6,7 +6,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Optional
 
-from ._output import progress_printer, write_json
+from ._output import print_table, progress_printer, write_json
 from ._usage import UsageError, check_input
 
 SIZES = (128, 192, 256, 384, 512)
@@ -25,22 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument('--checkpoint', help='finished checkpoint of the one model given; random masks otherwise')
     parser.add_argument('--train', action='store_true', help=argparse.SUPPRESS)
-    parser.add_argument('--forms', nargs='+',
-                        help='of training, condensed, optimised, native (default: training '
+    parser.add_argument('--forms', nargs='+', help='of training, condensed, optimised, native (default: training '
                         'condensed optimised)')  # fmt: skip
-    parser.add_argument('--runtimes', nargs='+',
-                        help='of eager, compile, onnxruntime, openvino, torch_export, executorch, ncnn '
-                        '(default: eager onnxruntime)')  # fmt: skip
-    parser.add_argument('--peers', nargs='*', metavar='FAMILY',
-                        help='also the ShuffleNetV2, MobileNetV3, GhostNet, GhostNetV2 or '
-                        'EfficientNet-Lite of nearest multiply-adds')  # fmt: skip
+    parser.add_argument('--runtimes', nargs='+', help='of eager, compile, onnxruntime, openvino, torch_export, '
+                        'executorch, ncnn (default: eager onnxruntime)')  # fmt: skip
+    parser.add_argument('--peers', nargs='*', metavar='FAMILY', help='also the ShuffleNetV2, MobileNetV3, GhostNet, '
+                        'GhostNetV2 or EfficientNet-Lite of nearest multiply-adds')  # fmt: skip
     parser.add_argument('--input-size', type=int, nargs=3, default=[3, 224, 224], metavar=('C', 'H', 'W'))
-    parser.add_argument(
-        '--batch', type=int, nargs='+', default=[1], help='images in a call; may be several (default 1)'
-    )
-    parser.add_argument(
-        '--threads', type=int, nargs='+', default=[1], help='of every runtime; may be several (default 1)'
-    )
+    several = dict(type=int, nargs='+', default=[1])
+    parser.add_argument('--batch', help='images in a call; may be several (default 1)', **several)
+    parser.add_argument('--threads', help='of every runtime; may be several (default 1)', **several)
     parser.add_argument('--rounds', type=int, default=40, help='measured rounds (default 40)')
     parser.add_argument('--warmup', type=int, default=5, help='unmeasured calls before them (default 5)')
     parser.add_argument('--memory', action='store_true', help='also the peak memory of ONNX Runtime')
@@ -54,18 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--quiet', action='store_true', help='no progress')
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Measure, print the tables and write the files that were asked for."""
     _check(args)
     with redirect_stdout(sys.stderr) if args.json == '-' else nullcontext():
         content = _measure(args)
     if args.json:
         write_json(args.json, content)
-    return 0
 
 
 def _measure(args: argparse.Namespace) -> dict:
     from ..benchmark import benchmark, count_mult_adds, machine, pinned, roofline
+    from ..benchmark.peers import nearest_peers
     from ..deploy.condense import condense
 
     args.progress = progress_printer(args.quiet)
@@ -74,7 +68,7 @@ def _measure(args: argparse.Namespace) -> dict:
     work = {name: count_mult_adds(condense(model), args.input_size) for name, model in models.items()}
     content = {'machine': machine(), 'measurements': [], 'mult_adds': work}
     common = dict(progress=args.progress, folder=args.files)
-    peers = _peers(work, args)
+    peers = {name: nearest_peers(m, args.input_size, tuple(args.peers)) for name, m in work.items()}
     for threads in args.threads:
         for batch in args.batch:
             measured = benchmark(
@@ -140,45 +134,30 @@ def _model(name: str, checkpoint: Optional[str], count: int):
     return random_finished(timm.create_model(name))
 
 
-def _peers(work: dict[str, int], args: argparse.Namespace) -> dict:
-    """For each model the networks of nearest multiply-adds, by name."""
-    from ..benchmark.peers import nearest_peers
-
-    families = tuple(args.peers)
-    return {name: nearest_peers(m, args.input_size, families) if families else {} for name, m in work.items()}
-
-
 def _scaling(models, args: argparse.Namespace, common: dict):
     from ..benchmark import benchmark, exponent
 
-    measure = dict(rounds=args.rounds, warmup=args.warmup, threads=args.threads[0], **common)
-    channels = args.input_size[0]
-    by_size = [m for s in SIZES for m in benchmark(models, args.forms, args.runtimes[-1:], (channels, s, s), **measure)]
-    by_batch = [
-        m for b in BATCHES for m in benchmark(models, args.forms, args.runtimes[-1:], args.input_size, b, **measure)
-    ]
-    from ._output import print_table
+    def measure(size: tuple, batch: int):
+        return benchmark(
+            models, args.forms, args.runtimes[-1:], size, batch, args.threads[0], args.rounds, args.warmup, **common
+        )
 
+    channels = args.input_size[0]
+    by_size = [m for size in SIZES for m in measure((channels, size, size), 1)]
+    by_batch = [m for batch in BATCHES for m in measure(args.input_size, batch)]
     rows = []
     for label in dict.fromkeys((m.model, m.form, m.runtime) for m in by_size):
-        sizes = [m for m in by_size if (m.model, m.form, m.runtime) == label]
-        batches = [m for m in by_batch if (m.model, m.form, m.runtime) == label]
-        rows.append([
-            *label, *(f'{m.timing.min:.1f}' for m in sizes), _exponent(exponent, sizes, 'height'),
-            *(f'{m.timing.min:.1f}' for m in batches), _exponent(exponent, batches, 'batch'),
-        ])  # fmt: skip
+        row = list(label)
+        for measured, name in ((by_size, 'height'), (by_batch, 'batch')):
+            points = [(getattr(m, name), m.timing.min) for m in measured if (m.model, m.form, m.runtime) == label]
+            row += [*(f'{least:.1f}' for _, least in points), f'{exponent(*zip(*points)):.2f}']
+        rows.append(row)
     header = ['model', 'form', 'runtime', *map(str, SIZES), 'exponent', *(f'batch {b}' for b in BATCHES), 'exponent']
     print_table('Least ms against image height and batch', header, rows, args.markdown)
     return by_size, by_batch
 
 
-def _exponent(exponent, rows, name: str) -> str:
-    return f'{exponent([getattr(m, name) for m in rows], [m.timing.min for m in rows]):.2f}'
-
-
 def _print(measurements, args: argparse.Namespace) -> None:
-    from ._output import print_table
-
     first = measurements[0]
     size = 'x'.join(map(str, args.input_size))
     title = f'Latency at {size}, batch {first.batch}, {first.threads} thread(s), {args.rounds} interleaved rounds'
@@ -193,8 +172,6 @@ def _print(measurements, args: argparse.Namespace) -> None:
 
 def _print_ratios(measurements, peers, args: argparse.Namespace) -> None:
     """The last form of each model against its other forms and its peers in the same runtime."""
-    from ._output import print_table
-
     last = args.forms[-1]
     rows = []
     for m in measurements:
@@ -212,8 +189,6 @@ def _print_ratios(measurements, peers, args: argparse.Namespace) -> None:
 
 
 def _print_limits(best, limits, work, args: argparse.Namespace) -> None:
-    from ._output import print_table
-
     title = (
         f'Limit of this machine: {best.mult_adds / 1e9:.1f} G multiply-adds a second (large matrix product), '
         f'{best.bandwidth / 1e9:.1f} GB a second (copy)'

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ._usage import add_weights_options
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
@@ -12,15 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--to', required=True, choices=('timm', 'mmpretrain', 'backbone'),
         help='names of the target; backbone: the trunk alone, for init_cfg=dict(type="Pretrained")',
     )  # fmt: skip
-    parser.add_argument(
-        '--no-ema', action='store_true', help='take the plain weights where averaged ones are there too'
-    )
-    parser.add_argument(
-        '--trust', action='store_true', help='unpickle arbitrary objects; for files whose origin you know'
-    )
+    add_weights_options(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Read, rename, write."""
     from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
     from ..toolkits.key_map import convert_keys
@@ -32,4 +29,3 @@ def run(args: argparse.Namespace) -> int:
     if dropped:
         shown = ', '.join(dropped[:4]) + (', ...' if len(dropped) > 4 else '')
         print(f'Left out, as {args.to} has no place for them: {len(dropped)} tensors ({shown}).')
-    return 0

@@ -3,7 +3,7 @@
 import argparse
 
 from ._output import print_table
-from ._usage import UsageError, check_input
+from ._usage import UsageError, add_input_option, check_input
 
 PRINTS_TABLES = True
 
@@ -12,9 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 cost``."""
     parser.add_argument('arch', nargs='?', help='timm name, such as condensenetv2_a')
     parser.add_argument('--all', action='store_true', help='every variant beside the published figures')
-    parser.add_argument(
-        '--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='input size; by default the published'
-    )
+    add_input_option(parser)
     parser.add_argument('--deploy', action='store_true', help='the condensed form only')
     parser.add_argument('--markdown', action='store_true', help='print Markdown')
 

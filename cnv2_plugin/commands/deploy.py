@@ -3,11 +3,11 @@
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional
 
 from ._models import Source, open_model
 from ._output import print_table
-from ._usage import UsageError, check_input, check_output, keyword
+from ._usage import UsageError, add_input_option, add_weights_options, batch, check_input, check_output, keyword
 
 PRINTS_TABLES = True
 
@@ -23,19 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='further timm.create_model arguments, such as in_chans=1')  # fmt: skip
     parser.add_argument('--out', required=True, help='file to write; ends in .pth or .safetensors')
     parser.add_argument('--onnx', help='ONNX file to write too')
-    parser.add_argument(
-        '--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='input size; by default the published'
-    )
-    parser.add_argument('--batch', type=_batch, default='dynamic', help="batch size of the ONNX file, or 'dynamic'")
+    add_input_option(parser)
+    parser.add_argument('--batch', type=batch, default='dynamic', help="batch size of the ONNX file, or 'dynamic'")
     parser.add_argument('--tolerance', type=float, default=1e-5, help='largest relative difference that is accepted')
-    parser.add_argument(
-        '--no-ema', action='store_true', help='take the raw weights where the file has averaged ones too'
-    )
     parser.add_argument(
         '--classifier-keep', type=float,
         help="share of the classifier's inputs to keep, such as 0.5 (CondenseNet's lossy step; all by default)",
     )  # fmt: skip
-    parser.add_argument('--trust', action='store_true', help='unpickle the checkpoint; only for files you trust')
+    add_weights_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -108,9 +103,3 @@ def _print_report(source: Source, done, args: argparse.Namespace) -> None:
         ]
     title = 'Deployed; figures and ONNX of backbone and neck' if name.startswith('Features') else 'Deployed'
     print_table(title, header, [row[: len(header)] for row in rows])
-
-
-def _batch(text: str) -> Union[int, str]:
-    if text != 'dynamic' and not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 'dynamic' nor a whole number of at least 1")
-    return text if text == 'dynamic' else int(text)

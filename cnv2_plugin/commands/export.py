@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ._models import add_model_options, open_model
 from ._output import print_table
-from ._usage import UsageError, check_input
+from ._usage import UsageError, add_input_option, batch, check_input
 
 PRINTS_TABLES = True
 
@@ -16,14 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', required=True, type=Path, help='file to write; its ending tells the runtime: '
                         '.onnx, .xml (OpenVINO), .pt2 (torch.export), .pte (ExecuTorch), .param (ncnn), .mlpackage '
                         '(CoreML)')  # fmt: skip
-    parser.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='by default the published size')
-    parser.add_argument('--batch', type=_batch, help="images in a call, or 'dynamic' (.onnx only, and its default)")
+    add_input_option(parser)
+    parser.add_argument('--batch', type=batch, help="images in a call, or 'dynamic' (.onnx only, and its default)")
     parser.add_argument('--no-optimize', action='store_true', help='group convolutions as they are (.onnx only)')
     parser.add_argument('--native', action='store_true', help='stages in the native kernels (.onnx and .pt2; opening '
                         'the file takes this package, see docs/deployment.md)')  # fmt: skip
     parser.add_argument('--int8', type=Path, metavar='IMAGES', help='quantise statically, calibrated on the images in '
                         'this folder (.onnx only)')  # fmt: skip
-    parser.add_argument('--tolerance', type=_amount, default=1e-5, help='largest relative difference that is accepted')
+    parser.add_argument(
+        '--tolerance', type=_tolerance, default=1e-5, help='largest relative difference that is accepted'
+    )
     parser.add_argument('--forms', action='store_true', help='print the implementation of every layer')
     parser.add_argument('--markdown', action='store_true', help='print the tables as Markdown')
     parser.add_argument('--quiet', action='store_true', help='no progress')
@@ -31,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Tune where asked to, write, check, and print what was written."""
+    """Write, check, and print what was written."""
     from ..checkpoints.io import check_finite, check_target
     from ..deploy.quantize import image_batches
     from ..deploy.runtimes import RUNTIMES, export_runtime
@@ -59,9 +61,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, None, args.native)
     paths = getattr(report, 'paths', (args.out,))
-    rows = [['files', ', '.join(map(str, paths))], ['MB', f'{report.size / 1e6:.2f}']]
+    named = 'file' if runtime == 'onnxruntime' else 'files'
+    rows = [[named, ', '.join(map(str, paths))], ['MB', f'{report.size / 1e6:.2f}']]
     if runtime == 'onnxruntime':
-        rows[0][0] = 'file'
         nodes = ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))
         rows += [['opset', report.opset], ['nodes', nodes]]
     checked = 'not run here' if report.verification is None else f'{report.verification.max_rel:.2e}'
@@ -95,17 +97,7 @@ def _write_onnx(model, size, images, args: argparse.Namespace):
         return report, quantize_onnx(path, quantised[0], images) if images else None
 
 
-def _batch(text: str):
-    return text if text == 'dynamic' else _count(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no whole number of at least 1')
-    return int(text)
-
-
-def _amount(text: str) -> float:
+def _tolerance(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

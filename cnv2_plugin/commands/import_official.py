@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ._usage import check_output, keyword
+from ._usage import add_weights_options, check_output, keyword
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,10 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('file', help='released file, in training or converted form')
     parser.add_argument('--out', required=True, help='training form to write; ends in .pth or .safetensors')
     parser.add_argument('--deploy-out', help='deployed form to write too; ends in .pth or .safetensors')
-    parser.add_argument('--trust', action='store_true', help='unpickle the file; only for files you trust')
-    parser.add_argument(
-        '--no-ema', action='store_true', help='take the raw weights where the file has averaged ones too'
-    )
+    add_weights_options(parser)
     parser.add_argument(
         '--arch', type=_field, nargs='*', default=[], metavar='NAME=VALUE',
         help='what the file does not tell of the shape, such as hswish_from=3 stem_stride=2 (none: hswish_from=None)',

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
-from ._usage import UsageError, check_input
+from ._usage import UsageError, add_input_option, check_input
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,9 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('model', help='checkpoint, or timm name of an untrained network (condensenetv2_a)')
     parser.add_argument('--out', type=Path, default=Path('report.html'), help='file to write (default report.html)')
     parser.add_argument('--log', type=Path, help='training log: summary.csv (timm), scalars.json (OpenMMLab)')
-    parser.add_argument(
-        '--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='input size; by default the published'
-    )
+    add_input_option(parser)
     parser.add_argument('--rounds', type=int, default=20, help='rounds of the latency measurement, 0 for none')
     add_model_options(parser)
 

@@ -40,7 +40,8 @@ def main(argv: Optional[list[str]] = None) -> int:
                 write_json(args.json, content)
             return 0
         FORMS.setdefault('authors', authors)
-        return benchmark.run(args)
+        benchmark.run(args)
+        return 0
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         print(f'benchmark: {error}', file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
