@@ -6,18 +6,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Optional, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..graph.builder import add_module, to_graph
+from ..graph.builder import to_graph
 from ..graph.choice import RUNTIME_WORKAROUNDS, choose
 from ..graph.implementations import implement
-from ..graph.ir import Add, Concat, Gather, Graph, Input
+from ..graph.module import LoweredGraph
 from ..graph.rewrites import clean_up
 from ..layers import GroupSparseConv2d, SparseFeatureReactivation
 from ..sparsify import LayerPlan, ReactivationPlan
 from ..sparsify.surgery import finish_at_random
 from .lower import lower
-from .onnx_graph import to_onnx
 from .runtimes import runtime_named
 from .runtimes.onnxruntime import to_proto
 from .timing import Progress, interleave
@@ -77,8 +76,7 @@ class RuntimeLatency:
         deadline = time.monotonic() + self.budget
         for layer in sorted(layers, key=lambda layer: -layer.mult_adds_before):
             if _shape(layer) not in self._known and time.monotonic() < deadline:
-                dense, condensed = self._layer(layer)
-                self._known[_shape(layer)] = dense, condensed
+                dense, condensed = self._known[_shape(layer)] = self._layer(layer)
                 self.progress(f'{layer.name}: {dense:.3f} ms dense, {condensed:.3f} ms condensed')
         return [self._known.get(_shape(layer)) for layer in layers]
 
@@ -86,11 +84,10 @@ class RuntimeLatency:
         """Milliseconds that each added reactivation takes; None where time ran out."""
         deadline = time.monotonic() + self.budget
         for layer in sorted(layers, key=lambda layer: -layer.mult_adds):
-            if _sizes(layer) not in self._known and time.monotonic() < deadline:
-                without, added = self._reactivation(layer)
-                self._known[_sizes(layer)] = without, added
+            if _shape(layer) not in self._known and time.monotonic() < deadline:
+                without, added = self._known[_shape(layer)] = self._reactivation(layer)
                 self.progress(f'{layer.name}: {added - without:.3f} ms')
-        known = [self._known.get(_sizes(layer)) for layer in layers]
+        known = [self._known.get(_shape(layer)) for layer in layers]
         return [None if found is None else max(found[1] - found[0], 0.0) for found in known]
 
     def networks(self, models: Sequence[nn.Module], input_size: tuple[int, ...]) -> list[float]:
@@ -99,45 +96,39 @@ class RuntimeLatency:
         Raises:
             ValueError: a network cannot be exported.
         """
-        image = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+        image = _image(*input_size)
         found = self._measure([_exported(model, image, self.runtime) for model in models], image)
         self.progress(f'whole network: {", ".join(f"{each:.3f} ms" for each in found)}')
         return found
 
     def _layer(self, layer: LayerPlan) -> tuple[float, float]:
-        image = torch.randn(1, layer.in_channels, *layer.input_size, generator=torch.Generator().manual_seed(0))
-        dense = nn.Conv2d(layer.in_channels, layer.out_channels, 1, (layer.stride[0], layer.stride[1]))
-        sparse = GroupSparseConv2d(
-            layer.in_channels, layer.out_channels, layer.groups, layer.factor, stride=(layer.stride[0], layer.stride[1])
-        )
-        finish_at_random(sparse)
-        sparse.switch_to_deploy()
-        lowered = self._lowered(sparse, layer.in_channels, layer.input_size)
-        contenders = [_between_neighbours(part, layer) for part in (dense, lowered)]
-        before, after = self._measure([to_onnx(graph, tuple(image.shape)) for graph in contenders], image)
-        return before, after
+        shape, stride = (layer.in_channels, layer.out_channels), (layer.stride[0], layer.stride[1])
+        sparse = GroupSparseConv2d(*shape, layer.groups, layer.factor, stride=stride)
+        parts = nn.Conv2d(*shape, 1, stride), self._lowered(sparse, layer.input_size)
+        before, after = (_depthwise(channels) for channels in shape)
+        contenders = [nn.Sequential(before, part, nn.ReLU(), after) for part in parts]
+        return self._measure_pair(contenders, _image(layer.in_channels, *layer.input_size))
 
     def _reactivation(self, layer: ReactivationPlan) -> tuple[float, float]:
-        """Milliseconds without and with it: later and earlier features as one map, of which the latter are updated."""
         sparse = SparseFeatureReactivation(layer.in_channels, layer.out_channels, layer.groups, layer.factor)
-        finish_at_random(sparse)
-        sparse.switch_to_deploy()
-        alone = self._lowered(sparse, layer.in_channels, layer.size)
-        contenders = [_reused(part, layer) for part in (None, alone)]
-        shape = (1, layer.in_channels + layer.out_channels, *layer.size)
-        image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        without, added = self._measure([to_onnx(graph, shape) for graph in contenders], image)
-        return without, added
+        contenders = [_Reused(part, layer) for part in (None, self._lowered(sparse, layer.size))]
+        return self._measure_pair(contenders, _image(layer.in_channels + layer.out_channels, *layer.size))
 
-    def _lowered(self, condensed: nn.Module, channels: int, size: tuple[int, ...]) -> Graph:
-        """A condensed layer as it is exported."""
-        graph = to_graph(condensed, channels)
+    def _lowered(self, layer: GroupSparseConv2d, size: tuple[int, ...]) -> LoweredGraph:
+        """A layer as it is exported once it is pruned."""
+        finish_at_random(layer)
+        layer.switch_to_deploy()
+        graph = to_graph(layer, layer.in_channels)
         rewritten, _ = implement(graph, choose(graph, (size[0], size[1]), self.runtime))
         if self.runtime in RUNTIME_WORKAROUNDS:
             clean_up(rewritten, [RUNTIME_WORKAROUNDS[self.runtime]])
-        return rewritten
+        return LoweredGraph(rewritten)
 
-    def _measure(self, protos: Iterable['ModelProto'], image: torch.Tensor) -> list[float]:
+    def _measure_pair(self, modules: Iterable[nn.Module], image: Tensor) -> tuple[float, float]:
+        first, second = self._measure([to_proto(module, image, trace=True) for module in modules], image)
+        return first, second
+
+    def _measure(self, protos: Iterable['ModelProto'], image: Tensor) -> list[float]:
         load = runtime_named(self.runtime).module().load
         runs = [load(proto.SerializeToString(), self.threads) for proto in protos]
         runners = {i: partial(run, image) for i, run in enumerate(runs)}
@@ -145,50 +136,36 @@ class RuntimeLatency:
         return [timing.min for timing in interleave(runners, self.rounds, warmup=3, clock=clock).values()]
 
 
-def _shape(layer: LayerPlan) -> tuple:
-    return layer.in_channels, layer.out_channels, layer.groups, layer.factor, layer.input_size, layer.stride
+class _Reused(nn.Module):
+    """Later and earlier features as one map, of which the latter are updated, if there is a reactivation for it."""
+
+    def __init__(self, reactivation: Optional[nn.Module], layer: ReactivationPlan) -> None:
+        super().__init__()
+        self.before, self.after = (_depthwise(layer.in_channels + layer.out_channels) for _ in range(2))
+        self.reactivation, self.split = reactivation, layer.in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        later, earlier = x[:, : self.split], x[:, self.split :]
+        if self.reactivation is not None:
+            earlier = earlier + self.reactivation(later)
+        return self.after(torch.cat((earlier, later), 1))
 
 
-def _sizes(layer: ReactivationPlan) -> tuple:
-    return layer.in_channels, layer.out_channels, layer.groups, layer.factor, layer.size
+def _shape(layer: Union[LayerPlan, ReactivationPlan]) -> tuple:
+    size = (layer.input_size, layer.stride) if isinstance(layer, LayerPlan) else layer.size
+    return layer.in_channels, layer.out_channels, layer.groups, layer.factor, size
 
 
-def _between_neighbours(part: Union[nn.Module, Graph], layer: LayerPlan) -> Graph:
-    """A convolution, or the graph of a condensed one, between two depthwise convolutions and activations."""
-    graph = Graph.of(layer.in_channels)
-    x = add_module(graph, _depthwise(layer.in_channels), graph.output, '')
-    x = add_module(graph, part, x, '') if isinstance(part, nn.Module) else _append(graph, part, x)
-    x = add_module(graph, nn.ReLU(), x, '')
-    graph.output = add_module(graph, _depthwise(layer.out_channels), x, '')
-    return graph
-
-
-def _reused(part: Optional[Graph], layer: ReactivationPlan) -> Graph:
-    """Later features ``(C1)`` and earlier ones ``(C2)``, concatenated again, with a reactivation or without."""
-    channels = layer.in_channels + layer.out_channels
-    graph = Graph.of(channels)
-    x = add_module(graph, _depthwise(channels), graph.output, '')
-    later = graph.add(Gather(torch.arange(layer.in_channels)), x)
-    earlier = graph.add(Gather(torch.arange(layer.in_channels, channels)), x)
-    if part is not None:
-        earlier = graph.add(Add(), earlier, _append(graph, part, later))
-    graph.output = add_module(graph, _depthwise(channels), graph.add(Concat(), earlier, later), '')
-    return graph
+def _image(*size: int) -> Tensor:
+    return torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
 
 
 def _depthwise(channels: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.ReLU())
 
 
-def _append(graph: Graph, part: Graph, x: int) -> int:
-    """Append all of one graph to another; returns its result."""
-    names: dict[int, int] = {}
-    for node in part.ordered():
-        names[node.id] = x if isinstance(node.op, Input) else graph.add(node.op, *(names[i] for i in node.inputs))
-    return names[part.output]
-
-
-def _exported(model: nn.Module, image: torch.Tensor, runtime: str) -> 'ModelProto':
+def _exported(model: nn.Module, image: Tensor, runtime: str) -> 'ModelProto':
     """A finished network as ONNX.
 
     Raises:

@@ -65,13 +65,18 @@ def to_proto(
     dynamic: bool = False,
     output_names: Optional[list[str]] = None,
     pool: bool = True,
+    trace: bool = torch.__version__ < '2.6',
 ) -> 'ModelProto':
-    """An ONNX model of a module; see :func:`write` for the arguments."""
+    """An ONNX model of a module; see :func:`write` for the arguments.
+
+    With ``trace`` it goes through TorchScript, which takes a small part of the time, as it always does before
+    PyTorch 2.6: the other exporter takes neither dynamic shapes nor operators of our own there.
+    """
     with torch.no_grad():
         outputs = model(example)
     if output_names is None:
         output_names = ['logits'] if isinstance(outputs, Tensor) else [f'output_{i}' for i in range(len(outputs))]
-    export = _trace if torch.__version__ < '2.6' else _export
+    export = _trace if trace else _export
     with _quiet():
         proto = export(model, example, dynamic, output_names)
     if pool:
@@ -108,7 +113,7 @@ def _export(model: nn.Module, example: Tensor, dynamic: bool, output_names: list
 
 
 def _trace(model: nn.Module, example: Tensor, dynamic: bool, output_names: list[str]) -> 'ModelProto':
-    """Go through TorchScript: before PyTorch 2.6 the other exporter takes neither dynamic shapes nor own operators."""
+    """Go through TorchScript."""
     import onnx
 
     # A function without annotations: PyTorch 2.4 looks for classes of its own among them.
@@ -118,9 +123,11 @@ def _trace(model: nn.Module, example: Tensor, dynamic: bool, output_names: list[
         OPSET,
     )
     file: Any = io.BytesIO()
+    old: dict[str, Any] = {} if torch.__version__ < '2.5' else dict(dynamo=False)
     torch.onnx.export(
         model, (example,), file, opset_version=OPSET, input_names=['input'], output_names=output_names,
         dynamic_axes={name: {0: 'batch'} for name in ('input', *output_names)} if dynamic else None,
+        **old,
     )  # fmt: skip
     return onnx.load_model_from_string(file.getvalue())
 
