@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import nullcontext
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Optional
 
@@ -75,12 +76,11 @@ def main(argv: Optional[list[str]] = None) -> int:
         exits with 2.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if '_ARGCOMPLETE' in os.environ:
-        complete(build_parser())
+    if '_ARGCOMPLETE' in os.environ and find_spec('argcomplete'):
+        import_module('argcomplete').autocomplete(build_parser())
     args = build_parser(next(iter(argv), '')).parse_args(argv)
-    as_json = getattr(args, 'json', None) is True
     try:
-        with tables_as_json(args.command) if as_json else nullcontext():
+        with tables_as_json(args.command) if getattr(args, 'json', None) is True else nullcontext():
             return args.run(args) or 0
     except KeyboardInterrupt:
         print('cnv2: interrupted', file=sys.stderr)
@@ -88,25 +88,17 @@ def main(argv: Optional[list[str]] = None) -> int:
     except EXPECTED as error:
         if args.debug:
             raise
-        message = _message(error)
-        print(f'cnv2 {args.command}: {" ".join(message.split())}', file=sys.stderr)
+        print(f'cnv2 {args.command}: {" ".join(_message(error).split())}', file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-
-
-def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell's request for completions, where argcomplete is installed."""
-    try:
-        import argcomplete
-    except ModuleNotFoundError:
-        return
-    argcomplete.autocomplete(parser)
 
 
 def _message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.split('.')[0]
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
-        wanted = _with_extra(extra) if extra else package
+        wanted = f'"cnv2_plugin[{extra}]"' if extra else package
+        if extra and (Path(__file__).parents[1] / 'setup.py').is_file():
+            wanted = f'-e ".[{extra}]" (in the checkout of cnv2_plugin)'
         return f'{package} is not installed, and this command needs it; run: pip install {wanted}.'
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
@@ -114,13 +106,6 @@ def _message(error: Exception) -> str:
         where = f'{error.filename}: ' if error.filename else ''
         return f'{where}{error.strerror}; check the path, its permissions and the free space, then try again.'
     return str(error)
-
-
-def _with_extra(extra: str) -> str:
-    """What pip is to install: the checkout, or the installed package."""
-    if (Path(__file__).parents[1] / 'setup.py').is_file():
-        return f'-e ".[{extra}]" (in the checkout of cnv2_plugin)'
-    return f'"cnv2_plugin[{extra}]"'
 
 
 if __name__ == '__main__':

@@ -1,10 +1,8 @@
 """Cost, sparsity and connection maps of a network, as figures, pictures and a report."""
 
 from .cost import Cost, count_cost
-from .heatmap import ConnectionMap, connection_map
-from .heatmap_plot import plot_maps
-from .sparsity import SparsityReport, sparsity_report
-from .sparsity_plot import plot_sparsity
+from .heatmap import ConnectionMap, connection_map, plot_maps
+from .sparsity import SparsityReport, plot_sparsity, sparsity_report
 
 __all__ = [
     'ConnectionMap',

@@ -30,9 +30,12 @@ def picture(
 
     Raises:
         ValueError: the suffix names no known format.
-        ModuleNotFoundError: matplotlib is missing.
     """
-    check_format(path)
+    suffix = Path(path).suffix
+    if suffix not in FORMATS:
+        raise ValueError(
+            f'{path} ends in {suffix or "nothing"}; a picture takes a name ending in {", ".join(FORMATS)}.'
+        )
     import matplotlib
 
     matplotlib.use('Agg', force=False)
@@ -45,22 +48,9 @@ def picture(
         try:
             yield figure, list(axes.flat)
             with atomic_path(path) as temporary:
-                figure.savefig(temporary, dpi=110, metadata={'Date': None} if Path(path).suffix == '.svg' else None)
+                figure.savefig(temporary, dpi=110, metadata={'Date': None} if suffix == '.svg' else None)
         finally:
             pyplot.close(figure)
-
-
-def check_format(path: Union[str, Path]) -> None:
-    """Raise unless the suffix names a picture format.
-
-    Raises:
-        ValueError: it does not.
-    """
-    suffix = Path(path).suffix
-    if suffix not in FORMATS:
-        raise ValueError(
-            f'{path} ends in {suffix or "nothing"}; a picture takes a name ending in {", ".join(FORMATS)}.'
-        )
 
 
 def write_rows(path: Union[str, Path], header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -17,12 +17,10 @@ from ..checkpoints import atomic_path
 from ..deploy import condense, verify
 from ..layers import GroupSparseConv2d, UnfinishedPruningError
 from .cost import cost_table, count_cost
-from .heatmap import connection_map
-from .heatmap_plot import plot_maps
+from .heatmap import connection_map, plot_maps
 from .heatmap_trace import find_trunk, trace
 from .report_log import plot_curves, read_log
-from .sparsity import sparsity_report
-from .sparsity_plot import plot_sparsity
+from .sparsity import plot_sparsity, sparsity_report
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""One module for each ``cnv2`` command: ``HELP``, ``add_arguments(parser)`` and ``run(args)``."""
+"""One module for each ``cnv2`` command: ``add_arguments(parser)`` and ``run(args)``."""

@@ -52,10 +52,6 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
         args: with the options of :func:`add_model_options`, and ``input`` and ``model_kwargs`` where a command has
             them.
         trained: refuse a checkpoint that is condensed.
-
-    Raises:
-        ValueError: there is no such variant, or the checkpoint or the input size does not fit.
-        CheckpointError: the file cannot be read.
     """
     size = getattr(args, 'input', None)
     if not Path(name).exists() and Path(name).suffix not in ('.pth', '.pt', '.tar', '.safetensors', '.ckpt'):

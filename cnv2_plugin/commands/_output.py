@@ -14,15 +14,9 @@ _NUMBER = re.compile(r'[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?')
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence], markdown: bool = False) -> None:
-    """Print rows of plain values; the first column is aligned left, the others right.
+    """Print rows of plain values; the first column is aligned left, the others right. Markdown has no title.
 
     Inside :func:`tables_as_json` the table is kept for the JSON text instead.
-
-    Args:
-        title: of the table; Markdown has none.
-        header: names of the columns.
-        rows: cells, in the order of the columns.
-        markdown: print Markdown.
     """
     rows = [[str(cell) for cell in row] for row in rows]
     tables = _collected.get()
@@ -48,9 +42,6 @@ def tables_as_json(command: str) -> Iterator[None]:
     """Print the tables of a command as one JSON text, alone on stdout; everything else goes to stderr.
 
     Nothing is printed if the command fails. In a distributed run only the first process prints.
-
-    Args:
-        command: name of the command.
     """
     token = _collected.set([])
     try:
@@ -80,11 +71,7 @@ def is_first_process() -> bool:
 
 
 def progress_printer(quiet: bool = False) -> Callable[[str], None]:
-    """Make a function that prints a line of progress to stderr, on a terminal only.
-
-    Args:
-        quiet: print nothing on a terminal either.
-    """
+    """Make a function that prints a line of progress to stderr, on a terminal and unless ``quiet`` only."""
     from rich.console import Console
 
     console = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())

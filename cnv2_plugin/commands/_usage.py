@@ -30,12 +30,7 @@ def check_input(size: Optional[Sequence[int]]) -> None:
 
 
 def check_output(path: Union[str, Path], suffixes: Sequence[str] = ('.pth', '.pt', '.safetensors')) -> None:
-    """Refuse a file that the command cannot write, before the work for it begins.
-
-    Raises:
-        UsageError: its name does not end in one of ``suffixes``.
-        ValueError: its folder does not exist.
-    """
+    """Raise unless the name of a file ends in one of ``suffixes`` and its folder is there, before the work begins."""
     path = Path(path)
     if path.suffix not in suffixes:
         raise UsageError(

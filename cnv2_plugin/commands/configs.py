@@ -46,12 +46,8 @@ def copy_config(name: str, folder: Path, overwrite: bool = False) -> Path:
         folder: where the copy goes; made if it is missing.
         overwrite: replace a file of that name.
 
-    Returns:
-        Path of the copy.
-
     Raises:
-        ValueError: there is no such config.
-        FileExistsError: a file of that name is there.
+        ValueError: there is no such config, or a file of that name is there.
     """
     from ..checkpoints import atomic_path
 
@@ -68,21 +64,16 @@ def copy_config(name: str, folder: Path, overwrite: bool = False) -> Path:
 
 
 def with_package_bases(text: str, place: PurePosixPath) -> str:
-    """Name the relative bases in the text of a config ``cnv2_plugin::...``.
-
-    Args:
-        text: the config.
-        place: its path below ``configs``.
-    """
+    """Name the relative bases in the text of a config, whose path below ``configs`` is ``place``, by the package."""
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == '_base_':
             bases = ast.literal_eval(node.value)
+            one = isinstance(bases, str)
             named = [
-                base if '::' in base else f'{PACKAGE}::{normpath(place.parent / base)}'
-                for base in ([bases] if isinstance(bases, str) else bases)
+                repr(base if '::' in base else f'{PACKAGE}::{normpath(place.parent / base)}')
+                for base in ([bases] if one else bases)
             ]
-            listed = '[\n' + ''.join(f'    {base!r},\n' for base in named) + ']'
-            value = repr(named[0]) if isinstance(bases, str) else listed
+            value = named[0] if one else '[\n' + ''.join(f'    {base},\n' for base in named) + ']'
             lines = text.splitlines(keepends=True)
             lines[node.lineno - 1 : node.end_lineno] = [f"_base_ = __import__('{PACKAGE}') and {value}\n"]
             return ''.join(lines)

@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'the file takes this package, see docs/deployment.md)')  # fmt: skip
     parser.add_argument('--int8', type=Path, metavar='IMAGES', help='quantise statically, calibrated on the images in '
                         'this folder (.onnx only)')  # fmt: skip
-    parser.add_argument(
-        '--tolerance', type=_tolerance, default=1e-5, help='largest relative difference that is accepted'
-    )
+    parser.add_argument('--tolerance', type=_amount, default=1e-5, help='largest relative difference that is accepted')
     parser.add_argument('--forms', action='store_true', help='print the implementation of every layer')
     parser.add_argument('--markdown', action='store_true', help='print the tables as Markdown')
     parser.add_argument('--quiet', action='store_true', help='no progress')
@@ -60,12 +58,12 @@ def run(args: argparse.Namespace) -> None:
         report, quantised = _write_onnx(model, size, images, args)
     else:
         report = export_runtime(model, runtime, args.out, size, args.batch or 1, args.tolerance, None, args.native)
-    paths = getattr(report, 'paths', (args.out,))
-    named = 'file' if runtime == 'onnxruntime' else 'files'
-    rows = [[named, ', '.join(map(str, paths))], ['MB', f'{report.size / 1e6:.2f}']]
+    megabytes = ['MB', f'{report.size / 1e6:.2f}']
     if runtime == 'onnxruntime':
         nodes = ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))
-        rows += [['opset', report.opset], ['nodes', nodes]]
+        rows = [['file', args.out], megabytes, ['opset', report.opset], ['nodes', nodes]]
+    else:
+        rows = [['files', ', '.join(map(str, report.paths))], megabytes]
     checked = 'not run here' if report.verification is None else f'{report.verification.max_rel:.2e}'
     rows.append(['max relative difference', checked])
     if report.forms and not args.native:
@@ -97,7 +95,7 @@ def _write_onnx(model, size, images, args: argparse.Namespace):
         return report, quantize_onnx(path, quantised[0], images) if images else None
 
 
-def _tolerance(text: str) -> float:
+def _amount(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
-from ._usage import UsageError, add_input_option, check_input
+from ._usage import UsageError, add_input_option, check_input, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +22,7 @@ def run(args: argparse.Namespace) -> None:
     from ..analysis.report import write_report
     from ..checkpoints.io import check_finite
 
-    if args.out.suffix not in ('.html', '.htm'):
-        raise UsageError(f'{args.out} ends in {args.out.suffix or "nothing"}; give a name that ends in .html.')
+    check_output(args.out, ('.html', '.htm'))
     check_input(args.input)
     if args.rounds < 0:
         raise UsageError(f'--rounds is {args.rounds}; it takes 0 or more.')

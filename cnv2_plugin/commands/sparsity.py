@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ._models import add_model_options, open_model
 from ._output import print_table
-from ._usage import UsageError
+from ._usage import check_output
 
 PRINTS_TABLES = True
 
@@ -22,14 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the tables, and write the picture and the CSV file."""
     from ..analysis import plot_sparsity, sparsity_report
-    from ..analysis.figures import check_format
+    from ..analysis.figures import FORMATS
     from ..analysis.sparsity import write_csv
 
     if args.plot:
-        try:
-            check_format(args.plot)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        check_output(args.plot, FORMATS)
     source = open_model(args.model, args)
     title, report = source.name, sparsity_report(source.model)
     print_table(f'{title}: layers', *report.layer_table(), args.markdown)

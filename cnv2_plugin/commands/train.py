@@ -27,13 +27,7 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_config(args: argparse.Namespace):
-    """The config of a run with what the options that training and testing share add to it.
-
-    Raises:
-        UsageError: one of ``--cfg-options`` is malformed.
-        FileNotFoundError: there is no such config.
-        ValueError: the file is no config, or the package has none of that name.
-    """
+    """The config of a run with what the options that training and testing share add to it."""
     from ..toolkits.openmmlab.runner_config import check_options, load_config
 
     try:
