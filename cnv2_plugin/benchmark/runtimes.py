@@ -55,29 +55,26 @@ def compiled(module: nn.Module, images: Tensor, threads: int, folder: Path, opti
 
 
 def exported(name: str) -> Callable[..., Prepared]:
-    """A runtime of :mod:`cnv2_plugin.deploy.runtimes` with its file; OpenVINO reads that of ONNX Runtime."""
+    """A runtime of :mod:`cnv2_plugin.deploy.runtimes` with its file; OpenVINO reads that of ONNX Runtime.
+
+    ONNX files are found again where the structure, the weights and the images are the same.
+    """
 
     def prepare(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
-        kind = runtime_named(name)
+        kind, digest = runtime_named(name), _digest(module, images, optimize)
         runtime = kind.module()
         if name in ('onnxruntime', 'openvino'):
-            files = [onnx_file(module, images, folder, optimize)]
+            files = [folder / f'{digest}.onnx']
+            if not files[0].exists():
+                export_onnx(module, files[0], tuple(images.shape[1:]), batch=len(images), optimize=optimize)
             load = runtime.load(files[0], threads)
         else:
-            files = [folder / f'{_digest(module, images, optimize)}{suffix}' for suffix in kind.suffixes]
+            files = [folder / f'{digest}{suffix}' for suffix in kind.suffixes]
             runtime.write(module, files[0], images)
             load = runtime.load(files[0])
         return Prepared(lambda: load(images), sum(file.stat().st_size for file in files), files[0])
 
     return prepare
-
-
-def onnx_file(module: nn.Module, images: Tensor, folder: Path, optimize: bool) -> Path:
-    """Export once: a module of the same structure and weights finds its file again."""
-    file = folder / f'{_digest(module, images, optimize)}.onnx'
-    if not file.exists():
-        export_onnx(module, file, tuple(images.shape[1:]), batch=len(images), optimize=optimize)
-    return file
 
 
 def _digest(module: nn.Module, images: Tensor, optimize: bool) -> str:

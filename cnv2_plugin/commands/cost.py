@@ -61,7 +61,9 @@ def _published_rows(input_size):
         params, counted, plain = cost.params_pruned, cost.authors_count, cost.mult_adds_pruned
         note = published.note if published else ''
         if published and published.halved_classifier:
-            dropped = variant.num_classes * _features(variant.arch) // 2
+            arch = variant.arch
+            features = 2 * arch.growth[0] + sum(layers * growth for layers, growth in zip(arch.layers, arch.growth))
+            dropped = variant.num_classes * features // 2
             params, counted, plain = params - dropped, counted - dropped, plain - dropped
             note = 'counted as published, with half of the classifier inputs dropped'
         row = [name, f'{params / 1e6:.3f}', '-', '-', f'{counted / 1e6:.2f}', '-', '-', f'{plain / 1e6:.2f}', note]
@@ -70,7 +72,3 @@ def _published_rows(input_size):
             row[5:7] = [f'{published.mult_adds:g}', f'{counted / published.mult_adds / 1e4 - 100:+.1f} %']
         rows.append(row)
     return header, rows
-
-
-def _features(arch) -> int:
-    return 2 * arch.growth[0] + sum(layers * growth for layers, growth in zip(arch.layers, arch.growth))
