@@ -117,7 +117,7 @@ def benchmark(
             prepare = RUNTIMES[runtime]
             prepared[name, form, runtime] = prepare(module, images, threads, place, form in ('optimised', 'native'))
         timings = interleave(
-            {key: item.run for key, item in prepared.items()}, rounds, warmup, report,
+            {key: item.run for key, item in prepared.items()}, rounds, warmup=warmup, progress=report,
             warmup_each_round=warmup_each_round,
         )  # fmt: skip
         peaks = {}

@@ -27,18 +27,14 @@ def check_archive(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        _check_members(path, members)
+        compressed = next((m.filename for m in members if m.compress_type != zipfile.ZIP_STORED), None)
+        claimed = sum(member.file_size for member in members)
+        if compressed or claimed > path.stat().st_size:
+            fault = f'{compressed} in it is compressed' if compressed else f'its members claim {claimed:,} bytes'
+            raise OversizedError(f'{fault}, but a checkpoint is stored as it is')
         damaged = archive.testzip()
     if damaged:
         raise zipfile.BadZipFile(f'the checksum of {damaged} does not agree')
-
-
-def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    compressed = next((m.filename for m in members if m.compress_type != zipfile.ZIP_STORED), None)
-    claimed = sum(member.file_size for member in members)
-    if compressed or claimed > path.stat().st_size:
-        what = f'{compressed} in it is compressed' if compressed else f'its members claim {claimed:,} bytes'
-        raise OversizedError(f'{what}, but a checkpoint is stored as it is')
 
 
 def check_no_tar(path: Path) -> None:

@@ -121,9 +121,7 @@ def import_official_state_dict(
     name = next((v.name for v in variants_of(layout.family).values() if v.arch == arch), None)
     if name is None:
         name = _CUSTOM[layout.family]
-        kwargs['arch'] = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(arch).items()
-        }
+        kwargs['arch'] = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(arch).items()}
     stages = [int(value) for key, value in ours.items() if key.endswith('.stage')]
     return ImportedCheckpoint(ours, name, kwargs, layout.form, max(stages), arch, keep)
 
@@ -144,19 +142,19 @@ def _theirs(name: str) -> str:
 
 def _read_trunk(source: ReadOnce, arch: CondenseNetArch, converted: bool) -> dict[str, Tensor]:
     """All tensors of our trunk, by the structure of the trunk itself."""
-    channels = source.take(f'{_theirs("stem")}.weight').shape[1]
+    channels = source[f'{_theirs("stem")}.weight'].shape[1]
     try:
         trunk = CondenseNetTrunk(arch, in_chans=max(channels, 1), device='meta')
     except ValueError as error:
         raise CheckpointError(f'the tensors make no network: {error}') from error
     ours: dict[str, Tensor] = {}
-    done: list[str] = []
+    done: tuple[str, ...] = ()
     for name, module in trunk.named_modules():
-        if name.startswith(tuple(done)):
+        if name.startswith(done):
             continue
         if isinstance(module, GroupSparseConv2d):
             part = read_sparse(source, _theirs(name), module, converted)
-            done.append(f'{name}.')
+            done += (f'{name}.',)
         elif isinstance(module, nn.BatchNorm2d):
             part = read_norm(source, _theirs(name), module.num_features)
         else:

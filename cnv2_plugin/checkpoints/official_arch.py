@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from ..archs import VARIANTS, CondenseNetArch
+from ..archs import CondenseNetArch, variants_of
 from ..layers import kept_units
 from .io import CheckpointError
 
@@ -289,12 +289,11 @@ def settle_arch(layout: Layout, args: Any, overrides: Mapping[str, Any]) -> Cond
 
 
 def _complete_from_variant(settled: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    for variant in VARIANTS.values():
-        if variant.family != layout.family:
-            continue
-        agrees = all(getattr(variant.arch, name) == value for name, value in settled.items())
-        if agrees and all(getattr(variant.arch, name) in values for name, values in layout.choices.items()):
-            return {f.name: getattr(variant.arch, f.name) for f in fields(CondenseNetArch)}
+    for variant in variants_of(layout.family).values():
+        arch = asdict(variant.arch)
+        if all(arch[name] == value for name, value in settled.items()):
+            if all(arch[name] in values for name, values in layout.choices.items()):
+                return arch
     return settled
 
 

@@ -5,7 +5,6 @@ Weights and masks are turned so that a row is a unit, which a group keeps or dro
 learned group convolution.
 """
 
-from collections.abc import Mapping
 from typing import Optional
 
 import torch
@@ -18,19 +17,8 @@ from .official_arch import read_count, read_mask
 _IDENTITY = dict(weight=1.0, bias=0.0, running_mean=0.0, running_var=1.0)
 
 
-class ReadOnce:
-    """A state dict that remembers what was taken from it.
-
-    Args:
-        state: tensors by name.
-    """
-
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self.state = dict(state)
-        self.left = set(state)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.state
+class ReadOnce(dict[str, Tensor]):
+    """A state dict whose tensors are taken out as they are read."""
 
     def take(self, key: str, shape: Optional[tuple[int, ...]] = None) -> Tensor:
         """A tensor that must be there, and of this shape where one is given.
@@ -38,12 +26,11 @@ class ReadOnce:
         Raises:
             CheckpointError: it is not.
         """
-        if key not in self.state:
+        if key not in self:
             raise CheckpointError(f'the file lacks {key}; it is incomplete, or of another network.')
-        tensor = self.state[key]
+        tensor = self.pop(key)
         if shape is not None and tuple(tensor.shape) != shape:
             raise CheckpointError(f'{key} has the shape {tuple(tensor.shape)}; the rest of the file needs {shape}.')
-        self.left.discard(key)
         return tensor
 
     def check_all_read(self) -> None:
@@ -52,11 +39,10 @@ class ReadOnce:
         Raises:
             CheckpointError: there are some; names them.
         """
-        if self.left:
-            left = sorted(self.left)
+        if self:
             raise CheckpointError(
-                f'the file holds {len(left)} tensors that this network has no place for, such as '
-                f'{", ".join(left[:3])}; it is of another network.'
+                f'the file holds {len(self)} tensors that this network has no place for, such as '
+                f'{", ".join(sorted(self)[:3])}; it is of another network.'
             )
 
 
@@ -132,10 +118,10 @@ def _converted_sfr(source: ReadOnce, prefix: str, outputs: int, inputs: int, gro
 def _masked(source: ReadOnce, prefix: str, layer: GroupSparseConv2d) -> tuple[Tensor, Tensor, int]:
     """Weight and mask with a unit a row, and the pruning stage."""
     groups, factor, shape = layer.groups, layer.factor, tuple(layer.conv.weight.shape)
+    mask = read_mask(source, prefix)
     weight, stored = (source.take(f'{prefix}.{name}', shape).flatten(1) for name in ('conv.weight', '_mask'))
-    mask = read_mask(source.state, prefix)
-    stage, pruned = (read_count(source.state, f'{prefix}.{name}') for name in ('_stage', '_count'))
-    source.left -= {f'{prefix}._stage', f'{prefix}._count'}
+    stage, pruned = (read_count(source, f'{prefix}.{name}') for name in ('_stage', '_count'))
+    del source[f'{prefix}._stage'], source[f'{prefix}._count']
     if stage >= factor:
         raise CheckpointError(f'{prefix}._stage is {stage}; a layer with factor {factor} has stages 0 to {factor - 1}.')
     if not bool(((stored == 0) | (stored == 1)).all()):  # an averaged mask

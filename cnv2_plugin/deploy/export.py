@@ -136,14 +136,8 @@ def _restated(model: nn.Module) -> nn.Module:
 
 def _metadata(model: nn.Module, metadata: Optional[dict[str, Any]]) -> dict[str, Any]:
     config = getattr(model, 'pretrained_cfg', None) or {}
-    names = {
-        'architecture': 'arch',
-        'mean': 'mean',
-        'std': 'std',
-        'interpolation': 'interpolation',
-        'crop_pct': 'crop_pct',
-    }
-    found = {names[key]: config[key] for key in names if config.get(key) is not None}
+    names = {'architecture': 'arch', **{name: name for name in ('mean', 'std', 'interpolation', 'crop_pct')}}
+    found = {name: config[key] for key, name in names.items() if config.get(key) is not None}
     if hasattr(model, 'num_classes'):
         found['num_classes'] = model.num_classes
     return {**found, **(metadata or {})}

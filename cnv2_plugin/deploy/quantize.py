@@ -162,16 +162,14 @@ def _image(path: Path, shape: Sequence[int], config: Mapping[str, Any]) -> numpy
     from PIL import Image, UnidentifiedImageError
 
     channels, height, width = shape
-    methods = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
     try:
         image = Image.open(path).convert('L' if channels == 1 else 'RGB')
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f'{path} is no readable image ({error}); remove it or give another folder.') from error
     scale = max(height / image.height, width / image.width) / config.get('crop_pct', 0.875)
-    resized = image.resize(
-        (max(width, round(image.width * scale)), max(height, round(image.height * scale))),
-        methods.get(config.get('interpolation', 'bilinear'), Image.Resampling.BILINEAR),
-    )
+    method = Image.Resampling.BICUBIC if config.get('interpolation') == 'bicubic' else Image.Resampling.BILINEAR
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    resized = image.resize(size, method)
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     pixels = numpy.asarray(resized.crop((left, top, left + width, top + height)), numpy.float32) / 255
     pixels = pixels.reshape(height, width, channels)
@@ -183,11 +181,9 @@ def _image(path: Path, shape: Sequence[int], config: Mapping[str, Any]) -> numpy
 def _outputs(session: 'InferenceSession', batches: Iterable[numpy.ndarray]) -> numpy.ndarray:
     name, size = session.get_inputs()[0].name, session.get_inputs()[0].shape[0]
     step = size if isinstance(size, int) else 64
-    parts = []
-    for batch in batches:
-        for start in range(0, len(batch) - step + 1 if isinstance(size, int) else len(batch), step):
-            parts.append(session.run(None, {name: batch[start : start + step]})[0])
-    return numpy.concatenate(parts)
+    left_out = step - 1 if isinstance(size, int) else 0
+    starts = ((batch, start) for batch in batches for start in range(0, len(batch) - left_out, step))
+    return numpy.concatenate([session.run(None, {name: batch[i : i + step]})[0] for batch, i in starts])
 
 
 def _runner(session: 'InferenceSession', name: str, image: numpy.ndarray) -> Callable[[], Any]:

@@ -32,21 +32,13 @@ class Timing:
         return cls(min(seconds) * 1e3, statistics.median(seconds) * 1e3, max(seconds) * 1e3, len(seconds))
 
 
-def interleave(
-    runners: Mapping[Any, Runner],
-    rounds: int = 40,
-    warmup: int = 5,
-    progress: Optional[Progress] = None,
-    clock: Callable[[], float] = time.perf_counter,
-    warmup_each_round: int = 0,
-) -> dict[Any, Timing]:
+def interleave(runners: Mapping[Any, Runner], rounds: int = 40, **options: Any) -> dict[Any, Timing]:
     """Latency of every runner over the rounds of :func:`interleaved_seconds`, which takes the same arguments.
 
     Raises:
         ValueError: ``rounds`` is below 1.
     """
-    seconds = interleaved_seconds(runners, rounds, warmup, progress, clock, warmup_each_round)
-    return {key: Timing.of(values) for key, values in seconds.items()}
+    return {key: Timing.of(seconds) for key, seconds in interleaved_seconds(runners, rounds, **options).items()}
 
 
 def interleaved_seconds(

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,6 @@ class VerifyReport:
     max_rel: float
     argmax_agreement: float
     num_inputs: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
     def check(self, tolerance: float, what: str = 'the candidate') -> None:
         """Raise unless the relative difference is within ``tolerance``.

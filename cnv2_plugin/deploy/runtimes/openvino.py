@@ -1,13 +1,16 @@
 """OpenVINO IR, read from the lowered ONNX graph."""
 
+from functools import lru_cache
 from pathlib import Path
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import torch
 from torch import Tensor, nn
 
 from .base import Loaded
-from .openvino_core import openvino_core
+
+if TYPE_CHECKING:
+    from openvino import Core
 
 
 def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
@@ -17,12 +20,25 @@ def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
     from .onnxruntime import to_proto
 
     content = to_proto(lowered, example).SerializeToString()
-    openvino.save_model(openvino_core().read_model(content), path, compress_to_fp16=False)
+    openvino.save_model(_core().read_model(content), path, compress_to_fp16=False)
 
 
 def load(model: Union[Path, bytes], threads: int = 0) -> Loaded:
     """Run on the CPU in float32 with so many threads; 0 for as many as OpenVINO takes."""
-    core = openvino_core()
+    core = _core()
     settings = {'INFERENCE_NUM_THREADS': threads, 'NUM_STREAMS': 1, 'INFERENCE_PRECISION_HINT': 'f32'}
     request = core.compile_model(core.read_model(model), 'CPU', settings).create_infer_request()
     return lambda x: [torch.from_numpy(output.copy()) for output in request.infer([x.numpy()]).values()]
+
+
+@lru_cache(maxsize=1)
+def _core() -> 'Core':
+    """The core, kept until the process ends.
+
+    Its plugin for the processor takes over the alternate signal stack of the thread that makes it, and gives back one
+    that is freed where another plugin was made meanwhile (2026.4): the next signal with a handler in Python then ends
+    the process without a word.
+    """
+    from openvino import Core
+
+    return Core()

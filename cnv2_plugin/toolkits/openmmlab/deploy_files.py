@@ -65,7 +65,13 @@ def save_deployed(
         ValueError: the model has condensed layers that the config cannot express.
     """
     new_cfg = deployed_config(cfg)
-    _check_builds(new_cfg, condensed)
+    try:
+        build(new_cfg).load_state_dict(condensed.state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f'The condensed model cannot be built from its config: only {", ".join(_DEPLOYABLE)} take deploy=True; '
+            f'condense models with other sparse layers by cnv2_plugin.deploy.condense. ({error})'
+        ) from error
     with staged(checkpoint, config) as (weights, text):
         save_checkpoint(condensed.state_dict(), weights, meta)
         new_cfg.dump(text)
@@ -78,17 +84,6 @@ def build(cfg: Config) -> nn.Module:
         options.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
         return MODELS.build(options)
-
-
-def _check_builds(cfg: Config, condensed: nn.Module) -> None:
-    rebuilt = build(cfg)
-    try:
-        rebuilt.load_state_dict(condensed.state_dict())
-    except RuntimeError as error:
-        raise ValueError(
-            f'The condensed model cannot be built from its config: only {", ".join(_DEPLOYABLE)} take deploy=True; '
-            f'condense models with other sparse layers by cnv2_plugin.deploy.condense. ({error})'
-        ) from error
 
 
 def _mark_deployed(node: Any) -> None:

@@ -14,8 +14,6 @@ from ...config_files import config_path
 from .distributed import prepare_cpu_launch
 from .safe_loading import check_start
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-
 
 def load_config(
     path: str, work_dir: Optional[str] = None, launcher: str = 'none', options: Sequence[str] = ()
@@ -25,7 +23,7 @@ def load_config(
     Args:
         path: config file (``.py``, ``.json`` or ``.yaml``), or ``cnv2_plugin::NAME`` for one of the package's.
         work_dir: where the run writes; by default the config's own, else ``work_dirs/<name of the config>``.
-        launcher: one of ``LAUNCHERS``.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
         options: ``key=value`` with dotted keys, as OpenMMLab's ``--cfg-options``.
 
     Raises:

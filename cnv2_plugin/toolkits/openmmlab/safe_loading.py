@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
@@ -40,7 +41,8 @@ def safe_loading(trust: bool = False) -> Iterator[None]:
             yield
         return
     try:
-        with _environment(_ONLY_WEIGHTS), _checked_loader(), _our_list():
+        checked = staticmethod(_checked(CheckpointLoader.load_checkpoint))
+        with _environment(_ONLY_WEIGHTS), _replaced(CheckpointLoader, 'load_checkpoint', checked), _our_list():
             yield
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -73,18 +75,17 @@ def _environment(chosen: str) -> Iterator[None]:
 
 
 @contextmanager
-def _checked_loader() -> Iterator[None]:
-    """Let mmengine's loader read a local file only after ours could."""
-    original = vars(CheckpointLoader)['load_checkpoint']
-    CheckpointLoader.load_checkpoint = staticmethod(_checked(CheckpointLoader.load_checkpoint))
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = vars(owner)[name]
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        CheckpointLoader.load_checkpoint = original
+        setattr(owner, name, original)
 
 
 def _checked(load: Callable) -> Callable:
-    """A loader that names the file that may not be read."""
+    """A loader that reads a local file only after ours could, and names one that may not be read."""
 
     def load_after_check(filename, *args, **kwargs):
         try:
@@ -104,13 +105,11 @@ def _checked(load: Callable) -> Callable:
 @contextmanager
 def _our_list() -> Iterator[None]:
     """Let the fork's loader admit what ours does; afterwards it takes its list away, and with it ours."""
-    original = getattr(loading, 'get_torch_safe_globals', None)
-    if original is None:
+    if not hasattr(loading, 'get_torch_safe_globals'):
         yield
         return
-    loading.get_torch_safe_globals = lambda: for_torch(mmengine_globals())
-    try:
-        yield
-    finally:
-        loading.get_torch_safe_globals = original
-        allow_mmengine_checkpoints()
+    with _replaced(loading, 'get_torch_safe_globals', lambda: for_torch(mmengine_globals())):
+        try:
+            yield
+        finally:
+            allow_mmengine_checkpoints()
