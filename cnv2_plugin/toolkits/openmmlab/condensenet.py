@@ -86,4 +86,6 @@ def _find_arch(backbone: type, arch: Union[str, Mapping[str, Any]]) -> CondenseN
             close = ', '.join(map(repr, closest(arch.lower(), map(str, variants))))
             raise ValueError(f'arch is {arch!r}; give a name (did you mean one of {close}?), or a dict of its fields.')
         return variants[arch.lower()].arch
+    if not isinstance(arch, (Mapping, CondenseNetArch)):
+        raise TypeError(f'arch is a {type(arch).__name__}; it takes a name in quotes, or a dict of its fields.')
     return arch_from(CondenseNetArch, {**backbone._defaults, **arch} if isinstance(arch, Mapping) else arch)
