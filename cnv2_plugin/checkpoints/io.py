@@ -81,11 +81,7 @@ def check_target(path: Union[str, Path]) -> None:
 
 
 def check_folder(path: Union[str, Path]) -> None:
-    """Raise where the folder that a file is to be in does not exist or cannot be written.
-
-    Raises:
-        OSError: so it is.
-    """
+    """Raise ``OSError`` where the folder that a file is to be in does not exist or cannot be written."""
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
@@ -103,11 +99,8 @@ def check_finite(state_dict: Mapping[str, Any], source: Union[str, Path]) -> Non
     Raises:
         CheckpointError: so they are; names the first tensor.
     """
-    broken = [
-        name
-        for name, value in state_dict.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all())
-    ]
+    floats = {k: v for k, v in state_dict.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    broken = [name for name, value in floats.items() if not bool(value.isfinite().all())]
     if broken:
         more = f' (and {len(broken) - 1} more tensors)' if len(broken) > 1 else ''
         raise CheckpointError(
@@ -187,14 +180,12 @@ def _load_pickle(path: Path, trust: bool) -> Any:
         raise CheckpointError(f'{path} is refused: {error}; download it again from where you trust.') from error
     except MemoryError as error:
         raise CheckpointError(f'{path} asks for more memory than there is; download it again.') from error
-    except pickle.UnpicklingError as error:
-        if trust or 'weights_only' not in str(error).lower():
-            raise CheckpointError(f'{path} is no checkpoint or is damaged; write or download it again.') from error
-        raise NeedsTrustError(
-            f'{path} holds Python objects besides tensors, and reading those can run code; if you know where the file '
-            f'comes from, repeat with --trust (trust=True).'
-        ) from error
     except Exception as error:  # a damaged pickle can raise anything
+        if isinstance(error, pickle.UnpicklingError) and not trust and 'weights_only' in str(error).lower():
+            raise NeedsTrustError(
+                f'{path} holds Python objects besides tensors, and reading those can run code; if you know where the '
+                f'file comes from, repeat with --trust (trust=True).'
+            ) from error
         raise CheckpointError(f'{path} is no checkpoint or is damaged; write or download it again.') from error
 
 

@@ -193,11 +193,7 @@ def _converted_choices(state: Mapping[str, Tensor], prefix: str, part: str, unit
 
 
 def shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, ...]:
-    """Shape of a tensor that must be there and have so many dimensions.
-
-    Raises:
-        CheckpointError: it is not.
-    """
+    """Shape of a tensor; raises ``CheckpointError`` unless it is there and has so many dimensions."""
     if key not in state:
         raise CheckpointError(f'the file lacks {key}; it is incomplete, or of another network.')
     if state[key].ndim != dimensions:
@@ -227,11 +223,7 @@ def read_mask(state: Mapping[str, Tensor], prefix: str) -> Tensor:
 
 
 def read_count(state: Mapping[str, Tensor], key: str) -> int:
-    """A counter that is stored as a tensor of one number.
-
-    Raises:
-        CheckpointError: it is missing, or no whole number of at least 0.
-    """
+    """A counter that is a tensor of one number; raises ``CheckpointError`` unless that is whole and at least 0."""
     if key not in state:
         raise CheckpointError(f'the file lacks {key}; it is incomplete.')
     if state[key].numel() != 1:

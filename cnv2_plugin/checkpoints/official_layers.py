@@ -21,11 +21,7 @@ class ReadOnce(dict[str, Tensor]):
     """A state dict whose tensors are taken out as they are read."""
 
     def take(self, key: str, shape: Optional[tuple[int, ...]] = None) -> Tensor:
-        """A tensor that must be there, and of this shape where one is given.
-
-        Raises:
-            CheckpointError: it is not.
-        """
+        """A tensor; raises ``CheckpointError`` unless it is there, and of this shape where one is given."""
         if key not in self:
             raise CheckpointError(f'the file lacks {key}; it is incomplete, or of another network.')
         tensor = self.pop(key)
@@ -34,11 +30,7 @@ class ReadOnce(dict[str, Tensor]):
         return tensor
 
     def check_all_read(self) -> None:
-        """Raise where tensors are left that nothing reads.
-
-        Raises:
-            CheckpointError: there are some; names them.
-        """
+        """Raise ``CheckpointError`` where tensors are left that nothing reads; names them."""
         if self:
             raise CheckpointError(
                 f'the file holds {len(self)} tensors that this network has no place for, such as '
