@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..layers import ChannelScatterSum, GroupSparseConv2d, SqueezeExcite
+from ..models.modes import in_eval
 from ..models.multiply_adds import counted
 
 
@@ -71,7 +72,7 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
         linear_bias: count the biases of linear layers in the authors' way (CondenseNet's counter does, CondenseNetV2's
             does not).
     """
-    shadow = deepcopy(model).to('meta').eval()
+    shadow = in_eval(deepcopy(model).to('meta'))
     tally = _Tally(linear_bias)
     handles = [module.register_forward_hook(tally.visit) for module in shadow.modules()]
     _, mult_adds = counted(shadow, lambda: shadow(torch.empty(1, *input_size, device='meta')))

@@ -16,6 +16,7 @@ from ..benchmark import benchmark, machine
 from ..checkpoints import atomic_path
 from ..deploy import condense, verify
 from ..layers import GroupSparseConv2d, UnfinishedPruningError
+from ..models.modes import in_eval
 from .cost import cost_table, count_cost
 from .heatmap import connection_map, plot_maps
 from .heatmap_trace import find_trunk, trace
@@ -86,7 +87,7 @@ def _architecture(model: nn.Module, input_size: tuple[int, int, int], facts: Map
     trunk = find_trunk(model)
     shape = ', '.join(f'{name} {value}' for name, value in asdict(trunk.arch).items())
     about = '; '.join(f'{name}: {value}' for name, value in facts.items())
-    shadow = deepcopy(trunk).to('meta').eval()
+    shadow = in_eval(deepcopy(trunk).to('meta'))
     rows: list[list[Any]] = []
     for part in (shadow.stem, *shadow.stages):
         part.register_forward_hook(lambda part, inputs, output: rows.append(_part(len(rows), part, output)))

@@ -11,13 +11,14 @@ from torch import nn
 from ..deploy.condense import condense
 from ..deploy.lower import lower
 from ..layers import GroupSparseConv2d
+from ..models.modes import in_eval
 
 Size = tuple[int, int, int]
 
 
 def training(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
     """Dense convolutions whose pruned weights are zero: the training form with its masks folded into constants."""
-    folded = deepcopy(model).eval()
+    folded = in_eval(deepcopy(model))
     for layer in folded.modules():
         if isinstance(layer, GroupSparseConv2d) and not layer.deploy:
             layer.conv.weight.data = layer.masked_weight().detach()
@@ -28,7 +29,7 @@ def training(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
 
 FORMS: dict[str, Callable[[nn.Module, Size, str], nn.Module]] = {
     'training': training,
-    'condensed': lambda model, input_size, runtime: condense(model).eval(),
+    'condensed': lambda model, input_size, runtime: in_eval(condense(model)),
     'optimised': lower,
     'native': lambda model, input_size, runtime: lower(model, input_size, 'native'),
 }

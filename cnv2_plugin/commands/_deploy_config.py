@@ -4,6 +4,7 @@ import argparse
 
 from torch import Tensor, nn
 
+from ..models.modes import in_eval
 from ._models import Source, check_fit, refuse_condensed
 
 
@@ -54,7 +55,7 @@ def open_config_model(config: str, args: argparse.Namespace):
     cfg = load_config(config)
     checkpoint = load_checkpoint(args.checkpoint, args.trust)
     with safe_loading(args.trust):
-        model = build(cfg).eval()
+        model = in_eval(build(cfg))
     state_dict = weights(checkpoint, use_ema=not args.no_ema)
     refuse_condensed(state_dict)
     check_fit(model.state_dict(), state_dict, args.checkpoint, config, 'that the checkpoint is of this config')

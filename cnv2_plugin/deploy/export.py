@@ -14,6 +14,7 @@ from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
 from ..graph.rewrite_scatter import level_table
 from ..layers import ChannelScatterSum
+from ..models.modes import in_eval
 from .lower import lower, lowered_forms
 from .runtimes import onnxruntime
 from .verify import VerifyReport, verify
@@ -108,9 +109,9 @@ def export_onnx(
         raise ValueError(f'input_size is {tuple(input_size)}; it takes three positive numbers (C, H, W).')
     check_target(path)
     if native or optimize:
-        exported = lower(model, input_size, 'native' if native else 'onnxruntime', choices).eval()
+        exported = in_eval(lower(model, input_size, 'native' if native else 'onnxruntime', choices))
     else:
-        exported = _restated(model).eval()
+        exported = in_eval(_restated(model))
     count = 2 if batch == 'dynamic' else batch
     with atomic_path(path) as temporary:
         proto = onnxruntime.write(

@@ -15,6 +15,7 @@ from ..graph.rewrites import clean_up
 from ..kernels.native_model import NativeStages, native_model
 from ..layers import SqueezeExcite
 from ..models.condense import condense
+from ..models.modes import in_eval
 
 
 def lower(
@@ -54,7 +55,7 @@ def lower(
         lowered = native_model(model, input_size, choices, example)
         runtime, choices = 'onnxruntime', {}
     else:
-        lowered = condense(model).eval()
+        lowered = in_eval(condense(model))
     lowered = _restate_squeeze_excite(lowered)
     share = MAX_GROWTH.get(runtime, 0) if max_growth is None else max_growth
     allowance = share * sum(p.numel() for p in lowered.parameters())

@@ -8,6 +8,7 @@ from typing import Any, Literal, Optional, Union
 from torch import nn
 
 from ..checkpoints.io import staged
+from ..models.modes import in_eval
 from .condense import ClassifierCost, classifier_cost, condense
 from .export import ExportReport, export_onnx
 from .verify import VerifyReport, verify
@@ -62,7 +63,7 @@ def deploy(
         OSError: a file cannot be written.
     """
     with staged(*files, *([onnx] if onnx else [])) as temporaries:
-        condensed = condense(model).eval()
+        condensed = in_eval(condense(model))
         difference = 0.0
         for name, view in views.items():
             report = verify(view(model), view(condensed), input_size)

@@ -1,7 +1,7 @@
 """Puts the native kernels into a model."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from ..graph.builder import chain_to_graph, is_chain_of_stages
 from ..graph.model_parts import Part, dtype_device, parts, replace_module
 from ..models.base import SparseModelMixin
 from ..models.condense import condense
+from ..models.modes import in_eval
 from .compiler import compile_graph
 from .library import load
 from .operator import native_stages
@@ -57,6 +58,12 @@ class NativeStages(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to the result of the part."""
         return native_stages(x, self.weights, self.plan, self.shape)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Save weights of their own: those of a trunk and of a head lie side by side, which safetensors refuses."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if f'{prefix}weights' in destination:
+            destination[f'{prefix}weights'] = destination[f'{prefix}weights'].clone()
 
     def extra_repr(self) -> str:
         return f'weights={self.weights.numel()}, words={self.plan.numel()}, out_channels={self.shape[0]}'
@@ -107,7 +114,7 @@ def native_model(
             f'the model is {dtype} on {device}; the native kernels take float32 on the CPU, so convert it with '
             f'.float().cpu(), or take another runtime.'
         )
-    made = condense(model).eval()
+    made = in_eval(condense(model))
     found = parts(made, input_size, example)
     _leave_out_dropout(made)
     if isinstance(made, SparseModelMixin) and (classifier := _Classifier.of(made)) is not None:
@@ -224,4 +231,10 @@ def _make_whole(model: SparseModelMixin, parts: _Classifier) -> bool:
     model.add_module('stages', NativeStages(trunk, weights[: trunk.floats]))
     model.add_module(model.final_attribute, nn.Identity())
     model.fused = NativeStages(whole, weights, saved=False)
+    model.register_load_state_dict_post_hook(_forget_whole)
     return True
+
+
+def _forget_whole(model: nn.Module, incompatible_keys: object) -> None:
+    """Compute by trunk and head from now on: they hold what was loaded, the program of the whole is not in any file."""
+    model.register_module('fused', None)

@@ -99,7 +99,7 @@ class Grouping:
 
     def kept_index(self, mask: Tensor) -> Tensor:
         """Units that a mask ``(O, I, 1, 1)`` keeps, group by group in ascending order: int64 ``(kept,)``."""
-        return self.by_unit(mask)[..., 0].nonzero()[:, 1]
+        return self.by_unit(mask)[..., 0].nonzero()[:, 1].contiguous()
 
     def next_mask(self, mask: Tensor, importance: Tensor, stage: int) -> Tensor:
         """The mask after one more pruning stage.

@@ -15,7 +15,7 @@ class ChannelGather(nn.Module):
 
     def __init__(self, index: Tensor) -> None:
         super().__init__()
-        self.register_buffer('index', index)
+        self.register_buffer('index', index.clone(memory_format=torch.contiguous_format))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, K, H, W)``."""
@@ -40,7 +40,7 @@ class ChannelScatterSum(nn.Module):
     def __init__(self, index: Tensor, out_channels: int) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.register_buffer('index', index)
+        self.register_buffer('index', index.clone(memory_format=torch.contiguous_format))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, K, H, W)`` to ``(N, C, H, W)``."""

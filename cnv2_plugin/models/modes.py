@@ -1,9 +1,15 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode, for good or for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+
+def in_eval(model: nn.Module) -> nn.Module:
+    """Put a model in evaluation mode and return it, whatever its own ``eval`` and ``train`` return."""
+    model.eval()
+    return model
 
 
 @contextmanager

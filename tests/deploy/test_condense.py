@@ -7,8 +7,10 @@ import timm
 import torch
 from torch import nn
 
+from cnv2_plugin import kernels
+from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.checkpoints import save_checkpoint
-from cnv2_plugin.deploy import condense, verify
+from cnv2_plugin.deploy import condense, lower, verify
 from cnv2_plugin.layers import GroupSparseConv2d, UnfinishedPruningError
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 
@@ -130,3 +132,39 @@ def test_foreign_models_condense_too():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), GroupSparseConv2d(8, 12, 4, 2), nn.ReLU())
     finish_pruning(model)
     assert verify(model, condense(model), (3, 9, 9)).max_rel < 1e-5
+
+
+def test_a_model_whose_train_returns_nothing_is_deployed():
+    class Detector(timm.create_model('condensenet_50_cifar').__class__):
+        """As MMDetection's distilling detectors: ``train`` returns nothing, and so does ``eval``."""
+
+        def train(self, mode=True):
+            super().train(mode)
+
+    model = finish_pruning(timm.create_model('condensenet_50_cifar', num_classes=4))
+    model.__class__ = Detector
+    model.eval()
+    expected = lower(model, (3, 32, 32))(torch.ones(1, 3, 32, 32))
+    assert isinstance(condense(model), Detector)
+    assert relative_difference(condense(model)(torch.ones(1, 3, 32, 32)), expected) < 1e-5
+    assert count_cost(model, (3, 32, 32)).params > 0
+
+
+@pytest.mark.parametrize('name', ['condensenetv2_a', 'condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
+@pytest.mark.parametrize('runtime', ['condensed', 'onnxruntime', 'native'])
+def test_every_tensor_has_a_storage_of_its_own(name, runtime, tmp_path):
+    if runtime == 'native' and not kernels.available():
+        pytest.skip('the kernels are not built')
+    safetensors = pytest.importorskip('safetensors.torch')
+
+    def made(seed):
+        torch.manual_seed(seed)
+        model = finish_pruning(randomize_norms(timm.create_model(name, num_classes=4), seed)).eval()
+        return condense(model) if runtime == 'condensed' else lower(model, (3, 64, 64), runtime)
+
+    first, second, x = made(0), made(1), torch.randn(1, 3, 64, 64)
+    safetensors.save_model(first, str(tmp_path / 'x.safetensors'))
+    if runtime != 'onnxruntime':  # the shapes of a lowered model depend on its masks
+        safetensors.load_model(second, str(tmp_path / 'x.safetensors'))
+        with torch.no_grad():
+            assert relative_difference(second(x), first(x)) < 1e-5

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...layers import GroupSparseConv2d
-from ...models.modes import evaluating
+from ...models.modes import evaluating, in_eval
 from .probe import run
 from .report import LayerPlan, NetworkLatency, ReactivationPlan, ReactivationReport, SkippedLayer, SurgeryReport
 
@@ -133,7 +133,7 @@ def finish_at_random(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, GroupSparseConv2d) and not module.is_finished():
             module.prune_to(module.num_stages, torch.rand(module.groups, module.num_units, generator=generator))
-    return model.eval()
+    return in_eval(model)
 
 
 def _search(
