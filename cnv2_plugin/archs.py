@@ -55,24 +55,11 @@ class CondenseNetArch:
                 f'arch has {len(self.layers)} blocks in layers={self.layers} but {len(self.growth)} in '
                 f'growth={self.growth}; give one number a block in both.'
             )
-        for name in (
-            'groups_1x1',
-            'groups_3x3',
-            'condense_factor',
-            'sparse_factor',
-            'bottleneck',
-            'se_reduction',
-            'stem_stride',
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'arch has {name}={value!r}; it takes a whole number of at least 1.')
+        factors = ('condense_factor', 'sparse_factor', 'bottleneck', 'se_reduction', 'stem_stride')
+        _check_counts(self, 'groups_1x1', 'groups_3x3', *factors)
         if not isinstance(self.groups_sfr, int) or self.groups_sfr < 0:
             raise ValueError(f'arch has groups_sfr={self.groups_sfr!r}; it takes a whole number, 0 for none.')
-        for name in ('se_from', 'hswish_from', 'head_width'):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f'arch has {name}={value!r}; it takes a whole number of at least 1, or None.')
+        _check_counts(self, 'se_from', 'hswish_from', 'head_width', optional=True)
         for k in self.growth:
             for name, channels in (('groups_3x3', k), ('groups_sfr', k), ('groups_1x1', self.bottleneck * k)):
                 groups = getattr(self, name)
@@ -123,10 +110,7 @@ class ShuffleNetArch:
             )
         if any(c % 2 for c in self.channels):
             raise ValueError(f'arch has channels={self.channels}; each stage is split in halves, so give even numbers.')
-        for name in ('stem_width', 'final_width', 'max_groups', 'sparse_factor'):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'arch has {name}={value!r}; it takes a whole number of at least 1.')
+        _check_counts(self, 'stem_width', 'final_width', 'max_groups', 'sparse_factor')
 
     @property
     def num_stages(self) -> int:
@@ -249,6 +233,14 @@ def _whole_numbers(name: str, values: Union[int, Iterable[int]]) -> tuple[int, .
     return values
 
 
+def _check_counts(arch: Any, *names: str, optional: bool = False) -> None:
+    for name in names:
+        value = getattr(arch, name)
+        if not (optional and value is None) and (not isinstance(value, int) or value < 1):
+            accepted = 'a whole number of at least 1' + (', or None' if optional else '')
+            raise ValueError(f'arch has {name}={value!r}; it takes {accepted}.')
+
+
 def _v2(
     letter: str, layers: tuple[int, ...], growth: tuple[int, ...], groups: int, head_width: int, published: Published,
     interpolation: str, url: str, page: str,
@@ -264,10 +256,7 @@ def _v2(
 
 def _v2_cifar(depth: int, layers: int, published: Published) -> Variant:
     arch = CondenseNetArch((layers,) * 3, (8, 16, 32), groups_3x3=4, stem_stride=1)
-    return Variant(
-        f'condensenetv2_{depth}_cifar', 'CondenseNetV2', f'{depth}-cifar', arch, published,
-        num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, stats=CIFAR_STATS,
-    )  # fmt: skip
+    return Variant(f'condensenetv2_{depth}_cifar', 'CondenseNetV2', f'{depth}-cifar', arch, published, **_CIFAR)
 
 
 def _v1(groups: int, published: Published, page: str) -> Variant:
@@ -277,10 +266,7 @@ def _v1(groups: int, published: Published, page: str) -> Variant:
 
 def _v1_cifar(depth: int, layers: int, published: Published) -> Variant:
     arch = CondenseNetArch((layers,) * 3, (8, 16, 32), 4, 4, 0, 4, stem_stride=1)
-    return Variant(
-        f'condensenet_{depth}_cifar', 'CondenseNet', f'{depth}-cifar', arch, published,
-        num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, stats=CIFAR_STATS,
-    )  # fmt: skip
+    return Variant(f'condensenet_{depth}_cifar', 'CondenseNet', f'{depth}-cifar', arch, published, **_CIFAR)
 
 
 def _shufflenet(width: float, channels: tuple[int, ...], final_width: int, published: Published) -> list[Variant]:
@@ -292,6 +278,7 @@ def _shufflenet(width: float, channels: tuple[int, ...], final_width: int, publi
     ]
 
 
+_CIFAR: dict[str, Any] = dict(num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, stats=CIFAR_STATS)
 _V2 = 'arXiv 2104.04382'
 _V1 = 'arXiv 1711.09224'
 _SHUFFLE = 'arXiv 1807.11164, table 8'
