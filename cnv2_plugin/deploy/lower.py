@@ -42,7 +42,7 @@ def lower(
         example: input to find the shapes with, for models that do not take ``(1, *input_size)``.
         max_growth: share of the condensed parameters by which zeros filled in may enlarge the model; where the rules
             would go beyond, the layers that add most keep their groups, but for those in ``choices``. By default
-            what :data:`.choice.MAX_GROWTH` says for the runtime.
+            what ``cnv2_plugin.graph.choice.MAX_GROWTH`` says for the runtime.
 
     Raises:
         UnfinishedPruningError: pruning is not finished somewhere.
