@@ -33,7 +33,9 @@ from .program import Program
 
 
 def compile_graph(graph: Graph) -> Program:
-    """The program that computes a graph; where it pools a map to one pixel, it is marked for :meth:`.program.Program.cut`.
+    """Return the program that computes a graph.
+
+    Where it pools a map to one pixel, it is marked for :meth:`.program.Program.cut`.
 
     Raises:
         UnsupportedError: the kernels do not compute something in it.
