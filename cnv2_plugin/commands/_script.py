@@ -9,7 +9,7 @@ from pathlib import Path
 from ..sparsify.script import SparsificationError
 from ._usage import UsageError
 
-_OURS = (__file__, runpy.__file__)
+_OURS = (__file__, runpy.__file__, '<frozen runpy')
 
 
 def run_script(script: str, arguments: Sequence[str], is_module: bool = False) -> int:
@@ -49,11 +49,7 @@ def run_script(script: str, arguments: Sequence[str], is_module: bool = False) -
 
 def _print_as_python_does(error: Exception) -> int:
     traceback = error.__traceback__
-    while traceback and traceback.tb_next and _is_ours(traceback.tb_frame.f_code.co_filename):
+    while traceback and traceback.tb_next and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
         traceback = traceback.tb_next
     sys.excepthook(type(error), error.with_traceback(traceback), traceback)
     return 1
-
-
-def _is_ours(file: str) -> bool:
-    return file in _OURS or file.startswith('<frozen runpy')

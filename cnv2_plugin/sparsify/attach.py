@@ -58,7 +58,12 @@ class AttachedSparsifier:
         self.averages = [averaged_copy(average) for average in as_list(ema)]
         self.on_change = on_change
         self._hooks: list[Any] = []
-        _check_copies(sparsifier.model, self.averages)
+        for copy in self.averages:
+            if not same_sparse_layers(sparsifier.model, copy):
+                raise ValueError(
+                    f'the averaged {type(copy).__name__} has other sparse layers than the model; give the average of '
+                    f'this model.'
+                )
         self.optimizer = None if optimizer is None else self._attach(optimizer)
         self.update_averages()
 
@@ -194,15 +199,6 @@ def same_sparse_layers(model: nn.Module, other: nn.Module) -> bool:
 
 def _sparse_layers(model: nn.Module) -> list[GroupSparseConv2d]:
     return [m for m in model.modules() if isinstance(m, GroupSparseConv2d) and not m.deploy]
-
-
-def _check_copies(model: nn.Module, copies: Iterable[nn.Module]) -> None:
-    for copy in copies:
-        if not same_sparse_layers(model, copy):
-            raise ValueError(
-                f'the averaged {type(copy).__name__} has other sparse layers than the model; give the average of this '
-                f'model.'
-            )
 
 
 def _levels_that_train(sparsifier: StagedSparsifier, given: Optimizers) -> list[torch.optim.Optimizer]:

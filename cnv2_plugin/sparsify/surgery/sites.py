@@ -43,8 +43,7 @@ def find_sites(graph: fx.Graph, module: nn.Module) -> list[Site]:
         module: looked up for what the graph calls.
     """
     ways = _Ways(graph, module)
-    sites = [_site(node, ways) for node in graph.nodes]
-    return [site for site in sites if site is not None]
+    return [site for node in graph.nodes if (site := _site(node, ways)) is not None]
 
 
 def concatenated(node: fx.Node) -> tuple[fx.Node, ...]:

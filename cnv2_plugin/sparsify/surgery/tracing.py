@@ -1,9 +1,10 @@
 """Tracing a module, and giving it the forward pass of a changed graph while it stays what it is."""
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -86,16 +87,13 @@ def _rebuild(base: type[nn.Module], source: str, names: Mapping[str, Any]) -> nn
     return cls.__new__(cls)
 
 
-def _resolved(value: Union[str, Any]) -> Any:
-    if isinstance(value, str) and value.startswith('module:'):
-        return importlib.import_module(value.removeprefix('module:'))
-    return value
+def _resolved(value: Any) -> Any:
+    is_name = isinstance(value, str) and value.startswith('module:')
+    return importlib.import_module(value.removeprefix('module:')) if is_name else value
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
     """Values of all parameters of ``forward`` but the first."""
-    import inspect
-
     parameters = list(inspect.signature(type(module).forward).parameters.values())[2:]
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p.default for p in parameters if p.kind in plain and p.default is not p.empty}
