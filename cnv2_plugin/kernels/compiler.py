@@ -148,6 +148,8 @@ class _Compiler:
             return self._scatter([*nodes, reader], reader.op, conv, row_to_channel)
         src, stride = self._source(conv, node.inputs[0])
         dst = self.placement.place(nodes[-1].id, op.out_channels, self._changes(src))
+        if src.map == dst.map and not conv.is_pointwise:
+            raise UnsupportedError
         rows = dst.channels[row_to_channel].view(op.groups, -1)
         grouped, index = conv.grouped(), src.channels.view(op.groups, -1)
         biases = None if bias is None else bias.view(op.groups, -1)
@@ -267,7 +269,7 @@ class _Compiler:
             raise UnsupportedError
         split = self._split(node.inputs[0])
         dst = self.placement.place(node.id, src.channels.numel(), self._changes(split))
-        if not torch.equal(src.channels, dst.channels):
+        if not torch.equal(src.channels, dst.channels) or not self.placement.is_whole(dst):
             raise UnsupportedError
         self.program.maximum(split.map, dst.map)
         self._finish([node], dst)
@@ -284,6 +286,8 @@ class _Compiler:
         if not is_first:
             self.program.mark()
         dst = self.placement.place(node.id, src.channels.numel(), self._changes(src, 'ToOnePixel'))
+        if not self.placement.is_whole(dst):
+            raise UnsupportedError
         self.program.average(src.map, dst.map)
         self._finish([node], dst)
 

@@ -187,13 +187,19 @@ class _Classifier(NamedTuple):
 
     @classmethod
     def of(cls, model: SparseModelMixin) -> Optional['_Classifier']:
-        """None where a model has no head, or none but pooling, or computes something else than it says."""
+        """None where a model has no head, or none but pooling, or computes something else than it says.
+
+        A hook on a module around parts of the head may change what passes between them.
+        """
         if not _is_what_it_says(model):
             return None
         said = model.parts()
         begin = said.index(_final(model)) + 1
         end = next((i for i, (_, module) in enumerate(said) if type(module) is nn.Flatten), begin)
         head = said[begin:end]
+        around = {name.rpartition('.')[0] for name, _ in head} - {''}
+        if any(_is_hooked(model.get_submodule(name)) for name in around):
+            return None
         return cls(said[:begin], head, said[end:]) if any(isinstance(m, nn.Conv2d) for _, m in head) else None
 
     def replace_head(self, model: nn.Module, program: Program, weights: Optional[Tensor] = None) -> None:
@@ -201,6 +207,10 @@ class _Classifier(NamedTuple):
         for name, _ in self.head:
             replace_module(model, name, nn.Identity())
         replace_module(model, self.head[0][0], NativeStages(program, weights))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _is_what_it_says(model: SparseModelMixin) -> bool:
@@ -217,7 +227,7 @@ def _make_whole(model: SparseModelMixin, parts: _Classifier) -> bool:
     Does nothing, and returns False, where the kernels do not compute all of it, where something else stands in front of
     the classifier, or where a hook is on a part.
     """
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for _, part in model.parts() for m in part.modules())
+    hooked = any(_is_hooked(module) for _, part in model.parts() for module in part.modules())
     if hooked or [type(module) for _, module in parts.rest[:-1]] != [nn.Flatten, nn.Identity]:
         return False
     conv = _first_conv(parts.trunk)

@@ -12,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cnv2_plugin.graph.ir import Concat, Conv, GlobalAveragePool, Graph, MaxPool, Pointwise
+from cnv2_plugin.kernels.compiler import compile_graph
 from cnv2_plugin.kernels.native_model import NativeStages, native_program
 from cnv2_plugin.kernels.opcodes import ACTIVATIONS, LOADING
 from cnv2_plugin.kernels.operator import native_stages
+from cnv2_plugin.kernels.placement import UnsupportedError
 from cnv2_plugin.kernels.program import Program
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from cnv2_plugin.toolkits.timm.condensenet import CondenseNet
@@ -450,3 +453,34 @@ def test_layers_that_the_kernels_do_not_know_stay_in_standard_operators():
     model.switch_to_deploy()
     assert native_program([('', model.stages)], 16) is None
     assert native_program([('', model.stages[0])], 16) is not None
+
+
+def grows_by_3x3(graph: Graph, x: int) -> int:
+    return graph.add(Concat(), x, graph.add(Conv(torch.ones(2, 4, 3, 3).double(), padding=(1, 1)), x))
+
+
+def largest_then_grows(graph: Graph, x: int) -> int:
+    x = graph.add(
+        MaxPool(3, 2, 1), graph.add(Pointwise(nn.ReLU()), graph.add(Conv(torch.ones(4, 4, 1, 1).double()), x))
+    )
+    return graph.add(Concat(), x, graph.add(Conv(torch.ones(2, 4, 1, 1).double()), x))
+
+
+def pooled_then_grows(graph: Graph, x: int) -> int:
+    x = graph.add(GlobalAveragePool(), x)
+    return graph.add(Concat(), x, graph.add(Conv(torch.ones(2, 4, 1, 1).double()), x))
+
+
+@pytest.mark.parametrize('part', [grows_by_3x3, largest_then_grows, pooled_then_grows])
+def test_what_no_program_can_place_is_left_to_standard_operators(part):
+    graph = Graph.of(4)
+    graph.output = part(graph, graph.output)
+    with pytest.raises(UnsupportedError):
+        compile_graph(graph)
+
+
+def test_a_hook_around_a_part_of_the_head_still_acts():
+    model = finished('condensenetv2', arch=dict(TINY, head_width=24), num_classes=5)
+    model.global_pool.register_forward_hook(lambda module, inputs, output: 2 * output)
+    x = torch.randn(2, 3, 32, 32)
+    assert differs(native_form(model, (3, 32, 32)), model, x) <= 1e-5
