@@ -99,10 +99,10 @@ def to_graph(module: nn.Module, channels: int) -> Graph:
     """
     if is_chain_of_stages(module):
         return chain_to_graph(module.named_children(), channels)[0]
-    if _builder(module) is None:
+    if builder_of(module) is None:
         raise TypeError(f'there is no graph builder for {type(module).__name__}.')
     graph = Graph.of(channels)
-    graph.output = add_module(graph, module, graph.output, '' if type(module) in STAGES else ITSELF)
+    graph.output = add_module(graph, module, graph.output, '' if isinstance(module, tuple(STAGES)) else ITSELF)
     return graph
 
 
@@ -118,13 +118,17 @@ def chain_to_graph(chain: Iterable[tuple[str, nn.Module]], channels: int) -> tup
     """
     graph, ends = Graph.of(channels), {}
     for name, module in chain:
-        graph.output = add_module(graph, module, graph.output, f'{name}.' if type(module) in STAGES else name)
+        graph.output = add_module(
+            graph, module, graph.output, f'{name}.' if isinstance(module, tuple(STAGES)) else name
+        )
         ends[name] = graph.output
     return graph, ends
 
 
-def _builder(module: nn.Module) -> Optional[Builder]:
-    return next((build for kind, build in BUILDERS.items() if isinstance(module, kind)), None)
+def builder_of(module: nn.Module) -> Optional[Builder]:
+    """Return the builder of a module's kind; None where there is none, or the module has a ``forward`` of its own."""
+    kinds = (kind for kind in BUILDERS if isinstance(module, kind) and type(module).forward is kind.forward)
+    return next((BUILDERS[kind] for kind in kinds), None)
 
 
 def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
@@ -136,7 +140,7 @@ def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
         x: value that the module is given.
         name: of the module, for layers whose implementation may be chosen; a stage's ends in a dot, or is ''.
     """
-    if (build := _builder(module)) is not None:
+    if (build := builder_of(module)) is not None:
         return build(graph, module, x, name)
     if isinstance(module, (nn.Identity, nn.Dropout)):
         return x

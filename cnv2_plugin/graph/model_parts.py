@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from .builder import BUILDERS, is_chain_of_stages
+from .builder import builder_of, is_chain_of_stages
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def parts(
         example = torch.zeros(1, *input_size, dtype=dtype, device=device)
     with ExitStack() as hooks, torch.no_grad():
         for wanted in names:
-            if isinstance(wanted, tuple(BUILDERS)) or is_chain_of_stages(wanted):
+            if builder_of(wanted) is not None or is_chain_of_stages(wanted):
                 hooks.enter_context(wanted.register_forward_hook(note))
         condensed(example)
     found: list[Part] = []

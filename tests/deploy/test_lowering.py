@@ -14,6 +14,7 @@ from cnv2_plugin.graph.implementations import IMPLEMENTATIONS, implement, layer_
 from cnv2_plugin.graph.ir import Opaque
 from cnv2_plugin.graph.module import LoweredGraph
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
+from cnv2_plugin.models.condensenet import DenseStage
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 
 SMALL = dict(
@@ -275,3 +276,23 @@ def test_the_documented_import_name_stays():
     from cnv2_plugin import lowering
 
     assert (lowering.lower, lowering.lowered_forms) == (lower, lowered_forms)
+
+
+class Renamed(DenseStage):
+    pass
+
+
+class Doubled(DenseStage):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize('kind', [Renamed, Doubled])
+def test_subclasses_compute_what_their_forward_says(kind):
+    model = small()
+    names = set(lowered_forms(lower(model, (3, 32, 32))))
+    for stage in model.stages:
+        stage.__class__ = kind
+    lowered = lower(model, (3, 32, 32))
+    assert difference(model, lowered, 2, 3, 32, 32) <= 1e-5
+    assert set(lowered_forms(lowered)) <= names
