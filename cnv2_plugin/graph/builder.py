@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any, Optional, cast
+from typing import Any, Optional, Union, cast
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,11 @@ def builds(kind: type[nn.Module], stage: bool = False) -> Callable[[Builder], Bu
 
 def is_chain_of_stages(module: nn.Module) -> bool:
     """Return whether a module is nothing but several stages one after the other."""
-    return isinstance(module, nn.Sequential) and len(module) > 1 and all(type(m) in STAGES for m in module)
+    return (
+        isinstance(module, nn.Sequential)
+        and len(module) > 1
+        and all(type(m) in STAGES and builder_of(m) for m in module)
+    )
 
 
 def to_graph(module: nn.Module, channels: int) -> Graph:
@@ -126,9 +130,17 @@ def chain_to_graph(chain: Iterable[tuple[str, nn.Module]], channels: int) -> tup
 
 
 def builder_of(module: nn.Module) -> Optional[Builder]:
-    """Return the builder of a module's kind; None where there is none, or the module has a ``forward`` of its own."""
-    kinds = (kind for kind in BUILDERS if isinstance(module, kind) and type(module).forward is kind.forward)
-    return next((BUILDERS[kind] for kind in kinds), None)
+    """Return the builder of a module's kind; None where there is none, or where a ``forward`` in it was changed."""
+    build = next((build for kind, build in BUILDERS.items() if _is_unchanged(module, kind)), None)
+    units = (m for m in module.modules() if isinstance(m, (DenseLayer, ShuffleUnit))) if build else ()
+    return build if all(_is_unchanged(unit, (DenseLayer, ShuffleUnit)) for unit in units) else None
+
+
+def _is_unchanged(module: nn.Module, kinds: Union[type[nn.Module], tuple[type[nn.Module], ...]]) -> bool:
+    """Return whether a module is of a kind and computes what that kind does, as surgery and subclasses may not."""
+    own = vars(module).get('forward', type(module).forward)
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return any(isinstance(module, kind) and own is kind.forward for kind in kinds)
 
 
 def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:

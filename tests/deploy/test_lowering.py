@@ -15,6 +15,7 @@ from cnv2_plugin.graph.ir import Opaque
 from cnv2_plugin.graph.module import LoweredGraph
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
 from cnv2_plugin.models.condensenet import DenseStage
+from cnv2_plugin.sparsify.surgery import add_reactivation
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 
 SMALL = dict(
@@ -296,3 +297,13 @@ def test_subclasses_compute_what_their_forward_says(kind):
     lowered = lower(model, (3, 32, 32))
     assert difference(model, lowered, 2, 3, 32, 32) <= 1e-5
     assert set(lowered_forms(lowered)) <= names
+
+
+@pytest.mark.parametrize('name', ['shufflenetv2_x0_5', 'condensenet_50_cifar'])
+def test_networks_after_surgery_are_lowered_as_they_are(name):
+    model = timm.create_model(name, num_classes=5)
+    add_reactivation(model, groups=4, factor=4, input_size=(3, 32, 32))
+    for layer in model.sparse_layers():
+        nn.init.normal_(layer.conv.weight, std=0.1)
+    model = hostile(model)
+    assert difference(model, lower(model, (3, 32, 32)), 1, 3, 32, 32) <= 1e-5
