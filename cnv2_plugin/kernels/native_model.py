@@ -65,6 +65,14 @@ class NativeStages(nn.Module):
         if f'{prefix}weights' in destination:
             destination[f'{prefix}weights'] = destination[f'{prefix}weights'].clone()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Load a program of another length too: other versions may write the same network in other words."""
+        for name in ('weights', 'plan'):
+            given = state_dict.get(f'{prefix}{name}')
+            if isinstance(given, Tensor) and given.ndim == 1 and given.shape != self.get_buffer(name).shape:
+                setattr(self, name, torch.empty_like(given, device=self.get_buffer(name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         return f'weights={self.weights.numel()}, words={self.plan.numel()}, out_channels={self.shape[0]}'
 

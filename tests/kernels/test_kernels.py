@@ -152,23 +152,36 @@ def test_a_classifier_runs_in_one_operator_and_its_parts_in_others(threads, size
 
 
 def test_the_parts_of_a_classifier_save_their_weights_and_the_whole_reads_them():
-    form, other = (native_form(finished('condensenetv2', seed, arch=dict(TINY, head_width=21)), (3, 32, 32))
-                   for seed in range(2))  # fmt: skip
+    form = native_form(finished('condensenetv2', arch=dict(TINY, head_width=21)), (3, 32, 32))
     state = form.state_dict()
     assert not any(name.startswith('fused') for name in state)
-    begins = [state[name].data_ptr() for name in ('stages.weights', 'global_pool.pool.weights')]
-    assert form.fused.weights.data_ptr() == begins[0]
-    assert begins[1] - begins[0] == 4 * state['stages.weights'].numel()
-    other.load_state_dict(
-        {**state, 'stages.plan': other.stages.plan, 'global_pool.pool.plan': other.global_pool.pool.plan}
-    )
+    trunk, head = form.stages.weights, form.global_pool.pool.weights
+    assert form.fused.weights.data_ptr() == trunk.data_ptr()
+    assert head.data_ptr() - trunk.data_ptr() == 4 * trunk.numel()
+    assert len({tensor.untyped_storage().data_ptr() for tensor in state.values()}) == len(state)
     x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(other.fused.weights, form.fused.weights)
+    for assign in (False, True):
+        other = native_form(finished('condensenetv2', 1, arch=dict(TINY, head_width=21)), (3, 32, 32))
+        other.load_state_dict(form.state_dict(), assign=assign)
+        with torch.no_grad():
+            assert relative_difference(other(x), form(x)) < 1e-5
     copied = copy.deepcopy(form)
     copied.stages.weights.zero_()
     assert not copied.fused.weights[: copied.stages.weights.numel()].any() and form.fused.weights.any()
     with torch.no_grad():
         assert torch.equal(pickle.loads(pickle.dumps(form))(x), form(x))
+
+
+def test_a_program_of_another_length_is_loaded():
+    """As other versions of the compiler write for the same network."""
+    form = native_form(tiny_classifier(), (3, 32, 32))
+    state = form.state_dict()
+    other = native_form(tiny_classifier(), (3, 32, 32))
+    other.stages.plan = other.stages.plan[:-1]
+    other.load_state_dict(state)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert relative_difference(other(x), form(x)) < 1e-5
 
 
 def test_a_classifier_in_the_native_form_gets_another_last_layer_only():
