@@ -202,16 +202,20 @@ def _sparse_layers(model: nn.Module) -> list[GroupSparseConv2d]:
 
 
 def _levels_that_train(sparsifier: StagedSparsifier, given: Optimizers) -> list[torch.optim.Optimizer]:
-    """The first optimiser that trains a sparse layer, and those that it wraps, the innermost last."""
+    """The first optimiser that trains sparse layers, and those that it wraps, the innermost last.
+
+    One inside that trains only some of these layers, such as the share of a process in ``ZeroRedundancyOptimizer``, is
+    left out: its steps end before all weights are there.
+    """
     weights = {id(layer.conv.weight) for layer in sparsifier.layers.values()}
     names = ' and '.join(type(optimizer).__name__ for optimizer in as_list(given))
     chains = [[o for o in optimizers_in(one) if hasattr(o, 'register_step_post_hook')] for one in as_list(given)]
     if not any(chains):
         raise TypeError(f'{names} has no step hooks; give the torch.optim.Optimizer that trains the model.')
     for chain in chains:
-        ours = [o for o in chain if any(id(p) in weights for group in o.param_groups for p in group['params'])]
-        if ours:
-            return ours
+        trained = [len({id(p) for group in o.param_groups for p in group['params']} & weights) for o in chain]
+        if any(trained):
+            return [optimizer for optimizer, count in zip(chain, trained) if count == max(trained)]
     raise ValueError(
         f'{names} trains no sparse layer of {type(sparsifier.model).__name__}; give the optimiser that was made with '
         f'the parameters of this model.'

@@ -49,9 +49,9 @@ def optimizers_in(given: Any) -> list[Any]:
         if any(current is seen for seen in found):
             continue
         found.append(current)
-        for value in vars(current).values():
-            several = value.values() if isinstance(value, Mapping) else value
-            inside = several if isinstance(several, Iterable) else (several,)
+        for value in getattr(current, '__dict__', {}).values():
+            several = [*value.values()] if isinstance(value, Mapping) else value
+            inside = several if isinstance(several, (list, tuple)) else (several,)  # not tensors, such as grad_scale
             queue.extend(v for v in inside if hasattr(v, 'param_groups'))
     return found
 

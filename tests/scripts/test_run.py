@@ -195,6 +195,23 @@ def test_a_model_that_is_not_built_piece_by_piece_is_found(build, tmp_path, caps
     assert 'after 4 of 8 steps: stage 3 of 3' in capsys.readouterr().err
 
 
+def test_a_fused_optimiser_that_holds_the_scale_of_the_gradients_is_taken(tmp_path, capsys):
+    script = tmp_path / 'fused.py'
+    script.write_text(
+        'import torch, timm\n'
+        f'model = timm.create_model("condensenetv2", arch={ARCH!r})\n'
+        'optimizer = torch.optim.SGD(model.parameters(), 0.05, fused=True)\n'
+        'scaler = torch.amp.GradScaler("cpu")\n'
+        'for _ in range(8):\n'
+        '    optimizer.zero_grad()\n'
+        '    scaler.scale(model(torch.randn(2, 3, 8, 8)).square().mean()).backward()\n'
+        '    scaler.step(optimizer)\n'
+        '    scaler.update()\n'
+    )
+    assert run('--total-steps', 8, '--group-lasso', 1e-3, script) == 0
+    assert 'after 4 of 8 steps: stage 3 of 3' in capsys.readouterr().err
+
+
 def test_a_teacher_keeps_its_masks(tmp_path, capsys):
     script = tmp_path / 'distil.py'
     script.write_text(

@@ -207,6 +207,31 @@ def test_the_count_travels_with_whichever_optimiser_is_saved():
         assert 'staged_sparsifier' not in again.param_groups[0]
 
 
+class Share(torch.optim.SGD):
+    """Steps a share of the parameters by an optimiser inside; the others come later: ``ZeroRedundancyOptimizer``."""
+
+    def __init__(self, parameters, arrive):
+        parameters = list(parameters)
+        super().__init__(parameters, 0.05)
+        self.optim = torch.optim.SGD(parameters[::2], 0.05)
+        self.arrive = arrive
+
+    def step(self, closure=None):
+        self.optim.step(closure)
+        self.arrive()
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+def test_stages_wait_for_the_weights_of_other_processes(backwards):
+    model, counts = network(), []
+    parameters = [*model.parameters()][:: -1 if backwards else 1]
+    optimizer = Share(parameters, lambda: counts.append(sparsifier.steps_done))
+    sparsifier = attach_sparsifier(model, optimizer, 20)
+    train(model, optimizer, 20)
+    assert counts == [*range(20)] and sparsifier.steps_done == 20 and sparsifier.finished
+    assert optimizer.state_dict()['param_groups'][0]['staged_sparsifier']['steps_done'] == 20
+
+
 def test_of_several_optimisers_the_one_of_the_sparse_layers_is_taken():
     model = network()
     optimizers = [torch.optim.SGD(part.parameters(), 0.05) for part in (model[2], model[:2])]

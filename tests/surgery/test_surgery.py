@@ -211,3 +211,33 @@ def test_training_modes_of_a_partly_frozen_network_survive():
     to_learned_groups(model, input_size=SMALL)
     assert all(m.training == modes.get(name, m.training) for name, m in model.named_modules())
     assert not model.stage3[0].branch2[0].conv.training
+
+
+class OwnWeight(nn.Conv2d):
+    """A convolution that keeps its weight under a name of its own."""
+
+    def __init__(self, channels):
+        super().__init__(channels, channels, 1, bias=False)
+        self.own = self.weight
+        del self.weight
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.own)
+
+
+def test_weights_of_layers_that_stay_are_not_read():
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.utils.parametrizations.spectral_norm(nn.Conv2d(64, 64, 1)), OwnWeight(64),
+        nn.Conv2d(64, 64, 1), nn.Conv2d(64, 8, 1),
+    )  # fmt: skip
+    before = deepcopy(model.state_dict())
+    report = plan_learned_groups(model, input_size=(3, 8, 8))
+    assert [layer.name for layer in report.layers] == ['3']
+    assert {'1', '2'} <= {layer.name for layer in report.skipped}
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_arguments_by_position():
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 8, 1))
+    report = to_learned_groups(model, 4, 4, '1', None, 32, (3, 8, 8), True)
+    assert [layer.name for layer in report.layers] == ['1'] and model[1].deploy

@@ -99,7 +99,15 @@ def plan_learned_groups(
 
 
 def to_learned_groups(
-    model: nn.Module, groups: int = 4, factor: int = 4, *, deploy: bool = False, **options: Any
+    model: nn.Module,
+    groups: int = 4,
+    factor: int = 4,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    min_channels: int = MIN_CHANNELS,
+    input_size: tuple[int, int, int] = (3, 224, 224),
+    deploy: bool = False,
+    **options: Any,
 ) -> SurgeryReport:
     """Let the dense 1x1 convolutions of a network learn groups, in place.
 
@@ -112,9 +120,13 @@ def to_learned_groups(
         model: any network of images.
         groups: see :func:`plan_learned_groups`.
         factor: see :func:`plan_learned_groups`.
+        include: see :func:`plan_learned_groups`.
+        exclude: see :func:`plan_learned_groups`.
+        min_channels: see :func:`plan_learned_groups`.
+        input_size: see :func:`plan_learned_groups`.
         deploy: build the group-convolution form directly, for the state dict of the condensed network; give the same
             layers by ``include`` then, since measured latencies differ from one time to the next.
-        **options: further arguments of :func:`plan_learned_groups`.
+        **options: ``target``, ``at_most`` and ``latency``, see :func:`plan_learned_groups`.
 
     Returns:
         The surgery report: what was done and what it will save, as :func:`plan_learned_groups` predicts it.
@@ -127,7 +139,7 @@ def to_learned_groups(
         >>> print(to_learned_groups(model, groups=4, factor=4))
         >>> sparsifier = StagedSparsifier(model, total_steps=len(loader) * epochs)
     """
-    report = plan_learned_groups(model, groups, factor, **options)
+    report = plan_learned_groups(model, groups, factor, include, exclude, min_channels, input_size, **options)
     _replace(model, report.layers, deploy)
     return report
 
@@ -221,9 +233,11 @@ def _refused_by_kind(conv: nn.Conv2d, owners: Counter) -> Optional[str]:
         f'{kind.__name__} does more than a plain convolution': kind is not nn.Conv2d
         and f'{kind.__module__}.{kind.__name__}' not in _EQUIVALENT_CLASSES,
         'it has hooks of its own': any(hooks),
-        'its weight is shared with another layer': owners[id(conv.weight)] > 1,
     }
-    return next((reason for reason, refused in refusals.items() if refused), None)
+    reason = next((reason for reason, refused in refusals.items() if refused), None)
+    if reason is None and owners[id(conv.weight)] > 1:  # reading the weight of other kinds may change their state
+        return 'its weight is shared with another layer'
+    return reason
 
 
 def _refused_by_place(name: str, conv: nn.Conv2d, chosen: Callable[[str], bool], seen: Probe) -> Optional[str]:
