@@ -47,7 +47,7 @@ def measure(
             continue
         model = rebuilt(run, figures)
         if run.recipe.masks == 'none' and sparse_layers(model):
-            others[run.name] = training(model, INPUT_SIZE, RUNTIME, None)
+            others[run.name] = training(model, INPUT_SIZE, RUNTIME)
         elif hasattr(model, 'sparse_layers'):
             ours[run.name] = model
         else:

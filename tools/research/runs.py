@@ -63,7 +63,7 @@ class Run(Protocol):
 
 
 class BusyError(RuntimeError):
-    """Another process works on this run."""
+    """Another process works on this run, or its settings are gone."""
 
 
 @dataclass(frozen=True)
@@ -191,16 +191,22 @@ def finished(run: Run, seed: int, place: Place) -> Optional[dict[str, Any]]:
     return found
 
 
+GONE = {'spacing', 'importance'}
+"""Settings of the sparsifier that gained nothing; runs with them are kept as results only."""
+
+
 def complete(run: Run, seed: int, place: Place) -> dict[str, Any]:
     """The figures of a run, which is trained first where it has to be.
 
     Raises:
-        BusyError: another process is at it.
+        BusyError: another process is at it, or its recipe has settings that are gone.
         ValueError: a row of that name and seed is of other settings.
     """
     found = finished(run, seed, place)
     if found is not None:
         return found
+    if gone := GONE & set(run.recipe.sparsifier):
+        raise BusyError(f'{run.name} cannot be trained any more: the sparsifier has no {" and ".join(sorted(gone))}.')
     folder = run_folder(run, seed, place)
     with held(folder):
         found = finished(run, seed, place)
