@@ -4,9 +4,9 @@ Begin with :mod:`.reactivation`, the two equations. Both layers are a :class:`.s
 at a time: masked, packed or condensed; :mod:`.grouping` says which weights form a unit and which unit is pruned.
 """
 
-from .convolutions import SpatialGroupConv2d
 from .grouping import Grouping, kept_units, largest_divisor
 from .linear import SelectiveLinear, SqueezeExcite
+from .memory_format import SpatialGroupConv2d
 from .permute import ChannelGather, ChannelScatterSum
 from .reactivation import LearnedGroupConv, SparseFeatureReactivation
 from .sparse import GroupSparseConv2d, UnfinishedPruningError

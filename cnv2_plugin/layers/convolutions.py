@@ -3,13 +3,11 @@
 Channels keep their original order, so nothing around them changes. TorchScript compiles the functions too.
 """
 
-from typing import Optional, Union
+from typing import Optional
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.nn import functional as F
-
-fx.wrap('channels_last_conv')
 
 
 def masked_weight(weight: Tensor, mask: Tensor, groups: int, grouped_side: str) -> Tensor:
@@ -121,29 +119,3 @@ def _update_selected(x: Tensor, weight: Tensor, kept: Tensor, out_channels: int)
     x = x.reshape(n, columns, groups, h * w).transpose(1, 2)
     y = torch.matmul(weight, x).reshape(n, groups * rows, h, w)
     return y.new_zeros([n, out_channels, h, w]).index_add_(1, kept, y)
-
-
-class SpatialGroupConv2d(nn.Conv2d):
-    """An ``nn.Conv2d`` that computes channels last while a CPU trains it; nothing else differs.
-
-    PyTorch's CPU kernels take several times as long for the gradients of spatial convolutions whose groups have few
-    outputs when features are contiguous as when they are stored channels last. The result is stored as the input was.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, I, H, W)`` to ``(N, O, H', W')``."""
-        if not torch.jit.is_scripting():
-            if self.training and self.bias is None and self.padding_mode == 'zeros':
-                return channels_last_conv(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
-        return self._conv_forward(x, self.weight, self.bias)
-
-
-def channels_last_conv(
-    x: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Union[str, tuple[int, ...]], dilation: tuple[int, ...],
-    groups: int,
-) -> Tensor:  # fmt: skip
-    """Convolve ``(N, I, H, W)``, channels last where a CPU will be asked for gradients."""
-    if torch.is_grad_enabled() and x.device.type == 'cpu' and x.is_contiguous():
-        x = x.contiguous(memory_format=torch.channels_last)
-        return F.conv2d(x, weight, None, stride, padding, dilation, groups).contiguous()
-    return F.conv2d(x, weight, None, stride, padding, dilation, groups)
