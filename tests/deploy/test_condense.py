@@ -7,7 +7,6 @@ import timm
 import torch
 from torch import nn
 
-from cnv2_plugin import kernels
 from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.checkpoints import save_checkpoint
 from cnv2_plugin.deploy import condense, lower, verify
@@ -151,10 +150,10 @@ def test_a_model_whose_train_returns_nothing_is_deployed():
 
 
 @pytest.mark.parametrize('name', ['condensenetv2_a', 'condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
-@pytest.mark.parametrize('runtime', ['condensed', 'onnxruntime', 'native'])
+@pytest.mark.parametrize(
+    'runtime', ['condensed', 'onnxruntime', pytest.param('native', marks=pytest.mark.needs('kernels'))]
+)
 def test_every_tensor_has_a_storage_of_its_own(name, runtime, tmp_path):
-    if runtime == 'native' and not kernels.available():
-        pytest.skip('the kernels are not built')
     safetensors = pytest.importorskip('safetensors.torch')
 
     def made(seed):
