@@ -66,6 +66,10 @@ class BusyError(RuntimeError):
     """Another process works on this run, or its settings are gone."""
 
 
+GONE = {'spacing', 'importance'}
+"""Settings of the sparsifier that gained nothing; runs with them are kept as results only."""
+
+
 @dataclass(frozen=True)
 class NetworkRun:
     """One network of :data:`~tools.research.networks.NETWORKS`, trained by one recipe.
@@ -102,7 +106,13 @@ class NetworkRun:
         return {**settings, 'teacher': self.teacher.settings()} if self.teacher else settings
 
     def perform(self, seed: int, folder: Path, place: Place) -> dict[str, Any]:
-        """Train, test as trained and condensed, count."""
+        """Train, test as trained and condensed, count.
+
+        Raises:
+            BusyError: the recipe has settings that are gone.
+        """
+        if gone := GONE & set(self.recipe.sparsifier):
+            raise BusyError(f'{self.name} cannot be trained any more: the sparsifier has no {", ".join(sorted(gone))}.')
         data = image_sets.load(self.images, self.train_images, self.test_images, place.fashion_mnist)
         masks = None
         if self.masks_of is not None:
@@ -191,10 +201,6 @@ def finished(run: Run, seed: int, place: Place) -> Optional[dict[str, Any]]:
     return found
 
 
-GONE = {'spacing', 'importance'}
-"""Settings of the sparsifier that gained nothing; runs with them are kept as results only."""
-
-
 def complete(run: Run, seed: int, place: Place) -> dict[str, Any]:
     """The figures of a run, which is trained first where it has to be.
 
@@ -205,8 +211,6 @@ def complete(run: Run, seed: int, place: Place) -> dict[str, Any]:
     found = finished(run, seed, place)
     if found is not None:
         return found
-    if gone := GONE & set(run.recipe.sparsifier):
-        raise BusyError(f'{run.name} cannot be trained any more: the sparsifier has no {" and ".join(sorted(gone))}.')
     folder = run_folder(run, seed, place)
     with held(folder):
         found = finished(run, seed, place)
