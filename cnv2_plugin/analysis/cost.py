@@ -74,10 +74,9 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
     """
     shadow = in_eval(deepcopy(model).to('meta'))
     tally = _Tally(linear_bias)
-    handles = [module.register_forward_hook(tally.visit) for module in shadow.modules()]
+    for module in shadow.modules():
+        module.register_forward_hook(tally.visit)
     _, mult_adds = counted(shadow, lambda: shadow(torch.empty(1, *input_size, device='meta')))
-    for handle in handles:
-        handle.remove()
     params = sum(parameter.numel() for parameter in model.parameters())
     return Cost(
         params=params,
@@ -113,12 +112,8 @@ class _Tally:
         elif isinstance(module, ChannelScatterSum):
             self.index_additions += inputs[0].numel()
         elif isinstance(module, GroupSparseConv2d) and module.state == 'masked':
-            self._visit_masked(module, output)
-
-    def _visit_masked(self, layer: GroupSparseConv2d, output: torch.Tensor) -> None:
-        weights = layer.in_channels * layer.out_channels
-        positions = output.shape[-2] * output.shape[-1]
-        pruned = weights - weights * layer.kept_per_group() // layer.num_units
-        self.pruned_weights += pruned
-        self.pruned_mult_adds += pruned * positions
-        self.authors_saving += weights * (1 - 1 / layer.factor) * positions
+            weights, positions = module.conv.weight.numel(), output.shape[-2] * output.shape[-1]
+            pruned = weights - weights * module.kept_per_group() // module.num_units
+            self.pruned_weights += pruned
+            self.pruned_mult_adds += pruned * positions
+            self.authors_saving += weights * (1 - 1 / module.factor) * positions

@@ -16,17 +16,7 @@ _STYLE = {'font.size': 10, 'axes.titlesize': 11, 'legend.fontsize': 9, 'svg.hash
 def picture(
     path: Union[str, Path], rows: int, columns: int, width: float, height: float
 ) -> Iterator[tuple[Any, list[Any]]]:
-    """Make a figure to draw on, and write it under its final name when the block ends without an error.
-
-    Args:
-        path: file to write; the suffix decides the format.
-        rows: rows of axes.
-        columns: columns of axes.
-        width: of each, in inches.
-        height: of each, in inches.
-
-    Yields:
-        The figure and its axes, row by row.
+    """Yield a figure and its axes, ``width x height`` inches each; write it when the block ends without an error.
 
     Raises:
         ValueError: the suffix names no known format.

@@ -6,6 +6,7 @@ features of each older layer, over the largest of the row.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Union
 
@@ -15,11 +16,9 @@ from torch import Tensor, nn
 from .figures import picture, write_rows
 from .heatmap_trace import Kind, Source, Use, trace
 
-_TITLES = dict(lgc='Features read (LGC)', sfr='Features reactivated (SFR)')
-_QUANTITIES = dict(
-    lgc=[('normalised', 'mean |weight|, largest of each row = 1')],
-    sfr=[('normalised', 'mean |weight|, largest of each row = 1'), ('share', 'share of the features reactivated')],
-)
+_WORDS = dict(lgc=('Features read (LGC)', 'reads'), sfr=('Features reactivated (SFR)', 'reactivates'))
+_NORMALISED = ('normalised', 'mean |weight|, largest of each row = 1')
+_QUANTITIES = dict(lgc=[_NORMALISED], sfr=[_NORMALISED, ('share', 'share of the features reactivated')])
 _MOST_LABELS = 20
 
 
@@ -129,9 +128,8 @@ def plot_maps(maps: Sequence[ConnectionMap], path: Union[str, Path]) -> None:
     quantities = _QUANTITIES[kinds.pop()]
     panels = [(m, quantity) for quantity in quantities for m in maps]
     columns = len(maps) if len(maps) > 1 else len(quantities)
-    rows = len(panels) // columns
-    width, height = (4.6, 4.4) if columns > 1 else (6.2, 5.4)
-    with picture(path, rows, columns, width, height) as (figure, axes):
+    size = (4.6, 4.4) if columns > 1 else (6.2, 5.4)
+    with picture(path, len(panels) // columns, columns, *size) as (figure, axes):
         for axis, (m, (quantity, label)) in zip(axes, panels):
             _draw(figure, axis, m, quantity, label)
 
@@ -142,16 +140,17 @@ def _draw(figure, axis, m: ConnectionMap, quantity: str, label: str) -> None:
     colours = matplotlib.colormaps['viridis'].with_extremes(bad='0.9')
     image = axis.imshow(getattr(m, quantity).numpy(), cmap=colours, vmin=0, vmax=1, aspect='auto', rasterized=True)
     figure.colorbar(image, ax=axis, label=label, shrink=0.9)
-    axis.set_title(f'{m.title}\n{_TITLES[m.kind]}')
     source_blocks = [source.block for source in m.sources]
     _label(axis.set_xticks, [source.label for source in m.sources], source_blocks, rotation=90)
     _label(axis.set_yticks, m.targets, m.target_blocks)
-    axis.set_xlabel('older layer, whose features they are')
-    axis.set_ylabel('layer that reactivates them' if m.kind == 'sfr' else 'layer that reads them')
+    title, verb = _WORDS[m.kind]
+    axis.set(
+        title=f'{m.title}\n{title}', xlabel='older layer, whose features they are', ylabel=f'layer that {verb} them'
+    )
     for draw, blocks in ((axis.axvline, source_blocks), (axis.axhline, m.target_blocks)):
-        for i in range(1, len(blocks)):
-            if blocks[i] != blocks[i - 1]:
-                draw(i - 0.5, color='white', linewidth=1.2)
+        for i, (before, block) in enumerate(pairwise(blocks)):
+            if before != block:
+                draw(i + 0.5, color='white', linewidth=1.2)
 
 
 def _label(set_ticks, labels: Sequence[str], blocks: Sequence[int], **style) -> None:

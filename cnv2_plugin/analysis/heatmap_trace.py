@@ -29,16 +29,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Use:
-    """How one layer uses the features in front of it.
-
-    Attributes:
-        label: block and layer from 1, or ``'head'``.
-        block: its block from 1.
-        kind: ``'lgc'`` reads features, ``'sfr'`` updates them.
-        feature: number of the feature in each of the layer's channels, ``(C,)``.
-        strength: mean absolute masked weight between the layer and each of them, ``(C,)``.
-        groups: how many of the layer's groups are connected to each of them, ``(C,)``.
-    """
+    """How a layer, or ``'head'``, uses each ``feature``: how strongly, and in how many groups; all ``(C,)``."""
 
     label: str
     block: int
@@ -50,13 +41,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Trace:
-    """Every feature of a network and every use of it.
-
-    Attributes:
-        sources: layers that make features, in forward order.
-        source_of: index of the source of each feature, ``(F,)``.
-        uses: in forward order.
-    """
+    """Every feature of a network and every use of it, in forward order; ``source_of`` is each feature's source."""
 
     sources: tuple[Source, ...]
     source_of: Tensor
@@ -76,7 +61,32 @@ def trace(model: nn.Module) -> Trace:
         ValueError: there is no trunk of these families in it.
     """
     trunk = find_trunk(model)
-    return _trace_dense(trunk, _head(model, trunk)) if isinstance(trunk, CondenseNetTrunk) else _trace_shuffle(trunk)
+    dense = isinstance(trunk, CondenseNetTrunk)
+    sources, uses, source_of = [], [], []
+
+    def make(label: str, block: int, count: int) -> Tensor:
+        first = len(source_of)
+        source_of.extend([len(sources)] * count)
+        sources.append(Source(label, block, count))
+        return torch.arange(first, first + count)
+
+    features = make('stem', 0, trunk.stem.out_channels) if dense else None
+    for i, stage in enumerate(trunk.stages, 1):
+        for j, layer in enumerate(stage.layers, 1):
+            label = f'{i}.{j}'
+            if dense:
+                uses.append(Use(label, i, 'lgc', features, *unit_use(layer.conv_1)))
+                old, new = features, make(label, i, layer.conv_2.out_channels)
+            elif layer.branch1 is not None:
+                old, new = make(label, i, 2 * layer.width).split(layer.width)
+            else:
+                old, new = features[: layer.width], make(label, i, layer.width)
+            if layer.sfr is not None:
+                uses.append(Use(label, i, 'sfr', old, *unit_use(layer.sfr)))
+            features = torch.cat((old, new)) if dense else torch.stack((old, new), 1).flatten()
+    if dense and (head := _head(model, trunk)) is not None:
+        uses.append(Use('head', len(trunk.stages) + 1, 'lgc', features, head, (head > 0).long()))
+    return Trace(tuple(sources), torch.tensor(source_of), tuple(uses))
 
 
 def find_trunk(model: nn.Module) -> Union[CondenseNetTrunk, ShuffleNetTrunk]:
@@ -114,22 +124,6 @@ def unit_use(layer: GroupSparseConv2d) -> tuple[Tensor, Tensor]:
     return strength, torch.bincount(index, minlength=layer.num_units)
 
 
-def _trace_dense(trunk: CondenseNetTrunk, head: Optional[Tensor]) -> Trace:
-    sources = [Source('stem', 0, trunk.stem.out_channels)]
-    uses = []
-    for i, stage in enumerate(trunk.stages):
-        for j, layer in enumerate(stage.layers):
-            label, features = f'{i + 1}.{j + 1}', torch.arange(layer.conv_1.in_channels)
-            uses.append(Use(label, i + 1, 'lgc', features, *unit_use(layer.conv_1)))
-            if layer.sfr is not None:
-                uses.append(Use(label, i + 1, 'sfr', features, *unit_use(layer.sfr)))
-            sources.append(Source(label, i + 1, layer.conv_2.out_channels))
-    if head is not None:
-        uses.append(Use('head', len(trunk.stages) + 1, 'lgc', torch.arange(head.numel()), head, (head > 0).long()))
-    counts = torch.tensor([source.features for source in sources])
-    return Trace(tuple(sources), torch.arange(len(sources)).repeat_interleave(counts), tuple(uses))
-
-
 def _head(model: nn.Module, trunk: CondenseNetTrunk) -> Optional[Tensor]:
     """Mean absolute weight of the linear layer behind the trunk for each of its inputs, where there is one."""
     modules = dict(model.named_modules())
@@ -141,26 +135,3 @@ def _head(model: nn.Module, trunk: CondenseNetTrunk) -> Optional[Tensor]:
     if isinstance(linear, SelectiveLinear):
         strength = strength.new_zeros(linear.source_features).index_add(0, linear.index, strength)
     return strength if strength.numel() == trunk.num_features else None
-
-
-def _trace_shuffle(trunk: ShuffleNetTrunk) -> Trace:
-    sources, uses, source_of = [], [], []
-
-    def make(label: str, block: int, count: int) -> Tensor:
-        first = len(source_of)
-        source_of.extend([len(sources)] * count)
-        sources.append(Source(label, block, count))
-        return torch.arange(first, first + count)
-
-    for i, stage in enumerate(trunk.stages):
-        features = torch.empty(0, dtype=torch.int64)
-        for j, unit in enumerate(stage.layers):
-            label = f'{i + 1}.{j + 1}'
-            if unit.branch1 is not None:
-                left, new = make(label, i + 1, 2 * unit.width).split(unit.width)
-            else:
-                left, new = features[: unit.width], make(label, i + 1, unit.width)
-            if unit.sfr is not None:
-                uses.append(Use(label, i + 1, 'sfr', left, *unit_use(unit.sfr)))
-            features = torch.stack((left, new), 1).flatten()
-    return Trace(tuple(sources), torch.tensor(source_of), tuple(uses))

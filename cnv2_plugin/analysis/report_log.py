@@ -2,9 +2,10 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import isfinite
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -17,14 +18,7 @@ _MOST_CURVES = 6
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity over training.
-
-    Attributes:
-        name: as the log calls it.
-        x: epochs or steps.
-        y: values.
-        unit: what ``x`` counts.
-    """
+    """One quantity over training; ``unit`` is what ``x`` counts."""
 
     name: str
     x: tuple[float, ...]
@@ -46,8 +40,7 @@ def read_log(path: Union[str, Path]) -> list[Curve]:
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path} is not a file; give the path of a training log.')
     text = Path(path).read_text(encoding='utf-8', errors='replace')
-    is_csv = Path(path).suffix == '.csv'
-    curves = _from_rows(csv.DictReader(text.splitlines())) if is_csv else _from_json(text)
+    curves = _curves(csv.DictReader(text.splitlines()) if Path(path).suffix == '.csv' else _json_rows(text))
     if not curves:
         raise ValueError(
             f'{path} holds no training curve; give the summary.csv of timm, the scalars.json of OpenMMLab '
@@ -63,36 +56,29 @@ def plot_curves(curves: Sequence[Curve], path: Union[str, Path]) -> None:
     with picture(path, -(-len(curves) // columns), columns, width=4.7, height=2.4) as (_, axes):
         for axis, curve in zip(axes, curves):
             axis.plot(curve.x, curve.y, marker='.' if len(curve.x) < 60 else None)
-            axis.set_title(curve.name)
-            axis.set_xlabel(curve.unit)
+            axis.set(title=curve.name, xlabel=curve.unit)
             axis.grid(alpha=0.3)
         for axis in axes[len(curves) :]:
             axis.set_visible(False)
 
 
-def _from_json(text: str) -> list[Curve]:
+def _json_rows(text: str) -> Iterator[dict[str, Any]]:
+    """The epochs of a history of lists, or the objects of a log whose last line may be cut off."""
     try:
         whole = json.loads(text)
     except ValueError:
-        return _from_rows(_json_lines(text))
+        for line in text.splitlines():
+            with suppress(ValueError):
+                if isinstance(row := json.loads(line), dict):
+                    yield row
+        return
     history = whole.get('history', whole) if isinstance(whole, dict) else {}
-    lists = {name: [_number(v) for v in values] for name, values in history.items() if isinstance(values, list)}
-    return [
-        Curve(name, tuple(range(1, len(values) + 1)), tuple(values), 'epoch')
-        for name, values in lists.items()
-        if values and None not in values
-    ]
+    lists = {name: values for name, values in history.items() if isinstance(values, list)}
+    for epoch, values in enumerate(zip_longest(*lists.values()), 1):
+        yield {**dict(zip(lists, values)), 'epoch': epoch}
 
 
-def _json_lines(text: str) -> Iterable[dict[str, Any]]:
-    """The objects of a log whose last line may be cut off."""
-    for line in text.splitlines():
-        with suppress(ValueError):
-            if isinstance(row := json.loads(line), dict):
-                yield row
-
-
-def _from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
+def _curves(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
     points: dict[str, list[tuple[float, float]]] = {}
     unit = 'row'
     for i, row in enumerate(rows):

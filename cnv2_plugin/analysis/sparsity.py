@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Union
 
@@ -12,8 +13,11 @@ from ..layers import GroupSparseConv2d
 from .figures import picture, write_rows
 from .heatmap_trace import Trace, trace, unit_use
 
-_KINDS = (('lgc', '#1f77b4', -0.2, 'read'), ('sfr', '#d62728', 0.2, 'reactivated'))
-"""Kind of layer, its colour, the offset of its bars and the verb for what it does to features."""
+_KINDS = dict(
+    lgc=('#1f77b4', -0.2, 'read', 'readers', 'never_read'),
+    sfr=('#d62728', 0.2, 'reactivated', 'updaters', 'never_reactivated'),
+)
+"""Colour and offset of each kind's bars, what it does to features, and its fields of :class:`SourceUse`."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,9 @@ class LayerSparsity:
     """One group-sparse layer.
 
     Attributes:
-        name: module name.
         kind: ``'lgc'`` where each group chooses inputs, ``'sfr'`` where each group chooses outputs.
-        in_channels: inputs.
-        out_channels: outputs.
-        groups: ``G``.
         factor: condense factor ``C`` or sparse factor ``S``.
-        stage: pruning stages done.
-        num_stages: pruning stages in all.
+        stage: pruning stages done, of ``num_stages``.
         kept: share of the weights that are kept.
         features: channels that the groups choose from.
         unused: how many of them no group chose: inputs never read, or outputs never reactivated.
@@ -54,8 +53,6 @@ class SourceUse:
     """What later layers do with the features of one layer.
 
     Attributes:
-        label: ``'stem'``, or block and layer from 1.
-        features: features it makes.
         readers: later layers with a learned group convolution that could read them.
         never_read: features that none of these reads.
         reads: mean number of layers that read a feature.
@@ -111,11 +108,11 @@ class SparsityReport:
 
     def summary(self) -> str:
         """A sentence about features that no later layer uses; '' where no later layer could."""
-        verbs = dict(never_read='read', never_reactivated='reactivated')
+        counts = totals(self.sources)
         parts = [
-            f'{count} of {of} features are never {verbs[key]} by a later layer'
-            for key, (count, of) in totals(self.sources).items()
-            if of
+            f'{counts[unused][0]} of {counts[unused][1]} features are never {verb} by a later layer'
+            for *_, verb, _, unused in _KINDS.values()
+            if counts[unused][1]
         ]
         return f'{"; ".join(parts)}.' if parts else ''
 
@@ -126,18 +123,16 @@ def sparsity_report(model: nn.Module) -> SparsityReport:
     Raises:
         ValueError: the model has no group-sparse layer.
     """
-    layers = [
-        _layer(name, layer) for name, layer in model.named_modules() if isinstance(layer, GroupSparseConv2d)
-    ]  # fmt: skip
+    layers = tuple(_layer(name, m) for name, m in model.named_modules() if isinstance(m, GroupSparseConv2d))
     if not layers:
         raise ValueError(f'{type(model).__name__} has no group-sparse layer, so it has no sparsity to report.')
-    weights = sum(layer.in_channels * layer.out_channels for layer in layers)
-    kept = sum(layer.kept * layer.in_channels * layer.out_channels for layer in layers) / weights
+    weights = [layer.in_channels * layer.out_channels for layer in layers]
+    kept = sum(layer.kept * count for layer, count in zip(layers, weights)) / sum(weights)
     try:
         traced = trace(model)
     except ValueError:
-        return SparsityReport(tuple(layers), (), kept)
-    return SparsityReport(tuple(layers), tuple(_source(traced, i) for i in range(len(traced.sources))), kept)
+        return SparsityReport(layers, (), kept)
+    return SparsityReport(layers, tuple(_source(traced, i) for i in range(len(traced.sources))), kept)
 
 
 def write_csv(report: SparsityReport, path: Union[str, Path]) -> None:
@@ -180,12 +175,11 @@ def _later_uses(traced: Trace, own: Tensor, kind: str) -> tuple[Tensor, int]:
 
 def totals(sources: Sequence[SourceUse]) -> dict[str, tuple[int, int]]:
     """Features never read and never reactivated, each with the number that a later layer could have."""
-    read = [source for source in sources if source.readers]
-    updated = [source for source in sources if source.updaters]
-    return dict(
-        never_read=(sum(s.never_read for s in read), sum(s.features for s in read)),
-        never_reactivated=(sum(s.never_reactivated for s in updated), sum(s.features for s in updated)),
-    )
+    found = {}
+    for *_, users, unused in _KINDS.values():
+        used = [source for source in sources if getattr(source, users)]
+        found[unused] = (sum(getattr(source, unused) for source in used), sum(source.features for source in used))
+    return found
 
 
 def _counts(numbers: Sequence[int]) -> str:
@@ -205,7 +199,7 @@ def plot_sparsity(report: SparsityReport, path: Union[str, Path], title: str = '
     with picture(path, 2, 2, width=4.7, height=3.3) as (figure, axes):
         if title:
             figure.suptitle(title)
-        for kind, colour, offset, verb in _KINDS:
+        for kind, (colour, offset, verb, *_) in _KINDS.items():
             layers = [layer for layer in report.layers if layer.kind == kind]
             if layers:
                 style = dict(marker='.', color=colour)
@@ -213,44 +207,36 @@ def plot_sparsity(report: SparsityReport, path: Union[str, Path], title: str = '
                 axes[0].plot(x, [100 * s.kept for s in layers], label=f'{kind.upper()} (kept)', **style)
                 label = f'{kind.upper()}: never {verb} by any group'
                 axes[1].plot(x, [100 * s.unused / s.features for s in layers], label=label, **style)
-                _plot_multiplicity(axes[3], layers, offset, colour, f'{kind.upper()}: groups by which it is {verb}')
-        _finish(axes[0], 'Weights kept by each layer', 'layer', 'weights kept (%)', percent=True)
-        _finish(axes[1], 'Channels that no group of the layer chose', 'layer', 'its channels (%)', percent=True)
+                chosen = [sum(c) for c in zip_longest(*(s.multiplicity for s in layers), fillvalue=0)]
+                chosen = {i + offset: 100 * count / sum(chosen) for i, count in enumerate(chosen) if any(chosen[i:])}
+                label = f'{kind.upper()}: groups by which it is {verb}'
+                axes[3].bar(list(chosen), list(chosen.values()), 0.4, color=colour, label=label)
+        percent = dict(ylim=(0, 103))
+        _finish(axes[0], title='Weights kept by each layer', xlabel='layer', ylabel='weights kept (%)', **percent)
+        title = 'Channels that no group of the layer chose'
+        _finish(axes[1], title=title, xlabel='layer', ylabel='its channels (%)', **percent)
         if report.sources:
             _plot_unused_sources(axes[2], report.sources)
         axes[2].set_visible(bool(report.sources))
         axes[3].xaxis.get_major_locator().set_params(integer=True)
-        _finish(axes[3], 'Multiplicity: groups per channel', 'number of groups', 'channels (%)', grid='y')
+        title = 'Multiplicity: groups per channel'
+        _finish(axes[3], 'y', title=title, xlabel='number of groups', ylabel='channels (%)')
 
 
 def _plot_unused_sources(axis, sources: Sequence[SourceUse]) -> None:
-    for kind, colour, offset, verb in _KINDS:
-        users, unused = ('readers', 'never_read') if kind == 'lgc' else ('updaters', 'never_reactivated')
+    for colour, offset, verb, users, unused in _KINDS.values():
         shares = {i: 100 * getattr(s, unused) / s.features for i, s in enumerate(sources) if getattr(s, users)}
         if shares:
             places = [i + offset for i in shares]
             axis.bar(places, list(shares.values()), 0.4, color=colour, label=f'never {verb} by a later layer')
     step = -(-len(sources) // 16)
     axis.set_xticks(range(0, len(sources), step), [source.label for source in sources][::step], rotation=90)
-    axis.set_xlim(-0.6, len(sources) - 0.4)
-    title = 'Features that no later layer uses'
-    _finish(axis, title, 'layer that makes the features', 'its features (%)', percent=True, grid='y')
+    labels = dict(xlabel='layer that makes the features', ylabel='its features (%)')
+    limits = dict(xlim=(-0.6, len(sources) - 0.4), ylim=(0, 103))
+    _finish(axis, 'y', title='Features that no later layer uses', **labels, **limits)
 
 
-def _plot_multiplicity(axis, layers: Sequence[LayerSparsity], offset: float, colour: str, label: str) -> None:
-    """Share of the channels that 0, 1, ... groups of their layer chose, over all layers of a kind."""
-    rows = [layer.multiplicity for layer in layers]
-    longest = 1 + max(i for row in rows for i, count in enumerate(row) if count)
-    counts = [sum(row[i] for row in rows if i < len(row)) for i in range(longest)]
-    heights = [100 * count / sum(counts) for count in counts]
-    axis.bar([i + offset for i in range(longest)], heights, 0.4, color=colour, label=label)
-
-
-def _finish(axis, title: str, x: str, y: str, percent: bool = False, grid: str = 'both') -> None:
-    if percent:
-        axis.set_ylim(0, 103)
-    axis.set_title(title)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
+def _finish(axis, grid: str = 'both', **labels) -> None:
+    axis.set(**labels)
     axis.grid(alpha=0.3, axis=grid)
     axis.legend()
