@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ...config_files import config_path
 from .distributed import prepare_cpu_launch
+from .own_data import fit_to_own_data
 from .safe_loading import check_start
 
 
@@ -28,7 +29,8 @@ def load_config(
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: the file is no config, the package has none of that name, or an option is malformed.
+        ValueError: the file is no config, the package has none of that name, an option is malformed, or the user's own
+            data is no data set of the kind that the config wants.
     """
     if '::' in path:
         path = str(config_path(path))
@@ -49,6 +51,7 @@ def load_config(
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(path).stem)
+    fit_to_own_data(cfg)
     return cfg
 
 
