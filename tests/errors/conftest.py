@@ -56,11 +56,16 @@ def damaged_files(folder: Path, good: dict, marker: Path) -> None:
     (folder / 'announced.pth').write_bytes(old.replace(b'K\x19', claimed, 1))
 
 
-DAMAGED = (
+_NAMED = (
     'empty.pth', 'text.pth', 'truncated.pth', 'corrupt.pth', 'truncated.safetensors', 'huge_header.safetensors',
-    'raw_payload.pth', 'bomb.pth', 'list.pth', 'no_tensors.pth', 'payload.pth', 'expanded.pth', 'meta.pth',
-    'announced.pth', 'config.py',
+    'raw_payload.pth', 'bomb.pth', 'payload.pth', 'expanded.pth', 'meta.pth', 'announced.pth', 'config.py',
 )  # fmt: skip
+DAMAGED = {
+    **{name: (name,) for name in _NAMED},
+    'list.pth': ('list.pth', 'list', 'dict'),
+    'no_tensors.pth': ('tensors', 'epoch', 'state_dict'),
+}
+"""What a reader's sentence about each file names."""
 
 
 @pytest.fixture(scope='session')

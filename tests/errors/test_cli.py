@@ -14,101 +14,114 @@ A = ['--arch', 'condensenetv2_a', '--out', 'x.pth']
 SMALL = ['--input', '3', '32', '32']
 
 FAILURES = {
-    'cost of an unknown variant': (['cost', 'resnet50'], ('resnet50', 'did you mean')),
-    'deploy of no file': (['deploy', 'none.pth', *A], ('none.pth', 'give the path')),
-    'deploy of a folder': (['deploy', '.', *A], ('is not a file', 'give the path')),
-    'deploy under no name': (['deploy', '{good}', '--arch', 'condensenet_z', '--out', 'x.pth'], ('did you mean',)),
-    'deploy of another network': (['deploy', '{good}', *A], ('does not fit condensenetv2_a', '--arch')),
-    'deploy of another family': (['deploy', '{resnet}', *A], ('does not fit condensenetv2_a', 'lacks')),
+    'cost of an unknown variant': (['cost', 'resnet50'], ('variant', 'resnet50', 'condensenet_50_cifar')),
+    'deploy of no file': (['deploy', 'none.pth', *A], ('file', 'none.pth')),
+    'deploy of a folder': (['deploy', '.', *A], ('file', '.')),
+    'deploy under no name': (
+        ['deploy', '{good}', '--arch', 'condensenet_z', '--out', 'x.pth'],
+        ('variant', 'condensenet_z', 'condensenetv2_a')),
+    'deploy of another network': (['deploy', '{good}', *A], ('good.pth', 'condensenetv2_a', '--arch')),
+    'deploy of another family': (['deploy', '{resnet}', *A], ('resnet.pth', 'condensenetv2_a', '--arch')),
     'deploy when half pruned': (
         ['deploy', '{half}', '--arch', 'condensenetv2', '--out', 'x.pth', '--model-kwargs', '{arch}'],
-        ('stage 0 of', 'finish')),
-    'deploy twice': (['deploy', '{condensed}', *DEPLOY], ('condensed already', 'training form')),
-    'deploy into no folder': (['deploy', '{good}', '--arch', 'x', '--out', 'no/x.pth'], ('no', 'make it first')),
-    'deploy with strange text': (['deploy', '{good}', *DEPLOY, '--model-kwargs', 'depth=3'], ('depth', 'check')),
+        ('stages.0.layers.0.conv_1', 'stage 0', 'prune_to')),
+    'deploy twice': (['deploy', '{condensed}', *DEPLOY], ('checkpoint', 'condensed')),
+    'deploy into no folder': (['deploy', '{good}', '--arch', 'x', '--out', 'no/x.pth'], ('folder', 'no')),
+    'deploy with strange text': (
+        ['deploy', '{good}', *DEPLOY, '--model-kwargs', 'depth=3'], ('depth', '', '--model-kwargs')),
     'deploy with tolerance 0': (
         ['deploy', '{good}', *DEPLOY, '--model-kwargs', '{arch}', '--tolerance', '-1', '--input', '3', '32', '32'],
-        ('above the tolerance -1', 'nothing was written')),
-    'convert an unknown layout': (['convert-keys', '{resnet}', 'x.pth', '--to', 'timm'], ('conv1.weight', 'neither')),
-    'convert into no folder': (['convert-keys', '{good}', 'no/x.pth', '--to', 'timm'], ('no', 'make it first')),
-    'convert no file': (['convert-keys', 'none.pth', 'x.pth', '--to', 'timm'], ('none.pth', 'give the path')),
-    'import our own file': (['import-official', '{good}', '--out', 'x.pth'], ('our own form', 'load it')),
-    'import another network': (['import-official', '{resnet}', '--out', 'x.pth'], ('no CondenseNet', 'give a file')),
-    'import half a file': (['import-official', '{half_official}', '--out', 'x.pth'], ('half_official', 'give')),
-    'export of no file': (['export', 'none.pth', '--out', 'x.onnx'], ('none.pth', 'give the path')),
-    'export of nobody': (['export', 'vgg16', '--out', 'x.onnx'], ('vgg16', 'did you mean')),
-    'export of what fits nothing': (['export', '{good}', '--out', 'x.pt2'], ('fits none of', '--arch')),
-    'export into no folder': (['export', '{named}', '--out', 'no/x.onnx'], ('no', 'make it first')),
+        ('tolerance', '-1', 'nothing')),
+    'convert an unknown layout': (
+        ['convert-keys', '{resnet}', 'x.pth', '--to', 'timm'], ('keys', 'conv1.weight', 'cnv2 import-official')),
+    'convert into no folder': (['convert-keys', '{good}', 'no/x.pth', '--to', 'timm'], ('folder', 'no')),
+    'convert no file': (['convert-keys', 'none.pth', 'x.pth', '--to', 'timm'], ('file', 'none.pth')),
+    'import our own file': (['import-official', '{good}', '--out', 'x.pth'], ('file', 'good.pth')),
+    'import another network': (
+        ['import-official', '{resnet}', '--out', 'x.pth'],
+        ('file', 'resnet.pth', 'features.denseblock_1.denselayer_1')),
+    'import half a file': (
+        ['import-official', '{half_official}', '--out', 'x.pth'],
+        ('file', 'half_official.pth', 'features.denseblock_1.denselayer_1')),
+    'export of no file': (['export', 'none.pth', '--out', 'x.onnx'], ('file', 'none.pth')),
+    'export of nobody': (['export', 'vgg16', '--out', 'x.onnx'], ('variant', 'vgg16', 'shufflenetv2_x1_0')),
+    'export of what fits nothing': (['export', '{good}', '--out', 'x.pt2'], ('variants', 'good.pth', '--arch')),
+    'export into no folder': (['export', '{named}', '--out', 'no/x.onnx'], ('folder', 'no')),
     'export when half pruned': (
-        ['export', '{half_named}', '--out', 'x.onnx', *SMALL], ('stage 0 of', 'finish the sparsification')),
+        ['export', '{half_named}', '--out', 'x.onnx', *SMALL], ('stages.0.layers.0.conv_1', 'stage 0', 'prune_to')),
     'export for another runtime when half pruned': (
-        ['export', '{half_named}', '--out', 'x.pt2', *SMALL], ('stage 0 of',)),
-    'export of NaN': (['export', '{nan}', '--out', 'x.onnx', *SMALL], ('stem.weight', 'NaN', 'from before')),
+        ['export', '{half_named}', '--out', 'x.pt2', *SMALL], ('stages.0.layers.0.conv_1', 'stage 0', 'prune_to')),
+    'export of NaN': (['export', '{nan}', '--out', 'x.onnx', *SMALL], ('stem.weight', 'NaN')),
     'export of other channels': (
-        ['export', '{named}', '--out', 'x.pt2', '--input', '1', '32', '32'], ('(1, 32, 32)', '(3, H, W)')),
+        ['export', '{named}', '--out', 'x.pt2', '--input', '1', '32', '32'], ('--input', '(1, 32, 32)', '(3, H, W)')),
     'export of int8 without a folder': (
-        ['export', '{named}', '--out', 'x.onnx', '--int8', 'none', *SMALL], ('none is not a folder', 'give')),
+        ['export', '{named}', '--out', 'x.onnx', '--int8', 'none', *SMALL], ('folder', 'none')),
     'export of int8 without images': (
         ['export', '{named}', '--out', 'x.onnx', '--int8', '{no_images}', *SMALL],
-        ('holds no images', '.png', 'give')),
+        ('folder', 'no_images', '.png')),
     'export of int8 with broken images': (
-        ['export', '{named}', '--out', 'x.onnx', '--int8', '{bad_images}', *SMALL], ('a.png is no readable', 'remove')),
+        ['export', '{named}', '--out', 'x.onnx', '--int8', '{bad_images}', *SMALL], ('image', 'a.png')),
     'export of int8 with too few images': (
         ['export', '{named}', '--out', 'x.onnx', '--int8', '{one_image}', '--batch', '4', *SMALL],
-        ('holds 1 images', 'batch of 4', 'give more')),
-    'heatmap of nobody': (['heatmap', 'vgg16'], ('vgg16', 'did you mean')),
-    'heatmap of a plain shufflenet': (['heatmap', 'shufflenetv2_x0_5'], ('neither learned group', 'draw')),
-    'heatmap of what fits nothing': (['heatmap', '{good}'], ('fits none of', '--arch')),
-    'heatmap of another name': (['heatmap', '{named}', '--arch', 'condensenetv2_b'], ('does not fit', '--arch')),
-    'heatmap of a giant': (['heatmap', '{giant}'], ('layers=[1000000000000, 1]', 'cannot fill')),
-    'heatmap of a wide one': (['heatmap', '{wide}'], ('growth=[1000000000000, 8]', 'cannot fill')),
-    'sparsity of nothing sparse': (['sparsity', 'shufflenetv2_x0_5'], ('no group-sparse layer',)),
-    'sparsity into no folder': (['sparsity', '{named}', '--csv', 'no/x.csv'], ('no', 'make it first')),
-    'report of no log': (['report', '{named}', '--log', 'none.csv', '--rounds', '0'], ('none.csv', 'give the path')),
+        ('images', '1', '4')),
+    'heatmap of nobody': (['heatmap', 'vgg16'], ('variant', 'vgg16', 'shufflenetv2_x1_0')),
+    'heatmap of a plain shufflenet': (
+        ['heatmap', 'shufflenetv2_x0_5'], ('shufflenetv2_x0_5', '', 'learned group convolution')),
+    'heatmap of what fits nothing': (['heatmap', '{good}'], ('variants', 'good.pth', '--arch')),
+    'heatmap of another name': (
+        ['heatmap', '{named}', '--arch', 'condensenetv2_b'], ('named.pth', 'condensenetv2_b', '--arch')),
+    'heatmap of a giant': (['heatmap', '{giant}'], ('giant.pth', '[1000000000000, 1]', 'layers')),
+    'heatmap of a wide one': (['heatmap', '{wide}'], ('wide.pth', '[1000000000000, 8]', 'growth')),
+    'sparsity of nothing sparse': (['sparsity', 'shufflenetv2_x0_5'], ('ShuffleNet', 'group-sparse', 'no')),
+    'sparsity into no folder': (['sparsity', '{named}', '--csv', 'no/x.csv'], ('folder', 'no')),
+    'report of no log': (['report', '{named}', '--log', 'none.csv', '--rounds', '0'], ('file', 'none.csv')),
     'report of a strange log': (
         ['report', '{named}', '--log', '{text_csv}', '--rounds', '0', '--input', '3', '32', '32'],
-        ('no training curve', 'summary.csv')),
-    'report of NaN': (['report', '{nan}', '--rounds', '0', *SMALL], ('stem.weight', 'NaN', 'from before')),
-    'train no file': (['train', 'none.py'], ('none.py', 'give the path')),
+        ('curve', 'text.csv', 'summary.csv', 'scalars.json')),
+    'report of NaN': (['report', '{nan}', '--rounds', '0', *SMALL], ('stem.weight', 'NaN')),
+    'train no file': (['train', 'none.py'], ('file', 'none.py')),
     'train a broken config': (['train', '{broken_py}'], ('broken.py', 'line 1')),
-    'train a config without a model': (['train', '{no_model_py}'], ('no_model.py', 'whole run')),
-    'test no checkpoint': (['test', '{no_model_py}', 'none.pth'], ('none.pth', 'give the path')),
+    'train a config without a model': (['train', '{no_model_py}'], ('model', 'no_model.py')),
+    'test no checkpoint': (['test', '{no_model_py}', 'none.pth'], ('file', 'none.pth')),
 }  # fmt: skip
 
 WRONG_USES = {
-    'cost of nothing': (['cost'], ('give one variant', '--all')),
-    'cost of no pixels': (['cost', 'condensenetv2_a', '--input', '3', '0', '5'], ('(3, 0, 5)', 'positive')),
-    'deploy to another format': (['deploy', '{good}', '--arch', 'x', '--out', 'x.onnx'], ('.onnx', '.pth')),
-    'deploy to strange ONNX': (['deploy', '{good}', *DEPLOY, '--onnx', 'x.pb'], ('.pb', '.onnx')),
+    'cost of nothing': (['cost'], ('variant', '', 'condensenetv2_a', '--all')),
+    'cost of no pixels': (['cost', 'condensenetv2_a', '--input', '3', '0', '5'], ('input', '(3, 0, 5)', '(C, H, W)')),
+    'deploy to another format': (
+        ['deploy', '{good}', '--arch', 'x', '--out', 'x.onnx'], ('x.onnx', '.onnx', '.pth', '.safetensors')),
+    'deploy to strange ONNX': (['deploy', '{good}', *DEPLOY, '--onnx', 'x.pb'], ('x.pb', '.pb', '.onnx')),
     'deploy of no pixels': (
         ['deploy', '{good}', *DEPLOY, '--model-kwargs', '{arch}', '--input', '3', '0', '9'],
-        ('(3, 0, 9)', '(C, H, W)')),
-    'import to another format': (['import-official', '{good}', '--out', 'x.txt'], ('.txt', '.pth')),
-    'benchmark of an unknown form': (['benchmark', 'condensenetv2_a', '--forms', 'fast'], ('fast', 'choose from')),
-    'benchmark in no runtime': (['benchmark', 'condensenetv2_a', '--runtimes', 'tpu'], ('tpu', 'choose from')),
+        ('input', '(3, 0, 9)', '(C, H, W)')),
+    'import to another format': (['import-official', '{good}', '--out', 'x.txt'], ('x.txt', '.txt', '.pth')),
+    'benchmark of an unknown form': (
+        ['benchmark', 'condensenetv2_a', '--forms', 'fast'], ('--forms', 'fast', 'condensed', 'native')),
+    'benchmark in no runtime': (
+        ['benchmark', 'condensenetv2_a', '--runtimes', 'tpu'], ('--runtimes', 'tpu', 'onnxruntime', 'openvino')),
     'benchmark against an unknown family': (
-        ['benchmark', 'condensenetv2_a', '--peers', 'nope'], ('--peers has nope', 'choose from ShuffleNetV2')),
+        ['benchmark', 'condensenetv2_a', '--peers', 'nope'], ('--peers', 'nope', 'ShuffleNetV2')),
     'benchmark with no rounds': (
         ['benchmark', 'condensenet_50_cifar', '--rounds', '0', '--forms', 'condensed', '--runtimes', 'eager',
-         '--input-size', '3', '32', '32'], ('rounds is 0', 'at least 1')),
-    'export for no runtime': (['export', '{named}', '--out', 'x.pb'], ('x.pb', '.onnx', '.pte')),
+         '--input-size', '3', '32', '32'], ('rounds', '0', '1')),
+    'export for no runtime': (['export', '{named}', '--out', 'x.pb'], ('--out', 'x.pb', '.onnx', '.pte')),
     'export of no pixels': (
-        ['export', '{named}', '--out', 'x.onnx', '--input', '3', '0', '9'], ('(3, 0, 9)', '(C, H, W)')),
+        ['export', '{named}', '--out', 'x.onnx', '--input', '3', '0', '9'], ('input', '(3, 0, 9)', '(C, H, W)')),
     'export of int8 for OpenVINO': (
-        ['export', '{named}', '--out', 'x.xml', '--int8', '{no_images}'], ('--int8', '.onnx files', 'openvino')),
+        ['export', '{named}', '--out', 'x.xml', '--int8', '{no_images}'], ('--int8', 'openvino', '.onnx')),
     'export of a free batch for ExecuTorch': (
-        ['export', '{named}', '--out', 'x.pte', '--batch', 'dynamic'], ('--batch dynamic', '.onnx files')),
-    'heatmap with three titles': (['heatmap', 'condensenetv2_a', '--titles', 'a', 'b'], ('2 names for 1', 'for each')),
-    'sparsity picture format': (['sparsity', 'condensenetv2_a', '--plot', 'x.gif'], ('.gif', '.png')),
-    'report to a picture': (['report', '{named}', '--out', 'x.png'], ('.png', '.html')),
-    'report of no pixels': (['report', '{named}', '--input', '3', '0', '5'], ('(3, 0, 5)', 'positive')),
-    'report with negative rounds': (['report', '{named}', '--rounds', '-2'], ('-2', '0 or more')),
+        ['export', '{named}', '--out', 'x.pte', '--batch', 'dynamic'], ('--batch dynamic', 'executorch', '.onnx')),
+    'heatmap with three titles': (['heatmap', 'condensenetv2_a', '--titles', 'a', 'b'], ('--titles', '2', '1')),
+    'sparsity picture format': (['sparsity', 'condensenetv2_a', '--plot', 'x.gif'], ('x.gif', '.gif', '.png', '.pdf')),
+    'report to a picture': (['report', '{named}', '--out', 'x.png'], ('x.png', '.png', '.html')),
+    'report of no pixels': (['report', '{named}', '--input', '3', '0', '5'], ('input', '(3, 0, 5)', '(C, H, W)')),
+    'report with negative rounds': (['report', '{named}', '--rounds', '-2'], ('--rounds', '-2', '0')),
     'train with an option without a value': (
-        ['train', '{no_model_py}', '--cfg-options', 'bad'], ("'bad'", 'key=value', 'max_epochs=3')),
+        ['train', '{no_model_py}', '--cfg-options', 'bad'], ('--cfg-options', "'bad'", 'key=value')),
     'test with an option without a key': (
-        ['test', '{no_model_py}', '{named}', '--cfg-options', '=3'], ("'=3'", 'key=value', 'max_epochs=3')),
+        ['test', '{no_model_py}', '{named}', '--cfg-options', '=3'], ('--cfg-options', "'=3'", 'key=value')),
     'train at a rate that nothing scales': (
-        ['train', '{unscaled_py}', '--auto-scale-lr'], ('unscaled.py', 'base_batch_size', 'leave the option out')),
+        ['train', '{unscaled_py}', '--auto-scale-lr'], ('--auto-scale-lr', 'unscaled.py', 'base_batch_size')),
 }  # fmt: skip
 
 USAGE = [
@@ -153,7 +166,8 @@ def test_failures_exit_with_1_and_one_sentence(name, files, tmp_path, monkeypatc
     arguments, expected = FAILURES[name]
     code, lines = run_failing([fill(argument, files) for argument in arguments], capsys)
     assert code == 1 and len(lines) == 1
-    check_sentence(lines[0], f'cnv2 {arguments[0]}: ', *expected)
+    assert lines[0].startswith(f'cnv2 {arguments[0]}: ')
+    check_sentence(lines[0], *expected)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,7 +177,8 @@ def test_wrong_uses_exit_with_2_and_one_sentence(name, files, tmp_path, monkeypa
     arguments, expected = WRONG_USES[name]
     code, lines = run_failing([fill(argument, files) for argument in arguments], capsys)
     assert code == 2 and len(lines) == 1
-    check_sentence(lines[0], f'cnv2 {arguments[0]}: ', *expected)
+    assert lines[0].startswith(f'cnv2 {arguments[0]}: ')
+    check_sentence(lines[0], *expected)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +200,8 @@ def test_no_command_reads_a_damaged_or_hostile_file(damage, files, tmp_path, mon
     for reader, arguments in READERS.items():
         code, lines = run_failing([a.replace('{}', str(files / damage)) for a in arguments], capsys)
         assert code == 1 and len(lines) == 1, reader
-        check_sentence(lines[0].replace(str(files), ''), f'cnv2 {reader}: ')
+        assert lines[0].startswith(f'cnv2 {reader}: ')
+        check_sentence(lines[0].replace(str(files), ''), *DAMAGED[damage])
         assert list(tmp_path.iterdir()) == [], reader
     assert not (files / 'executed').exists()
 
@@ -220,7 +236,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(files, tmp_path
     for name in ('x.onnx', 'x.pt2'):
         code, lines = run_failing(['export', str(files / 'named.pth'), '--out', name], capsys)
         assert code == 1 and len(lines) == 1
-        check_sentence(lines[0], 'cnv2 export: ', 'the folder . of x', 'cannot be written', 'choose another')
+        check_sentence(lines[0], 'folder', name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,7 +250,7 @@ def test_a_missing_package_is_told_with_what_installs_it(files, tmp_path, monkey
     ):
         code, lines = run_failing(arguments, capsys)
         assert code == 1 and len(lines) == 1
-        check_sentence(lines[0], 'onnx is not installed', 'pip install -e ".[deploy]"')
+        check_sentence(lines[0], 'onnx', '', 'pip install -e ".[deploy]"')
         assert list(tmp_path.iterdir()) == []
 
 
