@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
 
+from .front import Point, front
 from .latency import Measurement, exponent
 
 COLORS = {
@@ -72,3 +73,23 @@ def _panels(path: Union[str, Path], count: int, size: tuple[float, float], **opt
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def plot_front(points: Sequence[Point], path: Union[str, Path]) -> None:
+    """Published accuracy over latency on a logarithmic axis, with the line of the front; ours are named."""
+    with _panels(path, 1, (9, 6)) as (_, (axis,)):
+        peers = [point for point in points if point.form == 'peer']
+        axis.scatter([p.milliseconds for p in peers], [p.top1 for p in peers], s=18, color='tab:gray', label='timm')
+        for form in ('standard', 'int8', 'native'):
+            ours = [point for point in points if point.form == form]
+            axis.plot([p.milliseconds for p in ours], [p.top1 for p in ours], 'o-', label=f'ours, {form}', linewidth=1)
+        best = front(points)
+        axis.step([p.milliseconds for p in best], [p.top1 for p in best], where='post', color='black', linewidth=1)
+        for point in [*best, *(p for p in points if p.form == 'native' and p not in best)]:
+            axis.annotate(
+                point.name, (point.milliseconds, point.top1), fontsize=7, xytext=(3, -8), textcoords='offset points'
+            )
+        axis.set_xscale('log')
+        axis.set_xlabel('ms an image, least of all rounds, ONNX Runtime, one thread')
+        axis.set_ylabel('published ImageNet top-1, %')
+        axis.legend(loc='lower right')

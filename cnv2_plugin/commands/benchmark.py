@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--warmup', type=int, default=5, help='unmeasured calls before them (default 5)')
     parser.add_argument('--memory', action='store_true', help='also the peak memory of ONNX Runtime')
     parser.add_argument('--roofline', action='store_true', help="also the machine's limit for each model")
+    parser.add_argument('--front', action='store_true', help="accuracy over latency among timm's small classifiers")
     parser.add_argument('--scaling', action='store_true', help='also latency against image size and batch')
     parser.add_argument('--files', type=Path, help='folder where exported files are kept and found again')
     parser.add_argument('--json', nargs='?', const='-', metavar='FILE',
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print the tables and write the files that were asked for."""
     _check(args)
     with redirect_stdout(sys.stderr) if args.json == '-' else nullcontext():
-        content = _measure(args)
+        content = _measure_front(args) if args.front else _measure(args)
     if args.json:
         write_json(args.json, content)
 
@@ -94,6 +95,36 @@ def _measure(args: argparse.Namespace) -> dict:
     if args.scaling:
         content['scaling'] = {key: [m.as_dict() for m in by] for key, by in zip(('by_size', 'by_batch'), scaling)}
     return content
+
+
+def _measure_front(args: argparse.Namespace) -> dict:
+    from ..benchmark import machine
+    from ..benchmark.front import front, measure_front, nearest_peer
+    from ..benchmark.plot import plot_front
+    from ..checkpoints import atomic_path
+
+    points = measure_front(args.models, args.rounds, args.files, progress_printer(args.quiet))
+    rows = [
+        [p.name, p.form, f'{p.top1:.1f}', f'{p.milliseconds:.2f}', f'{p.mult_adds / 1e6:.0f}'] for p in front(points)
+    ]
+    header = ['model', 'form', 'top-1', 'min ms', 'M multiply-adds']
+    print_table(f'Front of {len(points)} points, one thread, {args.rounds} rounds', header, rows, args.markdown)
+    rows = []
+    for point in points:
+        peer = nearest_peer(point, points)
+        if point.form != 'peer':
+            rows.append([point.name, point.form, f'{point.top1:.1f}', f'{point.milliseconds:.2f}'])
+            if peer is not None:
+                ratio = point.milliseconds / peer.milliseconds
+                rows[-1] += [peer.name, f'{peer.top1:.1f}', f'{peer.milliseconds:.2f}', f'{ratio:.2f}']
+            else:
+                rows[-1] += ['none', '', '', '']
+    header = [*header[:4], 'nearest peer', 'top-1', 'min ms', 'ratio']
+    print_table('Ours and the fastest peer of equal or better accuracy', header, rows, args.markdown)
+    if args.png:
+        with atomic_path(args.png) as temporary:
+            plot_front(points, temporary)
+    return {'machine': machine(), 'points': [point.as_dict() for point in points]}
 
 
 def _check(args: argparse.Namespace) -> None:
