@@ -12,25 +12,16 @@ MIM = Path(__file__).parent / '.mim'
 
 
 def config_names() -> list[str]:
-    """List the configs of whole runs by the names that follow ``cnv2_plugin::``.
-
-    Raises:
-        FileNotFoundError: the installation has no configs.
-    """
+    """List the configs of whole runs by the names that follow ``cnv2_plugin::``."""
     folder = _folder()
     names = (path.relative_to(folder) for path in folder.glob('*/**/*.py'))
     return sorted(name.as_posix() for name in names if name.parts[0] != '_base_')
 
 
 def config_path(name: str) -> Path:
-    """Find a config of the package.
+    """Find a config of the package, such as ``cnv2_plugin::condensenetv2/condensenetv2-a_8xb128-350e_in1k.py``.
 
-    Args:
-        name: such as ``cnv2_plugin::condensenetv2/condensenetv2-a_8xb128-350e_in1k.py``; the package, the folder and
-            the suffix may be left out. Bases are found by their folder: ``_base_/schedules/...``.
-
-    Returns:
-        Path of the file.
+    The package, the folder and the suffix may be left out. Bases are found by their folder: ``_base_/schedules/...``.
 
     Raises:
         ValueError: the package has none of that name; the message names the closest.

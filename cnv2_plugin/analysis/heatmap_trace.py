@@ -14,16 +14,10 @@ Kind = Literal['lgc', 'sfr']
 
 @dataclass(frozen=True)
 class Source:
-    """A layer that makes features.
+    """A layer that makes features."""
 
-    Attributes:
-        label: ``'stem'``, or block and layer from 1, such as ``'3.2'``.
-        block: its block from 1; the stem belongs to 0.
-        features: how many it makes.
-    """
-
-    label: str
-    block: int
+    label: str  # 'stem', or block and layer from 1, such as '3.2'
+    block: int  # from 1; the stem belongs to 0
     features: int
 
 
@@ -49,16 +43,10 @@ class Trace:
 
 
 def trace(model: nn.Module) -> Trace:
-    """Follow the features through a CondenseNet, CondenseNetV2 or SFR-ShuffleNetV2 in training or condensed form.
+    """Follow the features through a network of ours in any form, or raise ValueError.
 
     In a ShuffleNet a feature lives from the unit whose branch makes it until the stage ends; channel shuffles are
     followed, and reactivation does not make a new feature.
-
-    Args:
-        model: the trunk, or any model around it (timm, MMPretrain, MMDetection).
-
-    Raises:
-        ValueError: there is no trunk of these families in it.
     """
     trunk = find_trunk(model)
     dense = isinstance(trunk, CondenseNetTrunk)
@@ -90,11 +78,7 @@ def trace(model: nn.Module) -> Trace:
 
 
 def find_trunk(model: nn.Module) -> Union[CondenseNetTrunk, ShuffleNetTrunk]:
-    """Find the trunk of a model.
-
-    Raises:
-        ValueError: there is none of these families in it.
-    """
+    """Find the trunk of a model, or raise ValueError."""
     for module in model.modules():
         if isinstance(module, (CondenseNetTrunk, ShuffleNetTrunk)):
             return module
@@ -105,11 +89,7 @@ def find_trunk(model: nn.Module) -> Union[CondenseNetTrunk, ShuffleNetTrunk]:
 
 
 def unit_use(layer: GroupSparseConv2d) -> tuple[Tensor, Tensor]:
-    """Mean absolute weight of each unit's channel, and the groups it is alive in; for every form of the layer.
-
-    Returns:
-        ``(C,)`` in float64 and ``(C,)`` in int64, where ``C`` is the side that is not grouped.
-    """
+    """Mean absolute weight of each unit's channel, and the groups it is alive in; for every form of the layer."""
     if not layer.deploy:
         weight = layer.grouping.by_unit(layer.masked_weight().detach().double().abs())
         return weight.mean((0, 2)), layer.grouping.by_unit(layer.mask)[..., 0].sum(0)

@@ -22,53 +22,34 @@ _KINDS = dict(
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """One group-sparse layer.
-
-    Attributes:
-        kind: ``'lgc'`` where each group chooses inputs, ``'sfr'`` where each group chooses outputs.
-        factor: condense factor ``C`` or sparse factor ``S``.
-        stage: pruning stages done, of ``num_stages``.
-        kept: share of the weights that are kept.
-        features: channels that the groups choose from.
-        unused: how many of them no group chose: inputs never read, or outputs never reactivated.
-        multiplicity: number of channels that 0, 1, ... ``G`` groups chose.
-    """
+    """One group-sparse layer: what it keeps, and how its groups choose channels."""
 
     name: str
-    kind: str
+    kind: str  # 'lgc' where each group chooses inputs, 'sfr' where each group chooses outputs
     in_channels: int
     out_channels: int
     groups: int
     factor: int
     stage: int
     num_stages: int
-    kept: float
-    features: int
-    unused: int
-    multiplicity: tuple[int, ...]
+    kept: float  # share of the weights
+    features: int  # channels that the groups choose from
+    unused: int  # how many of them no group chose
+    multiplicity: tuple[int, ...]  # how many of them 0, 1, ... groups chose
 
 
 @dataclass(frozen=True)
 class SourceUse:
-    """What later layers do with the features of one layer.
-
-    Attributes:
-        readers: later layers with a learned group convolution that could read them.
-        never_read: features that none of these reads.
-        reads: mean number of layers that read a feature.
-        updaters: later layers with reactivation that could update them.
-        never_reactivated: features that none of these updates.
-        reactivations: number of features that 0, 1, ... ``updaters`` layers reactivate.
-    """
+    """What later layers do with the features of one layer."""
 
     label: str
     features: int
-    readers: int
+    readers: int  # later layers with a learned group convolution that could read them
     never_read: int
-    reads: float
-    updaters: int
+    reads: float  # layers that read a feature, on average
+    updaters: int  # later layers with reactivation that could update them
     never_reactivated: int
-    reactivations: tuple[int, ...]
+    reactivations: tuple[int, ...]  # how many of them 0, 1, ... later layers reactivate
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_config(args: argparse.Namespace):
     """The config of a run with what the options that training and testing share add to it."""
-    from ..toolkits.openmmlab.runner_config import check_options, load_config
+    from ..toolkits.openmmlab.runner_config import load_config, parse_options
 
     try:
-        check_options(args.cfg_options)
+        parse_options(args.cfg_options)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return load_config(args.config, args.work_dir, args.launcher, args.cfg_options)

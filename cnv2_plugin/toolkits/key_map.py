@@ -21,11 +21,7 @@ LAYOUTS = ('timm', 'mmpretrain', 'backbone')
 
 
 def layout_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Tell whose names the keys have: ``'timm'`` (or a bare trunk), or ``'mmpretrain'`` (any OpenMMLab model).
-
-    Raises:
-        ValueError: they have neither.
-    """
+    """Tell whose names the keys have: ``'timm'`` (or a bare trunk), or ``'mmpretrain'`` (any OpenMMLab model)."""
     if any(key.startswith(_BACKBONE) for key in state_dict):
         return 'mmpretrain'
     if any(key.startswith(_TRUNK) for key in state_dict):
@@ -58,12 +54,11 @@ def convert_keys(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, T
     pairs = [(key, _BACKBONE + key) for key in _TRUNK]
     pairs += [('se_head.', 'neck.se.'), _HIDDEN, ('classifier.', classifier)]
     from_mmpretrain = layout_of(state_dict) == 'mmpretrain'
-    renamed: dict[str, Tensor] = {}
-    dropped: list[str] = []
+    renamed, dropped = {}, []
     for key, value in state_dict.items():
         name = _rename(key, [(theirs, ours) for ours, theirs in pairs]) if from_mmpretrain else key
-        if name == 'conv_head.weight':
-            value = _reshape(value, to)
+        if name == 'conv_head.weight' and value.ndim == (4 if to == 'mmpretrain' else 2):
+            value = value.flatten(1) if to == 'mmpretrain' else value[:, :, None, None]
         if name and to == 'backbone' and not name.startswith(_TRUNK):
             name = None
         elif name and to == 'mmpretrain':
@@ -78,10 +73,3 @@ def convert_keys(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, T
 def _rename(key: str, pairs: list[tuple[str, str]]) -> Optional[str]:
     """Replace the prefix of a key; None where it has none of the known ones."""
     return next((new + key[len(old) :] for old, new in pairs if key.startswith(old)), None)
-
-
-def _reshape(weight: Tensor, to: str) -> Tensor:
-    """The hidden layer is a 1x1 convolution in timm, a linear layer in mmpretrain."""
-    if to == 'mmpretrain':
-        return weight.flatten(1) if weight.ndim == 4 else weight
-    return weight[:, :, None, None] if weight.ndim == 2 else weight

@@ -7,7 +7,7 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.runner import Runner
 
-from cnv2_plugin.toolkits.openmmlab.distributed import prepare_cpu_launch
+from cnv2_plugin.toolkits.openmmlab.runner_config import prepare_cpu_launch
 
 from .stand_ins import classifier, runner_config, without_sparsification
 

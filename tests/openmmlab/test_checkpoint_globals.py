@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 
-from cnv2_plugin.toolkits.openmmlab.checkpoint_globals import allow_mmengine_checkpoints, mmengine_globals
+from cnv2_plugin.toolkits.openmmlab.safe_loading import allow_mmengine_checkpoints, mmengine_globals
 
 from .stand_ins import runner_config, train
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from cnv2_plugin.toolkits.openmmlab.distributed import prepare_cpu_launch
+from cnv2_plugin.toolkits.openmmlab.runner_config import prepare_cpu_launch
 
 
 def launch(*arguments) -> subprocess.CompletedProcess:

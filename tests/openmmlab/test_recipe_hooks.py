@@ -13,7 +13,7 @@ from cnv2_plugin.checkpoints import load_checkpoint
 from cnv2_plugin.layers import GroupSparseConv2d
 from cnv2_plugin.sparsify import cosine_with_rewind, distillation_loss, recalibrate_norms
 from cnv2_plugin.toolkits.openmmlab import DistillationHook, StagedSparsificationHook
-from cnv2_plugin.toolkits.openmmlab.recalibration import _other_batches
+from cnv2_plugin.toolkits.openmmlab.sparsification_hook import _other_batches
 
 from .stand_ins import classifier, dataloader, hook_of, runner_config, train, without_sparsification
 

@@ -4,13 +4,13 @@ mmpretrain, mmdet and every other library with mmengine registries finds them by
 Only mmengine is imported here; mmcv, mmdet and mmpretrain are imported when something that needs them is built.
 """
 
-from .checkpoint_globals import allow_mmengine_checkpoints
 from .condensenet import CondenseNet, CondenseNetV2
 from .config_names import register_configs
 from .deploy_hook import SwitchToDeployHook
 from .distillation_hook import DistillationHook
 from .necks import SEGlobalPooling, build_sfr_fpn
 from .packing_hook import CondensedTrainingHook, PackedTrainingHook
+from .safe_loading import allow_mmengine_checkpoints
 from .shufflenet import SFRShuffleNetV2
 from .sparsification_hook import StagedSparsificationHook
 from .surgery_hook import LearnedGroupSurgeryHook, build_learned_group_model

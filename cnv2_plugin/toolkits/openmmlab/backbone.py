@@ -5,8 +5,27 @@ from typing import Any, Optional, Union
 
 from torch import Tensor, nn
 
-from .norm_act_cfg import act_layer_from, norm_layer_from
-from .strict_form import StrictForm
+from ...layers import GroupSparseConv2d
+from ...layers.reactivation import ActLayer, NormLayer
+from ...layers.state_dicts import state_dict_faults
+
+_NORMS = {'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm}
+
+
+class StrictForm(nn.Module):
+    """Raises if weights of a training form are loaded into a deployed module, or the reverse.
+
+    mmengine loads with ``strict=False`` and only logs tensors that do not fit, so that a test would run on random
+    weights.
+    """
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        layers = ((name, layer) for name, layer in self.named_modules() if isinstance(layer, GroupSparseConv2d))
+        faults = [f for name, layer in layers for f in state_dict_faults(layer, state_dict, f'{prefix}{name}.')]
+        if faults:
+            more = f' The same holds for {len(faults) - 1} more layers.' if len(faults) > 1 else ''
+            raise ValueError(f'{faults[0]}{more}')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class OpenMMLabBackbone(StrictForm):
@@ -54,18 +73,19 @@ class OpenMMLabBackbone(StrictForm):
     ) -> None:
         norm_layer = norm_layer_from(norm_cfg)
         super().__init__(
-            arch=arch,
-            in_chans=in_channels,
-            norm_layer=norm_layer,
-            act_layer=act_layer_from(act_cfg),
-            deploy=deploy,
-            init_cfg=init_cfg,
-            **trunk_options,
-        )
+            arch=arch, in_chans=in_channels, norm_layer=norm_layer, act_layer=_act_layer_from(act_cfg), deploy=deploy,
+            init_cfg=init_cfg, **trunk_options,
+        )  # fmt: skip
         num_stages = len(self.stages)
         self.final_index = num_stages if self.final_is_output else num_stages - 1
         self.out_indices = _stage_indices(out_indices, self.final_index + 1)
-        self.frozen_stages = _frozen_stages(frozen_stages, num_stages)
+        if not isinstance(frozen_stages, int):
+            raise TypeError(f'frozen_stages is {frozen_stages!r}; it takes a whole number.')
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(
+                f'frozen_stages is {frozen_stages}; it takes -1 (nothing), 0 (the stem) to {num_stages} (all stages).'
+            )
+        self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.keep_stages(self.out_indices[-1] + 1)
@@ -78,8 +98,7 @@ class OpenMMLabBackbone(StrictForm):
                     self.out_norms[str(i)] = nn.Sequential(norm_layer(self.stage_channels[i]), nn.ReLU(inplace=True))
         for stage in self.stages:
             stage.grad_checkpointing = with_cp
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
+        self._frozen_modules().requires_grad_(False)
         self.train(self.training)
 
     @property
@@ -107,19 +126,17 @@ class OpenMMLabBackbone(StrictForm):
     def train(self, mode: bool = True):
         """Set training mode, except for frozen parts and, with ``norm_eval``, batch normalisation."""
         super().train(mode)
-        if mode:
-            for module in self._frozen_modules():
-                module.eval()
-            if self.norm_eval:
-                for module in self.modules():
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                        module.eval()
+        self._frozen_modules().eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        frozen = [self.stem, *self.stages[: self.frozen_stages]]
+    def _frozen_modules(self) -> nn.ModuleList:
+        frozen = nn.ModuleList()
+        if self.frozen_stages >= 0:
+            frozen.extend([self.stem, *self.stages[: self.frozen_stages]])
         if self.frozen_stages == len(self.stage_channels):
             frozen.append(getattr(self, self.final_attribute))
         return frozen
@@ -138,11 +155,33 @@ def _stage_indices(out_indices: Union[int, Sequence[int]], count: int) -> tuple[
     return tuple(indices)
 
 
-def _frozen_stages(frozen_stages: int, count: int) -> int:
-    if not isinstance(frozen_stages, int):
-        raise TypeError(f'frozen_stages is {frozen_stages!r}; it takes a whole number.')
-    if not -1 <= frozen_stages <= count:
+def norm_layer_from(norm_cfg: Mapping[str, Any]) -> NormLayer:
+    """Make a normalisation factory from ``norm_cfg``: ``type`` and, optionally, ``requires_grad`` and arguments."""
+    if not isinstance(norm_cfg, Mapping):
+        raise TypeError(f"norm_cfg is {norm_cfg!r}; it takes a dict such as dict(type='BN').")
+    options = dict(norm_cfg)
+    kind = options.pop('type', None)
+    if kind not in _NORMS:
         raise ValueError(
-            f'frozen_stages is {frozen_stages}; it takes -1 (nothing), 0 (the stem) to {count} (all stages).'
+            f'norm_cfg has type {kind!r}; it takes {", ".join(map(repr, _NORMS))}: only batch normalisation can be '
+            f'folded into the deployed group convolutions.'
         )
-    return frozen_stages
+    trainable = options.pop('requires_grad', True)
+
+    def norm_layer(channels: int) -> nn.Module:
+        return _NORMS[kind](channels, **options).requires_grad_(trainable)
+
+    return norm_layer
+
+
+def _act_layer_from(act_cfg: Optional[Mapping[str, Any]]) -> Optional[ActLayer]:
+    """Make an activation factory from ``act_cfg``, built by mmcv, or None for the architecture's own activations."""
+    if act_cfg is None:
+        return None
+    if not isinstance(act_cfg, Mapping) or 'type' not in act_cfg:
+        raise TypeError(
+            f"act_cfg is {act_cfg!r}; it takes a dict such as dict(type='ReLU'), or None for the architecture's own."
+        )
+    from mmcv.cnn import build_activation_layer
+
+    return lambda: build_activation_layer(dict(act_cfg))

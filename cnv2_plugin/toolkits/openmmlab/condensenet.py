@@ -45,7 +45,19 @@ class CondenseNetV2(OpenMMLabBackbone, CondenseNetTrunk, BaseModule):
     _defaults: Mapping[str, Any] = {}
 
     def __init__(self, arch: Union[str, Mapping[str, Any]] = 'a', lgc_drop_rate: float = 0.0, **options) -> None:
-        super().__init__(_find_arch(type(self), arch), lgc_drop_rate=lgc_drop_rate, **options)
+        if isinstance(arch, str):
+            variants = variants_of(type(self).__name__)
+            if arch.lower() not in variants:
+                close = ', '.join(map(repr, closest(arch.lower(), map(str, variants))))
+                raise ValueError(
+                    f'arch is {arch!r}; give a name (did you mean one of {close}?), or a dict of its fields.'
+                )
+            arch = variants[arch.lower()].arch
+        elif isinstance(arch, Mapping):
+            arch = arch_from(CondenseNetArch, {**self._defaults, **arch})
+        elif not isinstance(arch, CondenseNetArch):
+            raise TypeError(f'arch is a {type(arch).__name__}; it takes a name in quotes, or a dict of its fields.')
+        super().__init__(arch, lgc_drop_rate=lgc_drop_rate, **options)
 
 
 @MODELS.register_module()
@@ -77,15 +89,3 @@ class CondenseNet(CondenseNetV2):
         super().__init__(arch, lgc_drop_rate, **options)
         if self.arch.groups_sfr:
             raise ValueError(f'arch has groups_sfr={self.arch.groups_sfr}; CondenseNet has none, use CondenseNetV2.')
-
-
-def _find_arch(backbone: type, arch: Union[str, Mapping[str, Any]]) -> CondenseNetArch:
-    if isinstance(arch, str):
-        variants = variants_of(backbone.__name__)
-        if arch.lower() not in variants:
-            close = ', '.join(map(repr, closest(arch.lower(), map(str, variants))))
-            raise ValueError(f'arch is {arch!r}; give a name (did you mean one of {close}?), or a dict of its fields.')
-        return variants[arch.lower()].arch
-    if not isinstance(arch, (Mapping, CondenseNetArch)):
-        raise TypeError(f'arch is a {type(arch).__name__}; it takes a name in quotes, or a dict of its fields.')
-    return arch_from(CondenseNetArch, {**backbone._defaults, **arch} if isinstance(arch, Mapping) else arch)

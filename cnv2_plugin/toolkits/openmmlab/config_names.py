@@ -28,11 +28,7 @@ def register_configs() -> None:
 
 
 def register_models(hub) -> None:
-    """Add the names of our classifiers to ``ModelHub``; folders of other toolkits (``mmdet``) are left out.
-
-    Args:
-        hub: the module ``mmpretrain.apis.model``.
-    """
+    """Add the names of our classifiers to ``ModelHub``; folders of other toolkits (``mmdet``) are left out."""
     for metafile in sorted((MIM / 'configs').glob('*/metafile.yml')):
         if not metafile.parent.name.startswith('mm'):
             hub.ModelHub.register_model_index(metafile, config_prefix=MIM)
@@ -47,13 +43,12 @@ class _HubFinder(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = partial(_load, spec.loader.exec_module)
+            spec.loader.exec_module = partial(self._load, spec.loader.exec_module)
         return spec
 
-
-def _load(exec_module, module) -> None:
-    exec_module(module)
-    try:
-        register_models(module)
-    except Exception as error:  # MMPretrain works without our names
-        FAILURES['mmpretrain'] = error
+    def _load(self, exec_module, module) -> None:
+        exec_module(module)
+        try:
+            register_models(module)
+        except Exception as error:  # MMPretrain works without our names
+            FAILURES['mmpretrain'] = error

@@ -14,14 +14,8 @@ from ...checkpoints.io import staged
 
 _DEPLOYABLE = ('CondenseNet', 'CondenseNetV2', 'SFRShuffleNetV2', 'SFRFPN', 'LearnedGroupModel')
 _SURGERY_HOOK = 'LearnedGroupSurgeryHook'
-_TRAINING_HOOKS = (
-    'StagedSparsificationHook',
-    'PackedTrainingHook',
-    'CondensedTrainingHook',
-    'SwitchToDeployHook',
-    'EMAHook',
-    _SURGERY_HOOK,
-)
+_TRAINING_HOOKS = ('StagedSparsificationHook', 'PackedTrainingHook', 'CondensedTrainingHook', 'SwitchToDeployHook',
+                   'EMAHook', _SURGERY_HOOK)  # fmt: skip
 
 
 def deployed_config(cfg: Config) -> Config:
@@ -30,18 +24,15 @@ def deployed_config(cfg: Config) -> Config:
     Sets ``deploy=True`` on every backbone and neck of this package, and drops what belongs to training: pretrained
     weights, ``load_from``, ``resume``, and the hooks for sparsification, deployment and EMA. A surgery hook becomes a
     ``LearnedGroupModel`` around the model, which needs no hooks.
-
-    Args:
-        cfg: config of the training form.
     """
     cfg = deepcopy(cfg)
-    for hook in cfg.get('custom_hooks') or []:
+    hooks = cfg.get('custom_hooks') or []
+    for hook in hooks:
         if _type_name(hook) == _SURGERY_HOOK:
             options = {key: value for key, value in hook.items() if key not in ('type', 'priority')}
             cfg.model = dict(type='LearnedGroupModel', model=cfg.model, **options)
     _mark_deployed(cfg.model)
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if _type_name(hook) not in _TRAINING_HOOKS]
-    cfg.custom_hooks = hooks
+    cfg.custom_hooks = [hook for hook in hooks if _type_name(hook) not in _TRAINING_HOOKS]
     cfg.load_from = None
     cfg.resume = False
     return cfg
@@ -50,16 +41,9 @@ def deployed_config(cfg: Config) -> Config:
 def save_deployed(
     condensed: nn.Module, checkpoint: Path, config: Path, cfg: Config, meta: Optional[dict[str, Any]] = None
 ) -> None:
-    """Write the checkpoint of a condensed model and the config that builds it.
+    """Write the checkpoint of a condensed model, without wrapper, and the config that builds it from ``cfg``.
 
     Both files appear only after a model built from the new config has loaded the weights strictly.
-
-    Args:
-        condensed: model without distributed wrapper, every part of it condensed.
-        checkpoint: path of the deployed weights.
-        config: path of the config that builds the deployed model.
-        cfg: config that the trained model was built from.
-        meta: stored beside the weights, such as ``dataset_meta``.
 
     Raises:
         ValueError: the model has condensed layers that the config cannot express.
@@ -101,5 +85,4 @@ def _mark_deployed(node: Any) -> None:
 
 def _type_name(node: Any) -> str:
     kind = node.get('type', '') if isinstance(node, Mapping) else type(node)
-    name = kind if isinstance(kind, str) else kind.__name__
-    return name.rpartition('.')[2]
+    return (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]

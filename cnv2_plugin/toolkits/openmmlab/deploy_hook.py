@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from ...checkpoints.io import check_finite
 from ...deploy import condense
 from .deploy_files import save_deployed
-from .runner_models import ema_models, plain_model
+from .runner_models import average_anew, ema_models, plain_model
 
 
 @HOOKS.register_module()
@@ -56,8 +56,7 @@ class SwitchToDeployHook(Hook):
         last = Path(runner.message_hub.runtime_info.get('last_ckpt', Path(runner.work_dir) / 'last.pth'))
         checkpoint, config = (last.with_name(f'{last.stem}_deploy{suffix}') for suffix in ('.pth', '.py'))
         meta = dict(epoch=runner.epoch, iter=runner.iter)
-        dataset_meta = getattr(runner.train_dataloader.dataset, 'metainfo', None)
-        if dataset_meta:
+        if dataset_meta := getattr(runner.train_dataloader.dataset, 'metainfo', None):
             meta['dataset_meta'] = dataset_meta
         save_deployed(condense(model), checkpoint, config, runner.cfg, meta)
         runner.logger.info(f'Saved the deployed form as {checkpoint.name} and {config.name} in {checkpoint.parent}.')
@@ -66,12 +65,10 @@ class SwitchToDeployHook(Hook):
         """Condense the model and its averaged copies in place."""
         if not self.condense_before_test:
             return
-        averaged = ema_models(runner)
-        for model in (plain_model(runner), *(ema_model.module for ema_model in averaged)):
+        models = [plain_model(runner), *(ema_model.module for ema_model in ema_models(runner))]
+        for model in models:
             check_finite(model.state_dict(), 'the model to test')
-        condense(plain_model(runner), inplace=True)
-        for ema_model in averaged:
-            condense(ema_model.module, inplace=True)
-            ema_model.avg_parameters = (
-                ema_model.module.state_dict() if ema_model.update_buffers else dict(ema_model.module.named_parameters())
-            )
+        for model in models:
+            condense(model, inplace=True)
+        for ema_model in ema_models(runner):
+            average_anew(ema_model)

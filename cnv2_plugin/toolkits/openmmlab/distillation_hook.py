@@ -80,15 +80,20 @@ class DistillationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Get the teacher, unless it is a copy of a moment that is still to come."""
-        model = plain_model(runner)
+        model, path = plain_model(runner), _teacher_path(runner)
         if getattr(model, 'head', None) is None:
             raise ValueError(f'{type(model).__name__} has no head whose logits could be taken; distil a classifier.')
         self.teacher = None
         if self.source not in COPIES:
-            self.teacher = _built(self.source, self.checkpoint, model)
+            config = Config.fromfile(self.source).model if isinstance(self.source, str) else self.source
+            self._teach(model, MODELS.build(deepcopy(config)), find_state_dict(load_checkpoint(self.checkpoint)))
         elif runner.iter and self._copied_by(runner, runner.iter):
-            self.teacher = _frozen(deepcopy(model), model)
-            self.teacher.load_state_dict(_saved(runner))
+            if not path.exists():
+                raise FileNotFoundError(
+                    f'{path} is missing, the copy that this run learns from; put it back, or give the teacher by '
+                    f'config and checkpoint.'
+                )
+            self._teach(model, deepcopy(model), load_checkpoint(path)['state_dict'])
         elif self.source == 'start':
             self._copy(runner)
         self._attach(model)
@@ -124,12 +129,18 @@ class DistillationHook(Hook):
         return hook.first_stage(plain_model(runner)) <= done / runner.max_iters
 
     def _copy(self, runner: Runner) -> None:
-        model = plain_model(runner)
-        self.teacher = _frozen(deepcopy(model), model)
+        model, path = plain_model(runner), _teacher_path(runner)
+        self._teach(model, deepcopy(model), model.state_dict())
         if runner.rank == 0:
-            with atomic_path(_teacher_path(runner)) as temporary:
+            with atomic_path(path) as temporary:
                 torch.save(dict(state_dict=self.teacher.state_dict()), temporary)
-        runner.logger.info(f'A copy of the network teaches from here on; it is kept in {_teacher_path(runner)}.')
+        runner.logger.info(f'A copy of the network teaches from here on; it is kept in {path}.')
+
+    def _teach(self, student: nn.Module, teacher: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+        teacher.load_state_dict(state_dict)
+        teacher.to(next(student.parameters()).device)
+        teacher.eval()
+        self.teacher = teacher.requires_grad_(False)
 
     def _keep_logits(self, head: nn.Module, args, logits) -> None:
         self._logits = logits
@@ -146,25 +157,3 @@ class DistillationHook(Hook):
 
 def _teacher_path(runner: Runner) -> Path:
     return Path(runner.work_dir) / 'teacher.pth'
-
-
-def _saved(runner: Runner) -> Mapping[str, Tensor]:
-    path = _teacher_path(runner)
-    if not path.exists():
-        raise FileNotFoundError(
-            f'{path} is missing, the copy that this run learns from; put it back, or give the teacher by config and '
-            f'checkpoint.'
-        )
-    return load_checkpoint(path)['state_dict']
-
-
-def _built(source: Union[str, Mapping[str, Any]], checkpoint: str, student: nn.Module) -> nn.Module:
-    config = Config.fromfile(source).model if isinstance(source, str) else source
-    teacher = MODELS.build(deepcopy(config))
-    teacher.load_state_dict(find_state_dict(load_checkpoint(checkpoint)))
-    return _frozen(teacher, student)
-
-
-def _frozen(teacher: nn.Module, student: nn.Module) -> nn.Module:
-    device = next(student.parameters()).device
-    return teacher.to(device).eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 
 from ...layers import GroupSparseConv2d
 from ...sparsify import masked_optimizer_state, masked_state_dict, pack_model
-from .runner_models import ema_models, plain_model
+from .runner_models import average_anew, ema_models, plain_model
 
 
 @HOOKS.register_module(name=['PackedTrainingHook', 'CondensedTrainingHook'])
@@ -36,15 +36,12 @@ class PackedTrainingHook(Hook):
         for key in ('state_dict', 'ema_state_dict'):
             if key in checkpoint:
                 checkpoint[key] = type(checkpoint[key])(masked_state_dict(checkpoint[key], model))
-        if 'optimizer' not in checkpoint:
-            return
-        wrapper = runner.optim_wrapper
-        if hasattr(wrapper, 'optim_wrappers'):
+        state, wrapper = checkpoint.get('optimizer'), runner.optim_wrapper
+        if state is not None and hasattr(wrapper, 'optim_wrappers'):
             for name, single in wrapper.optim_wrappers.items():
-                state = checkpoint['optimizer'][name]
-                checkpoint['optimizer'][name] = masked_optimizer_state(state, single.optimizer, model)
-        else:
-            checkpoint['optimizer'] = masked_optimizer_state(checkpoint['optimizer'], wrapper.optimizer, model)
+                state[name] = masked_optimizer_state(state[name], single.optimizer, model)
+        elif state is not None:
+            checkpoint['optimizer'] = masked_optimizer_state(state, wrapper.optimizer, model)
 
     def _pack_when_finished(self, runner: Runner) -> None:
         model = plain_model(runner)
@@ -54,8 +51,7 @@ class PackedTrainingHook(Hook):
         optimizers = getattr(runner.optim_wrapper, 'optim_wrappers', {'': runner.optim_wrapper}).values()
         report = pack_model(model, optimizers, averages)
         for average in averages:
-            named = average.module.named_parameters()
-            average.avg_parameters = average.module.state_dict() if average.update_buffers else dict(named)
+            average_anew(average)
         if is_model_wrapper(runner.model):
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
         self.packed = True

@@ -1,31 +1,28 @@
 """From a config file and command-line options to a runner of mmpretrain or mmdet."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ...config_files import config_path
-from .distributed import prepare_cpu_launch
 from .own_data import fit_to_own_data
 from .safe_loading import check_start
+
+_TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
 
 
 def load_config(
     path: str, work_dir: Optional[str] = None, launcher: str = 'none', options: Sequence[str] = ()
 ) -> Config:
-    """Read a config and apply what the command line adds.
-
-    Args:
-        path: config file (``.py``, ``.json`` or ``.yaml``), or ``cnv2_plugin::NAME`` for one of the package's.
-        work_dir: where the run writes; by default the config's own, else ``work_dirs/<name of the config>``.
-        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
-        options: ``key=value`` with dotted keys, as OpenMMLab's ``--cfg-options``.
+    """Read a config, a file or ``cnv2_plugin::NAME``, and apply what the command line adds.
 
     Raises:
         FileNotFoundError: there is no such config.
@@ -44,8 +41,7 @@ def load_config(
         raise ValueError(f'{path} is no config: {error.msg} in line {error.lineno}; correct it there.') from error
     if cfg.get('model') is None:
         raise ValueError(f'{path} defines no model; give the config of a whole run.')
-    if options:
-        cfg.merge_from_dict(parse_options(options))
+    cfg.merge_from_dict(parse_options(options))
     cfg.launcher = launcher
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -55,35 +51,18 @@ def load_config(
     return cfg
 
 
-def check_options(options: Sequence[str]) -> None:
-    """Refuse options that are not ``key=value``.
-
-    Raises:
-        ValueError: an option has no key or no ``=``.
-    """
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Turn ``a.b=value`` into a dict, as mmengine's own ``--cfg-options`` does; raise ValueError for anything else."""
     for option in options:
         if '=' not in option.lstrip('='):
             raise ValueError(f'--cfg-options got {option!r}; it takes key=value, such as train_cfg.max_epochs=3.')
-
-
-def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Turn ``a.b=value`` into a dict, as mmengine's own ``--cfg-options`` does.
-
-    Raises:
-        ValueError: an option has no key or no ``=``.
-    """
-    check_options(options)
     parser = argparse.ArgumentParser()
-    parser.add_argument('options', nargs='+', action=DictAction)
+    parser.add_argument('options', nargs='*', action=DictAction, default={})
     return parser.parse_args(['--', *options]).options
 
 
 def use_amp(cfg: Config) -> None:
-    """Switch a config to mmengine's mixed precision.
-
-    Raises:
-        ValueError: there is no accelerator for it, or the config has an optimiser wrapper of its own kind.
-    """
+    """Switch a config to mmengine's mixed precision; raise ValueError where that is not to be had."""
     if not torch.cuda.is_available():
         raise ValueError('--amp needs CUDA: mmengine offers mixed precision on accelerators only; leave it out here.')
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
@@ -94,16 +73,29 @@ def use_amp(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config, trust: bool = False) -> Runner:
-    """Build the runner, whatever its type, ready for distributed training without CUDA too.
-
-    Args:
-        cfg: config of the run.
-        trust: do not look at the checkpoint that it starts from.
-
-    Raises:
-        CheckpointError: that checkpoint is damaged, or reading it could run code.
-    """
+    """Build the runner, whatever its type; unless ``trust``, look first at the checkpoint that it starts from."""
     if not trust:
         check_start(cfg)
     prepare_cpu_launch(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def prepare_cpu_launch(cfg: Config) -> bool:
+    """Make a config with ``launcher='pytorch'`` run on CPUs, where mmengine's own launcher calls CUDA.
+
+    Joins a gloo process group, which mmengine then finds initialised, and sets ``model_wrapper_cfg`` so that the model
+    is wrapped by ``MMDistributedDataParallel(device_ids=None)``. Does nothing where there is CUDA, or another launcher.
+    """
+    if cfg.get('launcher', 'none') != 'pytorch' or torch.cuda.is_available():
+        return False
+    missing = [name for name in _TORCHRUN_VARIABLES if name not in os.environ]
+    if missing:
+        raise RuntimeError(
+            f"launcher='pytorch' needs the environment variables {', '.join(missing)}; start it with torchrun."
+        )
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    unused = cfg.get('find_unused_parameters', False)
+    wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
+    cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
+    return True

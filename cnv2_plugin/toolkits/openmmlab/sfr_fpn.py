@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ...layers import SparseFeatureReactivation
 from ...models.condense import condense
-from .norm_act_cfg import norm_layer_from
-from .strict_form import StrictForm
+from .backbone import StrictForm, norm_layer_from
 
 
 class SFRFPN(StrictForm, FPN):
@@ -21,9 +20,7 @@ class SFRFPN(StrictForm, FPN):
     is computed before upsampling, which is cheaper and, as upsampling is linear, gives the same result. The layers in
     ``reactivations`` are pruned by ``StagedSparsificationHook`` and condensed with the backbone.
 
-    Once pruned, SFR adds ``out_channels ** 2 / sparse_factor`` multiply-adds for each pixel of each coarser level: 43
-    million with 256 channels, ``S = 8`` and the levels C3 to C5 of an 800x1344 image (50x84 and 25x42 pixels for C4 and
-    C5), against 13.0 billion of the 3x3 convolutions of those three levels.
+    Once pruned, SFR adds ``out_channels ** 2 / sparse_factor`` multiply-adds for each pixel of each coarser level.
 
     Args:
         in_channels: channels of each input level.
@@ -83,26 +80,15 @@ class SFRFPN(StrictForm, FPN):
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[self.start_level :])]
         for i in range(len(laterals) - 1, 0, -1):
             coarser = laterals[i] + self.reactivations[i - 1](laterals[i])
-            laterals[i - 1] = laterals[i - 1] + self._upsample(coarser, laterals[i - 1].shape[2:])
+            size = None if 'scale_factor' in self.upsample_cfg else laterals[i - 1].shape[2:]
+            laterals[i - 1] = laterals[i - 1] + F.interpolate(coarser, size, **self.upsample_cfg)
         outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals)]
-        return tuple(outs + self._extra_levels(inputs, laterals, outs))
-
-    def _upsample(self, x: Tensor, size) -> Tensor:
-        if 'scale_factor' in self.upsample_cfg:
-            return F.interpolate(x, **self.upsample_cfg)
-        return F.interpolate(x, size=size, **self.upsample_cfg)
-
-    def _extra_levels(self, inputs, laterals: list[Tensor], outs: list[Tensor]) -> list[Tensor]:
-        """Levels coarser than the last lateral one, made as mmdet's FPN makes them."""
-        extra = []
-        count = self.num_outs - len(outs)
-        if not self.add_extra_convs:
-            for _ in range(count):
-                extra.append(F.max_pool2d((outs + extra)[-1], 1, stride=2))
-            return extra
         sources = dict(on_input=inputs[self.backbone_end_level - 1], on_lateral=laterals[-1], on_output=outs[-1])
-        x = sources[self.add_extra_convs]
-        for i, conv in enumerate(self.fpn_convs[len(outs) :]):
-            x = conv(F.relu(x) if i and self.relu_before_extra_convs else x)
-            extra.append(x)
-        return extra
+        x = sources.get(self.add_extra_convs, outs[-1])
+        for i in range(len(outs), self.num_outs):
+            if self.add_extra_convs:
+                x = self.fpn_convs[i](F.relu(x) if self.relu_before_extra_convs and i > len(laterals) else x)
+            else:
+                x = F.max_pool2d(x, 1, stride=2)
+            outs.append(x)
+        return tuple(outs)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -50,18 +50,12 @@ class SFRShuffleNetV2(OpenMMLabBackbone, ShuffleNetTrunk, BaseModule):
         arch: Optional[Mapping[str, Any]] = None,
         **options,
     ) -> None:
-        super().__init__(_find_arch(widen_factor, with_sfr, arch), **options)
-
-
-def _find_arch(
-    widen_factor: float, with_sfr: bool, arch: Union[Mapping[str, Any], ShuffleNetArch, None]
-) -> ShuffleNetArch:
-    if arch is None:
-        variants = variants_of('SFRShuffleNetV2')
-        if widen_factor not in variants:
-            raise ValueError(
-                f'widen_factor is {widen_factor!r}; it takes {", ".join(map(str, sorted(variants)))}; for other widths '
-                f'give arch=dict(channels=..., repeats=...).'
-            )
-        arch = variants[widen_factor].arch
-    return replace(arch_from(ShuffleNetArch, arch), with_sfr=with_sfr)
+        if arch is None:
+            variants = variants_of('SFRShuffleNetV2')
+            if widen_factor not in variants:
+                raise ValueError(
+                    f'widen_factor is {widen_factor!r}; it takes {", ".join(map(str, sorted(variants)))}; for other '
+                    f'widths give arch=dict(channels=..., repeats=...).'
+                )
+            arch = variants[widen_factor].arch
+        super().__init__(replace(arch_from(ShuffleNetArch, arch), with_sfr=with_sfr), **options)

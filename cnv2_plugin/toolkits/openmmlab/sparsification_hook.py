@@ -2,19 +2,22 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Optional
+from contextlib import nullcontext
+from typing import Any, Optional
 
 import torch
-from mmengine.dist import all_gather_object
+from mmengine.dist import all_gather_object, all_reduce_params, get_rank, is_distributed
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Subset
 
 from ...layers import GroupSparseConv2d
-from ...sparsify import AttachedSparsifier, SparsificationSchedule, StagedSparsifier
+from ...sparsify import AttachedSparsifier, SparsificationSchedule, StagedSparsifier, recalibrate_norms
 from ...sparsify.wrappers import refuse_sharded
-from .recalibration import check_recalibration, recalibrate_runner
 from .runner_models import ema_models, plain_model
 
 
@@ -80,7 +83,7 @@ class StagedSparsificationHook(Hook):
         """Check the model, and replay what a resumed run has behind it."""
         refuse_sharded(runner.model)
         if self.recalibrate:
-            check_recalibration(runner, self.recalibrate)
+            _check_recalibration(runner, self.recalibrate)
         model = plain_model(runner)
         steps = -(-runner.max_iters // getattr(runner.optim_wrapper, '_accumulative_counts', 1))
         schedule = self.schedule
@@ -106,7 +109,7 @@ class StagedSparsificationHook(Hook):
         if changed:
             self._masks_changed(runner, done)
             if self.recalibrate:
-                recalibrate_runner(runner, self.recalibrate, done)
+                _recalibrate(runner, self.recalibrate, done)
         if changed or done % self.log_interval == 0:
             self._record(runner, done)
         self._lasso = None
@@ -117,13 +120,16 @@ class StagedSparsificationHook(Hook):
             self._lasso_hook.remove()
 
     def _masks_changed(self, runner: Runner, done: int) -> None:
-        sparsifier = self.sparsifier
-        check_masks_agree(sparsifier.layers.values())
-        self._scalars = dict(kept_fraction=sparsifier.sparsity()['total'], stage=sparsifier.stage)
-        stages = max(layer.num_stages for layer in sparsifier.layers.values())
+        layers, kept, stage = (
+            self.sparsifier.layers.values(),
+            self.sparsifier.sparsity()['total'],
+            self.sparsifier.stage,
+        )
+        check_masks_agree(layers)
+        self._scalars = dict(kept_fraction=kept, stage=stage)
         runner.logger.info(
-            f'Sparsification after {done} of {runner.max_iters} iterations: stage {sparsifier.stage} of {stages}, '
-            f'{self._scalars["kept_fraction"]:.1%} of the prunable weights kept.'
+            f'Sparsification after {done} of {runner.max_iters} iterations: stage {stage} of '
+            f'{max(layer.num_stages for layer in layers)}, {kept:.1%} of the prunable weights kept.'
         )
 
     def _record(self, runner: Runner, step: int) -> None:
@@ -141,11 +147,7 @@ class StagedSparsificationHook(Hook):
 
 
 def check_masks_agree(layers: Iterable[GroupSparseConv2d]) -> None:
-    """Raise, on every rank, when ranks have different masks.
-
-    Raises:
-        RuntimeError: if the masks differ; says which ranks differ from rank 0.
-    """
+    """Raise, on every rank, when ranks have different masks; say which ranks differ from rank 0."""
     digest = hashlib.sha256()
     for layer in layers:
         if not layer.deploy:
@@ -157,3 +159,47 @@ def check_masks_agree(layers: Iterable[GroupSparseConv2d]) -> None:
             f'The masks of ranks {", ".join(map(str, different))} differ from those of rank 0, so their weights have '
             f'diverged; start all ranks from the same weights and let DDP average the gradients of all parameters.'
         )
+
+
+def _recalibrate(runner: Runner, num_batches: int, done: int) -> None:
+    """Measure running statistics anew, on batches of the training set that training does not miss.
+
+    The images are drawn by a generator of its own, so that neither the sampler nor the random state of training moves;
+    they depend on the runner's seed and on ``done`` alone. Each process of distributed training takes other images, and
+    the statistics are averaged over all.
+    """
+    model, wrapper = plain_model(runner), runner.optim_wrapper
+    loader = _other_batches(runner.train_dataloader, num_batches, (runner.seed or 0) + done)
+
+    def forward(data: Any) -> None:
+        with nullcontext() if hasattr(wrapper, 'optim_wrappers') else wrapper.optim_context(model):
+            model._run_forward(model.data_preprocessor(data, True), mode='loss')
+
+    recalibrate_norms(model, loader, forward=forward)
+    if is_distributed():
+        norms = (m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats)
+        all_reduce_params([b for norm in norms for b in (norm.running_mean, norm.running_var)], op='mean')
+
+
+def _check_recalibration(runner: Runner, num_batches: int) -> None:
+    """Raise at the start where statistics could not be measured later."""
+    model, data = plain_model(runner), runner.train_dataloader.dataset
+    faults = {
+        f'{type(model).__name__} is no mmengine BaseModel': isinstance(model, BaseModel),
+        f'{type(data).__name__}, the training set, has no length': hasattr(data, '__len__'),
+    }
+    for fault, fine in faults.items():
+        if not fine:
+            raise ValueError(f'{fault}, so recalibrate={num_batches} cannot measure anything; use recalibrate=0.')
+
+
+def _other_batches(loader: DataLoader, num_batches: int, seed: int) -> DataLoader:
+    """A loader of some images of the training set, drawn at random, in batches of the same size."""
+    batch_size = loader.batch_size or loader.batch_sampler.batch_size
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(loader.dataset), generator=generator)
+    places = (torch.arange(num_batches * batch_size) + get_rank() * num_batches * batch_size) % len(order)
+    return DataLoader(
+        Subset(loader.dataset, order[places].tolist()), batch_size, num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn, worker_init_fn=loader.worker_init_fn, generator=generator,
+    )  # fmt: skip

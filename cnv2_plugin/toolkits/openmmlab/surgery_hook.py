@@ -25,12 +25,8 @@ class LearnedGroupSurgeryHook(Hook):
     and what it will save is logged.
 
     Args:
-        groups: see :func:`cnv2_plugin.sparsify.to_learned_groups`, like all that follow.
-        factor: condense factor.
-        include: shell-style patterns of module names, such as ``'backbone'``.
-        exclude: patterns of what stays.
-        min_channels: fewest channels in and out of a layer.
-        input_size: ``(C, H, W)`` of the image by which layers are judged.
+        groups, factor, include, exclude, min_channels, input_size: see
+            :func:`cnv2_plugin.sparsify.to_learned_groups`.
         at_most: share of the dense model's multiply-adds to come down to. A choice by latency, which differs from one
             measurement to the next, is made once by :func:`cnv2_plugin.sparsify.plan_learned_groups`, and its names are
             given as ``include``: every process, a later sitting and the deployed config then have the same layers.

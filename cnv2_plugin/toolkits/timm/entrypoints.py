@@ -13,19 +13,10 @@ from .pretrained import filter_checkpoint, forget_weights, with_weights
 def default_cfg(variant: Variant, model_cls: type) -> dict[str, Any]:
     """Make timm's pretrained configuration of a variant."""
     mean, std = variant.stats
-    return dict(
-        url=variant.url,
-        num_classes=variant.num_classes,
-        input_size=variant.input_size,
-        pool_size=tuple(size // 32 if size >= 224 else size // 4 for size in variant.input_size[1:]),
-        crop_pct=variant.crop_pct,
-        interpolation=variant.interpolation,
-        mean=mean,
-        std=std,
-        first_conv=model_cls.first_conv,
-        classifier='classifier',
-        license='mit',
-    )
+    same = ('url', 'num_classes', 'input_size', 'crop_pct', 'interpolation')
+    pool_size = tuple(size // 32 if size >= 224 else size // 4 for size in variant.input_size[1:])
+    named = dict(first_conv=model_cls.first_conv, classifier='classifier', license='mit')
+    return dict({name: getattr(variant, name) for name in same}, pool_size=pool_size, mean=mean, std=std, **named)
 
 
 def register_family(
@@ -43,31 +34,20 @@ def register_family(
     """
     templates = {variant.name: variant for variant in variants_of(family).values()}
     templates[custom] = replace(VARIANTS[like], name=custom, url='', weights_page='')
-    module['default_cfgs'] = {
-        **module.get('default_cfgs', {}),
-        **generate_default_cfgs({name: default_cfg(variant, model_cls) for name, variant in templates.items()}),
-    }
+    made = generate_default_cfgs({name: default_cfg(variant, model_cls) for name, variant in templates.items()})
+    module.setdefault('default_cfgs', {}).update(made)
     for name, variant in templates.items():
         _register(module, name, variant, model_cls, fixed_fields)
 
 
-def _register(
-    module: dict[str, Any], name: str, variant: Variant, model_cls: type, fixed_fields: dict[str, Any]
-) -> None:
+def _register(module: dict[str, Any], name: str, variant: Variant, model_cls: type, fixed_fields: dict) -> None:
     def entry_point(pretrained: bool = False, **kwargs):
         arch = _family_arch(name, variant.arch, kwargs.pop('arch', None), fixed_fields)
         feature_cfg = dict(out_indices=tuple(range(arch.num_stages)), flatten_sequential=True)
         if pretrained:
             kwargs = with_weights(variant, kwargs)
-        model = build_model_with_cfg(
-            model_cls,
-            name,
-            pretrained,
-            arch=arch,
-            feature_cfg=feature_cfg,
-            pretrained_filter_fn=filter_checkpoint,
-            **kwargs,
-        )
+        options = dict(arch=arch, feature_cfg=feature_cfg, pretrained_filter_fn=filter_checkpoint, **kwargs)
+        model = build_model_with_cfg(model_cls, name, pretrained, **options)
         forget_weights(model)
         return model
 

@@ -46,54 +46,42 @@ def save_for_hub(model: nn.Module, directory: Union[str, Path], model_card: Opti
         raise ValueError(
             f'{type(model).__name__} carries no timm configuration; make it with timm.create_model before saving it.'
         )
-    arch = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(model.arch).items()}
-    arguments = dict(arch=arch, **(dict(deploy=True) if model.deploy else {}))
+    arguments = dict(arch=json.loads(json.dumps(asdict(model.arch))), **(dict(deploy=True) if model.deploy else {}))
     if isinstance(model.classifier, SelectiveLinear):
         arguments['classifier_keep'] = model.classifier.keep
     save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
-    _name_classes_once(Path(directory) / 'config.json')
-    card = Path(directory) / 'README.md'
+    path, card = Path(directory) / 'config.json', Path(directory) / 'README.md'
+    config = json.loads(path.read_text())
+    config['model_args'].pop('num_classes', None)  # transformers refuses it there; it stays at the top level
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(config, indent=2))
     if not card.exists():
         with atomic_path(card) as temporary:
             temporary.write_text(_card(model, model_card or {}))
 
 
-def _name_classes_once(path: Path) -> None:
-    """Remove the number of classes from ``model_args``, where transformers refuses it; it stays at the top level."""
-    config = json.loads(path.read_text())
-    config.get('model_args', {}).pop('num_classes', None)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=2))
-
-
 def _card(model: nn.Module, fields: Mapping[str, Any]) -> str:
-    name = model.pretrained_cfg['architecture']
     layers = [m for m in model.modules() if isinstance(m, GroupSparseConv2d)]
-    form = 'deployed: standard group convolutions'
-    if not model.deploy:
-        finished = sum(layer.is_finished() for layer in layers)
-        form = f'training form: masked convolutions, pruning finished in {finished} of {len(layers)}'
+    finished = sum(layer.is_finished() for layer in layers)
+    training = f'training form: masked convolutions, pruning finished in {finished} of {len(layers)}'
     details = {
-        'Form': form,
+        'Form': 'deployed: standard group convolutions' if model.deploy else training,
         'Parameters (M)': f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
         'Classes': model.num_classes,
         'Image size': ' x '.join(map(str, model.pretrained_cfg['input_size'][1:])),
     }
     fields = dict(license='unknown', details=details, usage=_USAGE) | dict(fields)
     fields['tags'] = _listed(fields.get('tags') or ['image-classification', 'timm', 'condensenet'])
-    text = generate_readme(fields, name).split('\n---\n', 1)[1]
-    return f'---\n{_header(fields).to_yaml()}\n---\n{text}'
-
-
-def _header(fields: Mapping[str, Any]) -> ModelCardData:
-    """Make the card's header with the hub's own library: timm 1.0.9 has fixed tags, and no version quotes for YAML."""
     details = fields['details']
     datasets = [_listed(details[key]) for key in ('Dataset', 'Pretrain Dataset') if key in details]
-    return ModelCardData(
+    # The header is made by the hub's own library: timm 1.0.9 has fixed tags, and no version quotes for YAML.
+    header = ModelCardData(
         library_name=fields.get('library_name', 'timm'), pipeline_tag='image-classification', tags=fields['tags'],
         license=fields['license'], license_name=fields.get('license_name'), license_link=fields.get('license_link'),
         datasets=[name.lower() for names in datasets for name in names] or None,
     )  # fmt: skip
+    text = generate_readme(fields, model.pretrained_cfg['architecture']).split('\n---\n', 1)[1]
+    return f'---\n{header.to_yaml()}\n---\n{text}'
 
 
 def _listed(value: Union[str, Iterable[str]]) -> list[str]:

@@ -26,19 +26,14 @@ def with_weights(variant: Variant, kwargs: dict[str, Any]) -> dict[str, Any]:
     Files and addresses are opened here, because timm names cached files by the end of an address (those of released
     weights end in ``/?dl=1``) and refuses files that hold training options. Hub and folder sources hold weights in our
     own format and are left to timm.
-
-    Raises:
-        RuntimeError: the variant has no address; the message says where its weights are.
-        CheckpointError: the file cannot be read.
     """
     overlay = dict(kwargs.get('pretrained_cfg_overlay') or {})
     config = resolve_pretrained_cfg(variant.name, kwargs.get('pretrained_cfg'), overlay)
-    if config.state_dict or config.source in ('hf-hub', 'local-dir'):
+    in_our_format = config.state_dict or config.source in ('hf-hub', 'local-dir')
+    if in_our_format or (config.hf_hub_id and not config.file):
         return kwargs
     if config.file:
         path = Path(config.file)
-    elif config.hf_hub_id:
-        return kwargs
     elif config.url:
         path = download(config.url, variant.name, kwargs.get('cache_dir'), variant.weights_page)
     else:
@@ -53,16 +48,9 @@ def with_weights(variant: Variant, kwargs: dict[str, Any]) -> dict[str, Any]:
 def download(
     url: Union[str, tuple[str, str]], name: str, cache_dir: Optional[Union[str, Path]] = None, page: str = ''
 ) -> Path:
-    """Download a file into the cache, unless it is there already; show a progress bar on a terminal.
+    """Download a checkpoint into the cache, unless it is there already; show a progress bar on a terminal.
 
-    Args:
-        url: address, or address and file name.
-        name: what the file name begins with; a hash of the address follows.
-        cache_dir: folder; torch.hub's by default.
-        page: web page that an error message names if the download fails.
-
-    Raises:
-        CheckpointError: the address cannot be read, or gives no checkpoint; nothing is kept then.
+    The file is called ``name`` and a hash of ``url``, unless that is an address and a file name. Nothing else is kept.
     """
     url, file_name = url if isinstance(url, (tuple, list)) else (url, '')
     folder = Path(cache_dir) if cache_dir else Path(torch.hub.get_dir()) / 'checkpoints'
@@ -77,9 +65,8 @@ def download(
         temporary.replace(path)
     except (OSError, CheckpointError, ValueError) as error:
         other = f', or get the file from {page} and give it as pretrained_cfg_overlay=dict(file=...)' if page else ''
-        raise CheckpointError(
-            f'{url} gave no checkpoint ({" ".join(str(error).split())}); try again{other}.'
-        ) from error
+        reason = ' '.join(str(error).split())
+        raise CheckpointError(f'{url} gave no checkpoint ({reason}); try again{other}.') from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -90,10 +77,6 @@ def filter_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[s
 
     Reads our own files, those of the authors (CondenseNet, CondenseNetV2), and those of torchvision and MMPretrain
     (ShuffleNetV2). For a model with ``deploy=True`` weights of a finished training form are condensed.
-
-    Raises:
-        CheckpointError: the file is of another network.
-        UnfinishedPruningError: the model is deployed but the file is from before the last pruning stage.
     """
     state = find_state_dict(dict(checkpoint))
     if is_official(state):
@@ -129,10 +112,8 @@ def _no_address(variant: Variant) -> str:
             f"`cnv2 import-official FILE --out {name}.pth`, and use create_model('{name}', pretrained=True, "
             f"pretrained_cfg_overlay=dict(file='{name}.pth'))."
         )
+    start = 'pretrained_cfg_overlay=dict(file=...)'
     if isinstance(variant.arch, ShuffleNetArch):
-        start = 'init_from_shufflenet' if variant.arch.with_sfr else 'pretrained_cfg_overlay=dict(file=...)'
-        return (
-            f'No weights of {name} were released; use pretrained=False, and start from weights of torchvision or '
-            f'MMPretrain by {start}.'
-        )
-    return f'No weights of {name} were released; use pretrained=False, or pretrained_cfg_overlay=dict(file=...).'
+        start = 'init_from_shufflenet' if variant.arch.with_sfr else start
+        start = f'start from weights of torchvision or MMPretrain by {start}'
+    return f'No weights of {name} were released; use pretrained=False, or {start}.'
