@@ -51,7 +51,7 @@ def broken_promises(page, package):
 
 def test_no_import_points_up_and_no_circle_is_left():
     found = drawing.imports(PACKAGE)
-    assert len(found) > 50
+    assert {room for _, room, _ in found} >= {'models', 'graph', 'deploy', 'commands'}
     assert drawing.upward(found) == []
 
 
@@ -63,7 +63,7 @@ def test_the_table_of_the_page_has_every_room_and_holds():
 
 def test_every_file_that_the_page_names_is_there():
     named = {name for name in re.findall(r'`([\w./]+)`', PAGE) if '/' in name}
-    assert len(named) > 20
+    assert 'kernels/csrc' in {name.rstrip('/') for name in named}
     assert not [name for name in named if not (PACKAGE / name).exists() and not (ROOT / name).exists()]
 
 

@@ -66,7 +66,7 @@ def test_config_builds_trains_a_step_and_predicts(path, tmp_path):
     assert ('StagedSparsificationHook' in hooks) == prunes
     assert path.parent.name != 'deploy' or (layers and all(layer.deploy for layer in layers))
     check_metafile(path, cfg, runner.model)
-    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
+    assert runner.train_loop.max_epochs == cfg.train_cfg.max_epochs
     runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
     runner.build_param_scheduler(cfg.param_scheduler)
     before = {name: value.clone() for name, value in runner.model.named_parameters()}

@@ -79,7 +79,7 @@ def test_every_way_gives_the_config_of_the_file(name, way, tmp_path):
 def test_types_of_a_base_are_those_of_its_own_scope(name, tmp_path):
     """With ``_scope_`` from the package as with ``default_scope`` in the package's own folder."""
     cfg = Config.fromfile(of_user(tmp_path, name))
-    dicts = [item for item in typed(cfg._cfg_dict) if item.get('_scope_') == 'cnv2_plugin']
+    dicts = [item for item in typed(cfg.to_dict()) if item.get('_scope_') == 'cnv2_plugin']
     assert dicts or '/deploy/' in name
     for item in dicts:
         assert found(item['type'], {'cnv2_plugin'}) == found(item['type'], {cfg.default_scope}), item
@@ -91,7 +91,7 @@ def test_a_users_config_trains(name, tmp_path):
     runner = Runner.from_cfg(cfg)
     assert 'StagedSparsificationHook' in [type(hook).__name__ for hook in runner.hooks]
     assert type(runner.model).__module__.partition('.')[0] == cfg.default_scope
-    runner._train_loop = runner.build_train_loop(cfg.train_cfg)
+    assert runner.train_loop.max_epochs == cfg.train_cfg.max_epochs
     runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
     losses = runner.model.train_step(next(iter(runner.train_dataloader)), runner.optim_wrapper)
     assert torch.isfinite(losses['loss'])

@@ -9,8 +9,7 @@ from copy import deepcopy
 import pytest
 import timm
 import torch
-from timm.models import FeatureInfo, group_parameters
-from timm.models._features_fx import FeatureGraphNet
+from timm.models import FeatureGraphNet, FeatureInfo, group_parameters
 from torch import nn
 
 from cnv2_plugin.archs import VARIANTS, CondenseNetArch
