@@ -4,11 +4,12 @@ The LGC map is the papers' picture (CondenseNet, figure 4): the mean absolute ma
 features of each older layer, over the largest of the row.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isnan
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
 import torch
 from torch import Tensor, nn
@@ -97,16 +98,16 @@ def _row(use: Use, source_of: Tensor, sources: int) -> tuple[Tensor, Tensor]:
 def write_csv(maps: Iterable[ConnectionMap], path: Union[str, Path]) -> None:
     """Write every connection of the maps as one line of a CSV file."""
     header = 'model kind target target_block source source_block source_features strength normalised share'.split()
-    write_rows(path, header, (row for m in maps for row in _connections(m)))
-
-
-def _connections(m: ConnectionMap) -> Iterator[list[Any]]:
-    values = torch.stack((m.strength, m.normalised, m.share), -1).tolist()
-    for target, block, row in zip(m.targets, m.target_blocks, values):
-        for source, numbers in zip(m.sources, row):
-            if numbers[0] == numbers[0]:
-                place = [m.title, m.kind, target, block, source.label, source.block, source.features]
-                yield [*place, *(f'{number:.6g}' for number in numbers)]
+    rows = [
+        [m.title, m.kind, target, block, source.label, source.block, source.features, *(f'{n:.6g}' for n in numbers)]
+        for m in maps
+        for target, block, row in zip(
+            m.targets, m.target_blocks, torch.stack((m.strength, m.normalised, m.share), -1).tolist()
+        )
+        for source, numbers in zip(m.sources, row)
+        if not isnan(numbers[0])
+    ]
+    write_rows(path, header, rows)
 
 
 def plot_maps(maps: Sequence[ConnectionMap], path: Union[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """Sparsity of a model: weights kept by each layer, features that no later layer reads or reactivates."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, Union
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..layers import GroupSparseConv2d
 from .figures import picture, write_rows
@@ -133,25 +134,17 @@ def _layer(name: str, layer: GroupSparseConv2d) -> LayerSparsity:
 
 
 def _source(traced: Trace, index: int) -> SourceUse:
-    source = traced.sources[index]
-    own = (traced.source_of == index).nonzero().flatten()
-    read, readers = _later_uses(traced, own, 'lgc')
-    updated, updaters = _later_uses(traced, own, 'sfr')
+    source, own = traced.sources[index], traced.source_of == index
+    found = []
+    for kind in _KINDS:
+        uses = [use for use in traced.uses if use.kind == kind and use.label != 'head' and own[use.feature].any()]
+        used = torch.cat([use.feature[use.groups > 0] for use in uses] or [torch.empty(0, dtype=torch.int64)])
+        found += [torch.bincount(used, minlength=own.numel())[own], len(uses)]
+    read, readers, updated, updaters = found
     return SourceUse(
         source.label, source.features, readers, int((read == 0).sum()), read.double().mean().item(),
         updaters, int((updated == 0).sum()), tuple(torch.bincount(updated, minlength=updaters + 1).tolist()),
     )  # fmt: skip
-
-
-def _later_uses(traced: Trace, own: Tensor, kind: str) -> tuple[Tensor, int]:
-    """How many layers of a kind use each of these features, and how many could use any."""
-    counts = torch.zeros(traced.source_of.numel(), dtype=torch.int64)
-    layers = 0
-    for use in traced.uses:
-        if use.kind == kind and use.label != 'head':
-            counts.index_add_(0, use.feature, (use.groups > 0).long())
-            layers += bool(torch.isin(own, use.feature).any())
-    return counts[own], layers
 
 
 def totals(sources: Sequence[SourceUse]) -> dict[str, tuple[int, int]]:
@@ -165,8 +158,7 @@ def totals(sources: Sequence[SourceUse]) -> dict[str, tuple[int, int]]:
 
 def _counts(numbers: Sequence[int]) -> str:
     """Counts without the zeros at the end."""
-    last = max((i for i, number in enumerate(numbers) if number), default=0)
-    return ' '.join(map(str, numbers[: last + 1]))
+    return re.sub('( 0)+$', '', ' '.join(map(str, numbers)))
 
 
 def plot_sparsity(report: SparsityReport, path: Union[str, Path], title: str = '') -> None:

@@ -86,10 +86,8 @@ class StagedSparsificationHook(Hook):
             _check_recalibration(runner, self.recalibrate)
         model = plain_model(runner)
         steps = -(-runner.max_iters // getattr(runner.optim_wrapper, '_accumulative_counts', 1))
-        schedule = self.schedule
-        self.sparsifier = StagedSparsifier(
-            model, steps, schedule.sparse_fraction, self.group_lasso, start=schedule.start
-        )
+        share, start = self.schedule.sparse_fraction, self.schedule.start
+        self.sparsifier = StagedSparsifier(model, steps, share, self.group_lasso, start=start)
         self._driver = AttachedSparsifier(self.sparsifier, ema=ema_models(runner))
         self._driver.set_progress(runner.iter / runner.max_iters)
         self._masks_changed(runner, runner.iter)
@@ -120,12 +118,9 @@ class StagedSparsificationHook(Hook):
             self._lasso_hook.remove()
 
     def _masks_changed(self, runner: Runner, done: int) -> None:
-        layers, kept, stage = (
-            self.sparsifier.layers.values(),
-            self.sparsifier.sparsity()['total'],
-            self.sparsifier.stage,
-        )
+        layers = self.sparsifier.layers.values()
         check_masks_agree(layers)
+        kept, stage = self.sparsifier.sparsity()['total'], self.sparsifier.stage
         self._scalars = dict(kept_fraction=kept, stage=stage)
         runner.logger.info(
             f'Sparsification after {done} of {runner.max_iters} iterations: stage {stage} of '
@@ -184,13 +179,10 @@ def _recalibrate(runner: Runner, num_batches: int, done: int) -> None:
 def _check_recalibration(runner: Runner, num_batches: int) -> None:
     """Raise at the start where statistics could not be measured later."""
     model, data = plain_model(runner), runner.train_dataloader.dataset
-    faults = {
-        f'{type(model).__name__} is no mmengine BaseModel': isinstance(model, BaseModel),
-        f'{type(data).__name__}, the training set, has no length': hasattr(data, '__len__'),
-    }
-    for fault, fine in faults.items():
-        if not fine:
-            raise ValueError(f'{fault}, so recalibrate={num_batches} cannot measure anything; use recalibrate=0.')
+    fault = '' if hasattr(data, '__len__') else f'{type(data).__name__}, the training set, has no length'
+    fault = fault if isinstance(model, BaseModel) else f'{type(model).__name__} is no mmengine BaseModel'
+    if fault:
+        raise ValueError(f'{fault}, so recalibrate={num_batches} cannot measure anything; use recalibrate=0.')
 
 
 def _other_batches(loader: DataLoader, num_batches: int, seed: int) -> DataLoader:

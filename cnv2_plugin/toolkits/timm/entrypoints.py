@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from ...archs import VARIANTS, Arch, Variant, arch_from, variants_of
+from ...archs import VARIANTS, Variant, arch_from, variants_of
 from .pretrained import filter_checkpoint, forget_weights, with_weights
 
 
@@ -42,7 +42,13 @@ def register_family(
 
 def _register(module: dict[str, Any], name: str, variant: Variant, model_cls: type, fixed_fields: dict) -> None:
     def entry_point(pretrained: bool = False, **kwargs):
-        arch = _family_arch(name, variant.arch, kwargs.pop('arch', None), fixed_fields)
+        given = kwargs.pop('arch', None)
+        given = variant.arch if given is None else given
+        arch = arch_from(type(variant.arch), {**fixed_fields, **given} if isinstance(given, Mapping) else given)
+        for field, value in fixed_fields.items():
+            if getattr(arch, field) != value:
+                given = f'{field}={getattr(arch, field)!r}'
+                raise ValueError(f'{name} is made with {field}={value!r}, but arch has {given}.')
         feature_cfg = dict(out_indices=tuple(range(arch.num_stages)), flatten_sequential=True)
         if pretrained:
             kwargs = with_weights(variant, kwargs)
@@ -55,15 +61,3 @@ def _register(module: dict[str, Any], name: str, variant: Variant, model_cls: ty
     entry_point.__module__ = module['__name__']
     entry_point.__doc__ = f'``{name}`` of the variants table.'
     module[name] = register_model(entry_point)
-
-
-def _family_arch(name: str, default: Arch, given: Any, fixed_fields: dict[str, Any]) -> Arch:
-    if given is None:
-        return default
-    if isinstance(given, Mapping):
-        given = {**fixed_fields, **given}
-    arch = arch_from(type(default), given)
-    for field, value in fixed_fields.items():
-        if getattr(arch, field) != value:
-            raise ValueError(f'{name} is made with {field}={value!r}, but arch has {field}={getattr(arch, field)!r}.')
-    return arch
