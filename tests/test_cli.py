@@ -78,26 +78,6 @@ def test_deploy_refuses_to_write_when_verification_fails(trained, tmp_path, caps
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'code', 'message'),
-    [
-        (['cost'], 2, 'give one variant'),
-        (['cost', 'condensenetv2_z'], 1, 'did you mean condensenetv2_'),
-        (['deploy', 'missing.pth', '--arch', 'condensenetv2_a', '--out', 'x.pth'], 1, 'missing.pth is not a file'),
-        (['deploy', 'x', '--arch', 'condensenetv2_a', '--out', 'x.bin'], 2, 'ends in .bin'),
-        (['deploy', 'x', '--arch', 'condensenetv2_a', '--out', 'no/such/x.pth'], 1, 'does not exist'),
-        (['deploy', '{trained}', '--arch', 'condensenetv2_b', '--out', 'x.pth'], 1, 'does not fit condensenetv2_b'),
-        (['deploy', '{trained}', '--arch', 'condensnetv2_a', '--out', 'x.pth'], 1, 'did you mean condensenetv2_a'),
-    ],
-)
-def test_failures_are_one_sentence(trained, arguments, code, message, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert main([argument.format(trained=trained) for argument in arguments]) == code
-    error = capsys.readouterr().err
-    assert message in error and error.count('\n') == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_half_pruned_and_condensed_checkpoints_are_refused(tmp_path, capsys):
     model = timm.create_model('condensenetv2_a', num_classes=10)
     save_checkpoint(model.state_dict(), tmp_path / 'half.pth')
@@ -108,18 +88,6 @@ def test_half_pruned_and_condensed_checkpoints_are_refused(tmp_path, capsys):
         out = tmp_path / 'out.pth'
         assert main(['deploy', str(tmp_path / f'{name}.pth'), '--arch', 'condensenetv2_a', '--out', str(out)]) == 1
         assert message in capsys.readouterr().err and not out.exists()
-
-
-def test_usage_errors_exit_with_2(capsys):
-    for arguments in ([], ['nothing'], ['deploy'], ['cost', '--input', '3', 'x', '2', 'condensenetv2_a']):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 2
-
-
-def test_debug_shows_the_traceback():
-    with pytest.raises(ValueError, match='did you mean'):
-        main(['cost', 'condensenetv2_z', '--debug'])
 
 
 def test_the_table_of_commands_holds_all_of_them():

@@ -16,6 +16,10 @@ SMALL = ['--input', '3', '32', '32']
 
 FAILURES = {
     'cost of an unknown variant': (['cost', 'resnet50'], ('variant', 'resnet50', 'condensenet_50_cifar')),
+    'deploy under a name with a slip': (
+        ['deploy', '{good}', '--arch', 'condensnetv2_a', '--out', 'x.pth'],
+        ('variant', 'condensnetv2_a', 'condensenetv2_a'),
+    ),
     'deploy of no file': (['deploy', 'none.pth', *A], ('file', 'none.pth')),
     'deploy of a folder': (['deploy', '.', *A], ('file', '.')),
     'deploy under no name': (
