@@ -66,7 +66,13 @@ def with_stand_ins(cfg: Config, work_dir: Path) -> Config:
 
 
 def _images(cfg: Config, work_dir: Path) -> None:
-    shapes = dict(ImageNet=(64, 80, 3), CIFAR10=(32, 32, 3), CIFAR100=(32, 32, 3), FashionMNIST=(28, 28), CustomDataset=(64, 80, 3))
+    shapes = dict(
+        ImageNet=(64, 80, 3),
+        CIFAR10=(32, 32, 3),
+        CIFAR100=(32, 32, 3),
+        FashionMNIST=(28, 28),
+        CustomDataset=(64, 80, 3),
+    )
     for name in ('train_dataloader', 'val_dataloader'):
         dataset = cfg[name].dataset
         pipeline = [step for step in dataset.pipeline if step['type'] != 'LoadImageFromFile']

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 import pytest
 import torch
 import yaml
+
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
 
@@ -21,8 +22,9 @@ from tests.helpers import finish_pruning, randomize_norms, relative_difference
 from .stand_ins import CONFIGS, COUNT, config_paths, load
 
 FAST = (
-    'condensenetv2-a_*', 'condensenet-50_*', 'condensenetv2-110_1xb64-300e_cifar100', 'sfr-shufflenet-v2-0.5x_*',
-    '*_fashion-mnist', '*small_sfrfpn_1xb8-12e-early_*', '*small_fpn_1xb8-12e-unpruned_*', 'faster-rcnn_*-a_sfrfpn_*',
+    'condensenetv2-a_*-early-*', 'condensenetv2-a_deploy_*', 'condensenet-50_*', 'condensenetv2-110_*_cifar100',
+    'sfr-shufflenet-v2-0.5x_16xb64-300e_in1k', 'sfr-shufflenet-v2-0.5x_deploy_*', '*_fashion-mnist',
+    '*small_sfrfpn_1xb8-12e-early_*', '*small_fpn_1xb8-12e-unpruned_*', 'faster-rcnn_*-a_sfrfpn_*',
 )  # fmt: skip
 
 
