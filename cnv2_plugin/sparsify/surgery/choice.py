@@ -15,8 +15,8 @@ from .probe import run
 from .report import LayerPlan, NetworkLatency, ReactivationPlan, ReactivationReport, SkippedLayer, SurgeryReport
 
 Target = Literal['multiply-adds', 'latency']
-Milliseconds = tuple[float, float, float]
-"""Latency of the dense network, of the network as it is, and of the changed one."""
+Costs = tuple[float, float, float]
+"""Multiply-adds or milliseconds of the dense network, of the network as it is, and of the changed one."""
 
 TARGETS = ('multiply-adds', 'latency')
 MARGIN = 0.98
@@ -44,8 +44,8 @@ class LatencyModel(Protocol):
         """Return milliseconds of whole finished networks, exported."""
 
 
-def check_target(target: str, at_most: Optional[float], latency: Optional[LatencyModel]) -> None:
-    """Raise where the arguments of a choice do not fit.
+def latency_for(target: str, at_most: Optional[float], latency: Optional[LatencyModel]) -> Optional[LatencyModel]:
+    """Return what tells the latency where that is the target, None where it is the multiply-adds.
 
     Raises:
         ValueError: if an argument is out of range, or the latency is wanted and nothing tells it.
@@ -59,45 +59,58 @@ def check_target(target: str, at_most: Optional[float], latency: Optional[Latenc
             "target='latency' needs something that tells it; give latency=RuntimeLatency('onnxruntime') from "
             'cnv2_plugin.deploy.'
         )
+    return latency if target == 'latency' else None
 
 
 def choose_learned_groups(
     report: SurgeryReport,
-    target: Target,
     at_most: Optional[float],
     latency: Optional[LatencyModel],
     changed: Callable[[Sequence[LayerPlan]], nn.Module],
 ) -> SurgeryReport:
-    """Cut the report of all layers that could learn groups down to those that save most.
+    """Cut the report of all layers that could learn groups down to the fewest that save enough.
 
     Args:
         report: on all of them.
-        target: what they have to save.
-        at_most: share of it that may be left.
-        latency: tells the latency where that is the target.
+        at_most: share of the network's multiply-adds or latency that may be left.
+        latency: tells the latency; None where the multiply-adds matter.
         changed: makes a finished copy of the network with these layers.
-
-    Raises:
-        ValueError: as :func:`check_target`.
     """
-    check_target(target, at_most, latency)
-    if latency is not None and target == 'latency':
-        return _learned_groups_by_latency(report, at_most, latency, changed)
-    if at_most is None:
-        return report
-    costs = [layer.mult_adds_after - layer.mult_adds_before for layer in report.layers]
-    order = sorted(range(len(costs)), key=lambda i: costs[i])
-    room = (at_most - 1) * report.mult_adds_before
-    counts = range(len(costs) + 1)
-    count = next((c for c in counts if sum(costs[i] for i in order[:c]) <= room), len(costs))
-    return _cut_groups(report, report.layers, order[:count], at_most)
+    layers = list(report.layers)
+    if latency is None:
+        enough = at_most is not None and at_most >= 1
+        costs = {i: p.mult_adds_after - p.mult_adds_before for i, p in enumerate(layers) if not enough}
+    else:
+        times = dict(enumerate(latency.layers(layers)))
+        known = {i: time for i, time in times.items() if time is not None}
+        for i, (before, after) in known.items():
+            layers[i] = replace(layers[i], latency_before=before, latency_after=after)
+        costs = {i: after - before for i, (before, after) in known.items() if after < MARGIN * before}
+    order = sorted(costs, key=lambda i: costs[i])
+
+    def measure(count: int) -> Costs:
+        if latency is None:
+            dense = report.mult_adds_before
+            return dense, dense, dense + sum(costs[i] for i in order[:count])
+        networks = [changed([layers[i] for i in order[:c]]) for c in sorted({0, count})]
+        times = latency.networks(networks, report.input_size)
+        return times[0], times[0], times[-1]
+
+    first = measure(0) if at_most is not None or not order else (0.0, 0.0, 0.0)
+    count, (_, before, after) = _search([costs[i] for i in order], at_most, True, first, measure)
+    kept, found = order[:count] if after < before else [], None
+    if latency is not None:
+        tried = (after, count) if order else (None, 0)
+        found = NetworkLatency(latency.runtime, before, before, after if kept else before, *tried)
+    skipped = tuple(_left_out(layer, found) for i, layer in enumerate(layers) if i not in kept)
+    taken = tuple(layers[i] for i in sorted(kept))
+    return replace(report, layers=taken, skipped=report.skipped + skipped, at_most=at_most, latency=found)
 
 
 def choose_reactivations(
     model: nn.Module,
     report: ReactivationReport,
     input_size: tuple[int, int, int],
-    target: Target,
     at_most: Optional[float],
     latency: Optional[LatencyModel],
     changed: Callable[[Collection[str]], nn.Module],
@@ -108,20 +121,35 @@ def choose_reactivations(
         model: the network without them.
         report: on all of them.
         input_size: ``(C, H, W)`` of an image.
-        target: what ``at_most`` limits.
-        at_most: share of the dense network's cost that the network may take.
-        latency: tells the latency where that is the target.
+        at_most: share of the dense network's multiply-adds or latency that the network may take.
+        latency: tells the latency; None where the multiply-adds matter.
         changed: makes a copy of the network with the reactivations of these names.
     """
-    if latency is not None and target == 'latency':
-        return _reactivations_by_latency(model, report, input_size, at_most, latency, changed)
-    if at_most is None:
-        return report
-    costs = [plan.mult_adds for plan in report.layers]
+    plans = report.layers
+    told = [plan.mult_adds for plan in plans] if latency is None else latency.reactivations(plans)
+    unknown = max((cost for cost in told if cost is not None), default=float('inf'))
+    costs = [unknown if cost is None else cost for cost in told]
     order = sorted(range(len(costs)), key=lambda i: costs[i])
-    room = at_most * report.mult_adds_before - (report.mult_adds_before - _saved_by_pruning(model, input_size))
-    count = max((c for c in range(len(costs) + 1) if sum(costs[i] for i in order[:c]) <= room), default=0)
-    return _cut_reactivations(report, order[:count], at_most)
+    if latency is None:
+        dense: float = report.mult_adds_before
+        before = dense - _saved_by_pruning(model, input_size)
+    else:
+        dense, before = latency.networks([_dense_copy(model), finish_at_random(deepcopy(model))], input_size)
+
+    def measure(count: int) -> Costs:
+        if latency is None:
+            return dense, before, before + sum(costs[i] for i in order[:count])
+        candidate = finish_at_random(changed({plans[i].name for i in order[:count]}))
+        return dense, before, latency.networks([candidate], input_size)[0]
+
+    count, found = _search([costs[i] for i in order], at_most, False, (dense, before, before), measure)
+    return replace(
+        report,
+        layers=tuple(plans[i] for i in sorted(order[:count])),
+        left_out=tuple(plans[i].name for i in sorted(order[count:])),
+        at_most=at_most,
+        latency=latency and NetworkLatency(latency.runtime, *found),
+    )
 
 
 def finish_at_random(model: nn.Module) -> nn.Module:
@@ -140,22 +168,17 @@ def _search(
     costs: Sequence[float],
     at_most: Optional[float],
     fewest: bool,
-    first: Milliseconds,
-    measure: Callable[[int], Milliseconds],
-) -> tuple[int, Milliseconds]:
-    """Find how many changes, taken in the order of ``costs``, keep a network within its latency.
+    first: Costs,
+    measure: Callable[[int], Costs],
+) -> tuple[int, Costs]:
+    """How many changes keep a network within ``at_most`` of the dense one, and what the network costs with them.
 
-    Args:
-        costs: milliseconds that each change alone adds, below 0 where it saves.
-        at_most: share of the dense network's latency that the changed one may take; None for any.
-        fewest: take the fewest changes that fit, and all where none do; otherwise the most that fit.
-        first: latencies without any change.
-        measure: latencies with the first so many changes.
-
-    Returns:
-        The number of changes, and the latencies with them.
+    ``costs`` of each change alone, in the order in which they are taken; the ``fewest`` that fit (all where none do) or
+    the most; costs of the network at ``first``, and as it is measured with so many changes.
     """
     every = len(costs)
+    if not every:
+        return 0, first
     counts = list(range(1, every + 1) if fewest else range(every, 0, -1))
     (dense, before, _), realised = first, 1.0
     for attempt in range(TRIES):
@@ -172,58 +195,6 @@ def _search(
         counts = counts[counts.index(count) + 1 :]
         realised = max((after - before) / (sum(costs[:count]) or 1e-9), 0.1)
     return 0, first
-
-
-def _learned_groups_by_latency(
-    report: SurgeryReport,
-    at_most: Optional[float],
-    latency: LatencyModel,
-    changed: Callable[[Sequence[LayerPlan]], nn.Module],
-) -> SurgeryReport:
-    times = latency.layers(report.layers)
-    layers = [
-        layer if time is None else replace(layer, latency_before=time[0], latency_after=time[1])
-        for layer, time in zip(report.layers, times)
-    ]
-    costs = {i: time[1] - time[0] for i, time in enumerate(times) if time is not None and time[1] < MARGIN * time[0]}
-    order = sorted(costs, key=lambda i: costs[i])
-
-    def measure(count: int) -> Milliseconds:
-        networks = [changed([]), changed([layers[i] for i in order[:count]])] if count else [changed([])]
-        before, *after = latency.networks(networks, report.input_size)
-        return before, before, after[0] if after else before
-
-    first = measure(0) if at_most is not None or not order else (0.0, 0.0, 0.0)
-    if not order:
-        return _cut_groups(report, layers, [], at_most, NetworkLatency(latency.runtime, *first))
-    count, (_, before, after) = _search([costs[i] for i in order], at_most, True, first, measure)
-    kept = order[:count] if after < before else []
-    found = NetworkLatency(latency.runtime, before, before, after if kept else before, after, count)
-    return _cut_groups(report, layers, kept, at_most, found)
-
-
-def _reactivations_by_latency(
-    model: nn.Module,
-    report: ReactivationReport,
-    input_size: tuple[int, int, int],
-    at_most: Optional[float],
-    latency: LatencyModel,
-    changed: Callable[[Collection[str]], nn.Module],
-) -> ReactivationReport:
-    told = latency.reactivations(report.layers)
-    unknown = max((cost for cost in told if cost is not None), default=float('inf'))
-    costs = [unknown if cost is None else cost for cost in told]
-    order = sorted(range(len(costs)), key=lambda i: costs[i])
-    dense, before = latency.networks([_dense_copy(model), finish_at_random(deepcopy(model))], input_size)
-
-    def measure(count: int) -> Milliseconds:
-        candidate = finish_at_random(changed({report.layers[i].name for i in order[:count]}))
-        (after,) = latency.networks([candidate], input_size)
-        return dense, before, after
-
-    first = dense, before, before
-    count, found = _search([costs[i] for i in order], at_most, False, first, measure)
-    return replace(_cut_reactivations(report, order[:count], at_most), latency=NetworkLatency(latency.runtime, *found))
 
 
 def _saved_by_pruning(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -254,19 +225,6 @@ def _dense_copy(model: nn.Module) -> nn.Module:
     return finish_at_random(copy)
 
 
-def _cut_groups(
-    report: SurgeryReport,
-    layers: Sequence[LayerPlan],
-    kept: Sequence[int],
-    at_most: Optional[float],
-    latency: Optional[NetworkLatency] = None,
-) -> SurgeryReport:
-    """The report with these layers only; the others are skipped, with the reason."""
-    skipped = tuple(_left_out(layer, latency) for i, layer in enumerate(layers) if i not in kept)
-    taken = tuple(layers[i] for i in sorted(kept))
-    return replace(report, layers=taken, skipped=report.skipped + skipped, at_most=at_most, latency=latency)
-
-
 def _left_out(layer: LayerPlan, latency: Optional[NetworkLatency]) -> SkippedLayer:
     if latency is None or layer.latency_before is None or layer.latency_after is None:
         return SkippedLayer(layer.name, 'not needed' if latency is None else f'not measured in {latency.runtime}')
@@ -275,9 +233,3 @@ def _left_out(layer: LayerPlan, latency: Optional[NetworkLatency]) -> SkippedLay
         return SkippedLayer(layer.name, f'not faster condensed in {latency.runtime}', share)
     reason = 'not needed' if latency.after < latency.before else f'the whole network is not faster in {latency.runtime}'
     return SkippedLayer(layer.name, reason, share)
-
-
-def _cut_reactivations(report: ReactivationReport, kept: Sequence[int], at_most: Optional[float]) -> ReactivationReport:
-    layers = tuple(report.layers[i] for i in sorted(kept))
-    left_out = tuple(plan.name for i, plan in enumerate(report.layers) if i not in kept)
-    return replace(report, layers=layers, left_out=left_out, at_most=at_most)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ...layers import GroupSparseConv2d, kept_units, largest_divisor
-from .choice import LatencyModel, Target, choose_learned_groups, finish_at_random
+from .choice import LatencyModel, Target, choose_learned_groups, finish_at_random, latency_for
 from .probe import Probe, probe
 from .report import LayerPlan, SkippedLayer, SurgeryReport
 
@@ -65,6 +65,7 @@ def plan_learned_groups(
             the model does not run on such an image.
     """
     check_whole_numbers(groups=(groups, 2), factor=(factor, 2), min_channels=(min_channels, 1))
+    teller = latency_for(target, at_most, latency)
     chosen = name_filter(include, exclude, [name for name, _ in model.named_modules()])
     seen = probe(model, input_size)
     sparse = tuple(f'{name}.' for name, m in model.named_modules() if isinstance(m, GroupSparseConv2d))
@@ -73,9 +74,8 @@ def plan_learned_groups(
     for name, conv in model.named_modules():
         if not isinstance(conv, nn.Conv2d) or name.startswith(sparse):
             continue
-        reason = _refused_by_kind(conv, owners) or _refused_by_place(name, conv, chosen, seen)
-        reason = reason or _refused_by_width(conv, groups, factor, min_channels)
-        if reason:
+        reason = _refused_by_kind(conv) or _refused_by_use(name, conv, owners, chosen, seen)
+        if reason := reason or _refused_by_width(conv, groups, factor, min_channels):
             skipped.append(SkippedLayer(name, reason))
             continue
         dense = conv.in_channels * conv.out_channels * seen.positions[name]
@@ -95,7 +95,7 @@ def plan_learned_groups(
         return finish_at_random(copy)
 
     report = SurgeryReport(tuple(layers), tuple(skipped), seen.mult_adds, tuple(input_size))
-    return choose_learned_groups(report, target, at_most, latency, finished_copy)
+    return choose_learned_groups(report, at_most, teller, finished_copy)
 
 
 def to_learned_groups(
@@ -145,11 +145,7 @@ def to_learned_groups(
 
 
 def check_whole_numbers(**arguments: tuple[Any, int]) -> None:
-    """Raise unless every argument, given as its value and the least that it takes, is a whole number of that size.
-
-    Raises:
-        ValueError: if one is not; names it.
-    """
+    """Raise unless every argument, given as its value and the least that it takes, is a whole number of that size."""
     for name, (value, least) in arguments.items():
         if not isinstance(value, int) or value < least:
             raise ValueError(f'{name} is {value!r}; it takes a whole number of at least {least}.')
@@ -161,42 +157,31 @@ def groups_for(channels: int, groups: int, width: int = 1) -> int:
 
 
 def name_filter(include: Patterns, exclude: Patterns, names: Iterable[str]) -> Callable[[str], bool]:
-    """Return a test of whether a module's name, or that of a module around it, is included and not excluded.
-
-    Args:
-        include: shell-style patterns; everything where None.
-        exclude: shell-style patterns; nothing where None.
-        names: of all modules.
+    """Return a test of whether a name, or that of a module around it, is included and not excluded.
 
     Raises:
-        ValueError: if a pattern fits no module.
+        ValueError: if a pattern fits none of the ``names``.
     """
     names = [name for name in names if name]
-    included, excluded = _as_patterns(include), _as_patterns(exclude)
-    for argument, patterns in (('include', included or ()), ('exclude', excluded or ())):
-        for pattern in patterns:
+    given = dict(include=include, exclude=exclude)
+    patterns = {key: (value,) if isinstance(value, str) else tuple(value or ()) for key, value in given.items()}
+    for argument, several in patterns.items():
+        for pattern in several:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
                     f'{argument} has {pattern!r}, which fits no module; it takes names such as {names[0]!r} or '
                     f'{names[-1]!r}, with * for any characters.'
                 )
 
-    def fits(name: str, patterns: tuple[str, ...]) -> bool:
-        parts = name.split('.')
-        return any(fnmatchcase('.'.join(parts[:i]), p) for i in range(1, len(parts) + 1) for p in patterns)
+    def fits(name: str, argument: str) -> bool:
+        around = ['.'.join(name.split('.')[: i + 1]) for i in range(name.count('.') + 1)]
+        return any(fnmatchcase(part, pattern) for part in around for pattern in patterns[argument])
 
-    return lambda name: (included is None or fits(name, included)) and not (excluded and fits(name, excluded))
-
-
-def _as_patterns(given: Patterns) -> Optional[tuple[str, ...]]:
-    if given is None:
-        return None
-    return (given,) if isinstance(given, str) else tuple(given)
+    return lambda name: (include is None or fits(name, 'include')) and not fits(name, 'exclude')
 
 
 def _replace(model: nn.Module, layers: Sequence[LayerPlan], deploy: bool) -> None:
-    modules = dict(model.named_modules())
-    learned = {modules[plan.name]: _learned(modules[plan.name], plan, deploy) for plan in layers}
+    learned = {conv: _learned(conv, plan, deploy) for plan in layers for conv in [model.get_submodule(plan.name)]}
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in learned:
@@ -221,7 +206,7 @@ def _learned(conv: nn.Conv2d, plan: LayerPlan, deploy: bool) -> GroupSparseConv2
     return layer.train(conv.training)
 
 
-def _refused_by_kind(conv: nn.Conv2d, owners: Counter) -> Optional[str]:
+def _refused_by_kind(conv: nn.Conv2d) -> Optional[str]:
     kind = type(conv)
     hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks)
     refusals = {
@@ -234,16 +219,17 @@ def _refused_by_kind(conv: nn.Conv2d, owners: Counter) -> Optional[str]:
         and f'{kind.__module__}.{kind.__name__}' not in _EQUIVALENT_CLASSES,
         'it has hooks of its own': any(hooks),
     }
-    reason = next((reason for reason, refused in refusals.items() if refused), None)
-    if reason is None and owners[id(conv.weight)] > 1:  # reading the weight of other kinds may change their state
-        return 'its weight is shared with another layer'
-    return reason
+    return next((reason for reason, refused in refusals.items() if refused), None)
 
 
-def _refused_by_place(name: str, conv: nn.Conv2d, chosen: Callable[[str], bool], seen: Probe) -> Optional[str]:
+def _refused_by_use(
+    name: str, conv: nn.Conv2d, owners: Counter, chosen: Callable[[str], bool], seen: Probe
+) -> Optional[str]:
+    """Why one of the right kind is left alone; reading the weight of other kinds may change their state."""
     positions = seen.positions.get(name, 0)
     least = MIN_SHARE_POOLED if positions == 1 else MIN_SHARE
     refusals = {
+        'its weight is shared with another layer': owners[id(conv.weight)] > 1,
         'left out by include and exclude': not chosen(name),
         'frozen (requires_grad=False)': not conv.weight.requires_grad,
         'not reached by a forward pass': positions == 0,

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ...layers import SparseFeatureReactivation, kept_units
 from ...models.modes import evaluating
-from .choice import LatencyModel, Target, check_target, choose_reactivations
+from .choice import LatencyModel, Target, choose_reactivations, latency_for
 from .learned_groups import MIN_CHANNELS, Patterns, check_whole_numbers, groups_for, name_filter
 from .probe import probe, run
 from .report import ReactivationPlan, ReactivationReport
@@ -75,8 +75,7 @@ def add_reactivation(
         target: what ``at_most`` limits: ``'multiply-adds'`` or ``'latency'``.
         at_most: share of the dense network's multiply-adds or latency that the network may take with its reactivations,
             such as 1.05, or 0.8 after :func:`~cnv2_plugin.sparsify.to_learned_groups` came down to 0.75 (learned groups
-            count as pruned). The
-            cheapest come first; what would go beyond is not added. By default all are.
+            count as pruned). The cheapest come first; what would go beyond is not added. By default all are.
         latency: what tells the latency, for ``target='latency'``: :class:`cnv2_plugin.deploy.RuntimeLatency` measures
             it in a runtime.
 
@@ -92,7 +91,7 @@ def add_reactivation(
         >>> print(add_reactivation(model, groups=8, factor=8))
     """
     check_whole_numbers(groups=(groups, 2), factor=(factor, 2), min_channels=(min_channels, 1))
-    check_target(target, at_most, latency)
+    teller = latency_for(target, at_most, latency)
     kinds = tuple(kinds)
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f'kinds is {kinds!r}; it takes any of {", ".join(map(repr, KINDS))}.')
@@ -113,7 +112,7 @@ def add_reactivation(
     if not every.plans:
         raise ValueError(_nothing_to_do(model, every.refused))
     report = ReactivationReport(tuple(every.plans), every.refused, before)
-    report = choose_reactivations(model, report, input_size, target, at_most, latency, changed)
+    report = choose_reactivations(model, report, input_size, at_most, teller, changed)
     if len(report.layers) == len(every.plans):
         every.apply()
     elif report.layers:
@@ -123,13 +122,7 @@ def add_reactivation(
 
 @dataclass
 class _Changes:
-    """Collects the modules that reactivate, without changing them, and changes them all at once.
-
-    Attributes:
-        plans: of all reactivations that are possible.
-        refused: names of modules, and why they are left alone.
-        modules: modules, with the class and the new layers that each gets; only wanted layers are among them.
-    """
+    """Collects the modules that get wanted layers, and the class and layers of each, to change them all at once."""
 
     groups: int
     factor: int
@@ -147,7 +140,7 @@ class _Changes:
         for name, module in _inside_out(model):
             if module in calls and chosen(name):
                 try:
-                    if self._add(name, module, frozenset(done), *calls[module]):
+                    if self._add(name, module, frozenset(done), calls[module]):
                         done.add(module)
                 except UntraceableError as error:
                     self.refused[name or type(model).__name__] = str(error)
@@ -161,10 +154,8 @@ class _Changes:
                 module.add_module(key, layer)
             module.__class__ = cls
 
-    def _add(
-        self, name: str, module: nn.Module, done: frozenset[nn.Module], shape: tuple[int, ...], calls: int
-    ) -> bool:
-        """Look at one module, which is called so many times with one tensor of a shape."""
+    def _add(self, name: str, module: nn.Module, done: frozenset[nn.Module], call: Call) -> bool:
+        shape, calls = call
         parameter = next(module.parameters())
         options: dict[str, Any] = dict(device=parameter.device, dtype=parameter.dtype)
         graph = trace(module, done, torch.randn(shape, **options))
@@ -193,14 +184,7 @@ class _Changes:
 
 
 def _insert(graph: fx.Graph, site: Site, key: str, rewritten: dict[tuple[fx.Node, ...], fx.Node]) -> None:
-    """Replace a concatenation or addition by one whose earlier side is reactivated.
-
-    Args:
-        graph: changed in place.
-        site: where.
-        key: name of the new layer.
-        rewritten: reactivated features by what was concatenated; grows.
-    """
+    """Replace a concatenation or addition by one whose earlier side is reactivated, and note it in ``rewritten``."""
     with graph.inserting_before(site.node):
         update = graph.call_module(key, (site.later,))
         if site.kind == 'dense' and len(site.earlier) > 1:
@@ -231,23 +215,24 @@ def _widths(site: Site) -> tuple[int, ...]:
 
 def _overwritten(site: Site, module: nn.Module) -> bool:
     """Whether another operation changes the later features in place, which reactivation still needs to learn."""
-    for user in site.later.users:
-        if user is site.node:
-            continue
-        if getattr(called(user, module), 'inplace', False):
-            return True
-        if user.op == 'call_method' and str(user.target).endswith('_') or user.target is operator.iadd:
-            return True
-    return False
+    return any(
+        getattr(called(user, module), 'inplace', False)
+        or (user.op == 'call_method' and str(user.target).endswith('_'))
+        or user.target is operator.iadd
+        for user in site.later.users
+        if user is not site.node
+    )
 
 
 def _inside_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules with several convolutions and a forward pass of their own, inner ones first."""
-    found = []
-    for name, module in model.named_modules():
-        own = type(module).forward not in (nn.Module.forward, nn.Sequential.forward)
-        if own and convolutions_of(module) > 1 and any(p.requires_grad for p in module.parameters()):
-            found.append((name, module))
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module).forward not in (nn.Module.forward, nn.Sequential.forward)
+        and convolutions_of(module) > 1
+        and any(p.requires_grad for p in module.parameters())
+    ]
     return sorted(found, key=lambda item: -(item[0].count('.') + bool(item[0])))
 
 
