@@ -9,10 +9,9 @@ model = dict(
     backbone=dict(type='CondenseNet', arch='110-cifar'),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=1024,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+        type='LinearClsHead', num_classes=10, in_channels=1024, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
+)
 
 train_dataloader = dict(batch_size=64)
 val_dataloader = dict(batch_size=64)

@@ -13,7 +13,9 @@ model = dict(
         num_classes=1000,
         in_channels=2064,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-        topk=(1, 5)))
+        topk=(1, 5),
+    ),
+)
 
 custom_hooks = [
     dict(type='StagedSparsificationHook', group_lasso=1e-5),

@@ -6,7 +6,8 @@ custom_hooks = [
     dict(
         type='DistillationHook',
         teacher='configs/condensenet/condensenet-74-g8_8xb32-120e_in1k.py',
-        checkpoint='checkpoints/condensenet-74-g8_unpruned.pth'),
+        checkpoint='checkpoints/condensenet-74-g8_unpruned.pth',
+    ),
     dict(type='SwitchToDeployHook', before_test=False),
 ]
 
@@ -21,5 +22,6 @@ param_scheduler = [
         by_epoch=True,
         begin=30,
         end=120,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]

@@ -9,10 +9,9 @@ model = dict(
     backbone=dict(type='CondenseNetV2', arch='146-cifar'),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead',
-        num_classes=100,
-        in_channels=912,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+        type='LinearClsHead', num_classes=100, in_channels=912, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
+)
 
 train_dataloader = dict(batch_size=64)
 val_dataloader = dict(batch_size=64)

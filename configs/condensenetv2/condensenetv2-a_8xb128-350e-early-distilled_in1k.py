@@ -6,7 +6,8 @@ custom_hooks = [
     dict(
         type='DistillationHook',
         teacher='configs/condensenetv2/condensenetv2-a_8xb128-350e_in1k.py',
-        checkpoint='checkpoints/condensenetv2-a_unpruned.pth'),
+        checkpoint='checkpoints/condensenetv2-a_unpruned.pth',
+    ),
     dict(type='EMAHook', momentum=2e-4, update_buffers=True),
     dict(type='SwitchToDeployHook', before_test=False),
 ]
@@ -23,5 +24,6 @@ param_scheduler = [
         by_epoch=True,
         begin=88,
         end=350,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]

@@ -15,7 +15,9 @@ model = dict(
         mid_channels=[1024],
         act_cfg=dict(type='HSwish'),
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        topk=(1, 5)))
+        topk=(1, 5),
+    ),
+)
 
 custom_hooks = [
     dict(type='StagedSparsificationHook'),

@@ -9,15 +9,10 @@ model = dict(
     backbone=dict(
         type='CondenseNet',
         in_channels=1,
-        arch=dict(
-            layers=(1, 2, 4, 7),
-            growth=(8, 8, 16, 32),
-            groups_1x1=4,
-            groups_3x3=4,
-            condense_factor=4)),
+        arch=dict(layers=(1, 2, 4, 7), growth=(8, 8, 16, 32), groups_1x1=4, groups_3x3=4, condense_factor=4),
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=328,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+        type='LinearClsHead', num_classes=10, in_channels=328, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
+)

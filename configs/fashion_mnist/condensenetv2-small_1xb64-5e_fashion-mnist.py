@@ -16,10 +16,11 @@ model = dict(
             groups_3x3=4,
             groups_sfr=4,
             condense_factor=4,
-            sparse_factor=4)),
+            sparse_factor=4,
+        ),
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=296,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+        type='LinearClsHead', num_classes=10, in_channels=296, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
+)

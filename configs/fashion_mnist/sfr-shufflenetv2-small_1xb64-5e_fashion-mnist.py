@@ -9,14 +9,10 @@ model = dict(
     backbone=dict(
         type='SFRShuffleNetV2',
         in_channels=1,
-        arch=dict(
-            channels=(56, 112, 224),
-            repeats=(2, 4, 2),
-            final_width=384,
-            sparse_factor=4)),
+        arch=dict(channels=(56, 112, 224), repeats=(2, 4, 2), final_width=384, sparse_factor=4),
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=384,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+        type='LinearClsHead', num_classes=10, in_channels=384, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
+)

@@ -11,16 +11,13 @@ model = dict(
         type='SFRShuffleNetV2',
         in_channels=1,
         with_sfr=False,
-        arch=dict(
-            channels=(56, 112, 224),
-            repeats=(2, 4, 2),
-            final_width=424)),
+        arch=dict(channels=(56, 112, 224), repeats=(2, 4, 2), final_width=424),
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead',
-        num_classes=10,
-        in_channels=424,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+        type='LinearClsHead', num_classes=10, in_channels=424, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
+)
 
 # Nothing here is sparse: the sparsification hook would refuse to start.
 custom_hooks = []

@@ -9,8 +9,10 @@ model = dict(
         frozen_stages=1,
         norm_cfg=dict(type='SyncBN'),
         out_norm=True,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/condensenetv2_c_backbone.pth')),
-    neck=dict(in_channels=[144, 400, 1040, 2064]))
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/condensenetv2_c_backbone.pth'),
+    ),
+    neck=dict(in_channels=[144, 400, 1040, 2064]),
+)
 
 # With the scope of each step, so that the name serves DetInferencer too.
 test_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))

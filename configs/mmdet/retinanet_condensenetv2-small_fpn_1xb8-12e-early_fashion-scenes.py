@@ -15,5 +15,6 @@ param_scheduler = [
         by_epoch=True,
         begin=3,
         end=12,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]

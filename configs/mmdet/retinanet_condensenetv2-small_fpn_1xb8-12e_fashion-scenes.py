@@ -18,27 +18,25 @@ model = dict(
             groups_3x3=4,
             groups_sfr=4,
             condense_factor=4,
-            sparse_factor=4),
+            sparse_factor=4,
+        ),
         out_indices=(2, 3, 4),
-        out_norm=True),
-    neck=dict(
-        _delete_=True,
-        type='FPN',
-        in_channels=[80, 208, 464],
-        out_channels=48,
-        num_outs=3),
+        out_norm=True,
+    ),
+    neck=dict(_delete_=True, type='FPN', in_channels=[80, 208, 464], out_channels=48, num_outs=3),
     bbox_head=dict(
         num_classes=5,
         in_channels=48,
         feat_channels=48,
         stacked_convs=1,
         norm_cfg=dict(type='GN', num_groups=8),
-        anchor_generator=dict(strides=[8, 16, 32])))
+        anchor_generator=dict(strides=[8, 16, 32]),
+    ),
+)
 
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01),
-    clip_grad=dict(max_norm=10.0))
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.01), clip_grad=dict(max_norm=10.0)
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', T_max=12, by_epoch=True, begin=0, end=12, convert_to_iter_based=True),

@@ -7,11 +7,7 @@ custom_hooks = [dict(type='StagedSparsificationHook', recalibrate=10)]
 own_data = 'class_folders'
 data_root = None
 
-data_preprocessor = dict(
-    num_classes=2,
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    to_rgb=True)
+data_preprocessor = dict(num_classes=2, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='CondenseNetV2', arch='a'),
@@ -23,7 +19,9 @@ model = dict(
         mid_channels=[828],
         act_cfg=dict(type='HSwish'),
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
-        topk=(1, )))
+        topk=(1,),
+    ),
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -41,18 +39,19 @@ train_dataloader = dict(
     batch_size=64,
     num_workers=2,
     dataset=dict(type='CustomDataset', pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=64,
     num_workers=2,
     dataset=dict(type='CustomDataset', pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-optim_wrapper = dict(
-    optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=4e-5, nesterov=True))
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=4e-5, nesterov=True))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=60, by_epoch=True, begin=0, end=60, convert_to_iter_based=True),

@@ -11,14 +11,20 @@ image_scale = (320, 320)
 model = dict(
     data_preprocessor=dict(pad_size_divisor=128),
     backbone=dict(_delete_=True, type='CondenseNetV2', arch='a', out_indices=(2, 3, 4), out_norm=True),
-    neck=dict(_delete_=True, type='SFRFPN', in_channels=[96, 288, 800], out_channels=64, num_outs=5,
-              add_extra_convs='on_output', groups=4, sparse_factor=4),
+    neck=dict(
+        _delete_=True,
+        type='SFRFPN',
+        in_channels=[96, 288, 800],
+        out_channels=64,
+        num_outs=5,
+        add_extra_convs='on_output',
+        groups=4,
+        sparse_factor=4,
+    ),
     bbox_head=dict(
-        num_classes=1,
-        in_channels=64,
-        feat_channels=64,
-        stacked_convs=2,
-        norm_cfg=dict(type='GN', num_groups=8)))
+        num_classes=1, in_channels=64, feat_channels=64, stacked_convs=2, norm_cfg=dict(type='GN', num_groups=8)
+    ),
+)
 
 train_pipeline = [
     dict(_scope_='mmdet', type='LoadImageFromFile'),
@@ -34,26 +40,28 @@ test_pipeline = [
     dict(
         _scope_='mmdet',
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(
     batch_size=16,
     num_workers=2,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(_scope_='mmdet', type='CocoDataset', filter_cfg=dict(filter_empty_gt=True), pipeline=train_pipeline))
+    dataset=dict(_scope_='mmdet', type='CocoDataset', filter_cfg=dict(filter_empty_gt=True), pipeline=train_pipeline),
+)
 val_dataloader = dict(
     batch_size=16,
     num_workers=2,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(_scope_='mmdet', type='CocoDataset', test_mode=True, pipeline=test_pipeline))
+    dataset=dict(_scope_='mmdet', type='CocoDataset', test_mode=True, pipeline=test_pipeline),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(_scope_='mmdet', type='CocoMetric', ann_file='', metric='bbox')
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
-    clip_grad=dict(max_norm=10.0))
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01), clip_grad=dict(max_norm=10.0)
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.05, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', T_max=60, by_epoch=True, begin=0, end=60, convert_to_iter_based=True),

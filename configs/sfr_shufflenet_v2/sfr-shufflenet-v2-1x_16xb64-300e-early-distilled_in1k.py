@@ -6,7 +6,8 @@ custom_hooks = [
     dict(
         type='DistillationHook',
         teacher='configs/sfr_shufflenet_v2/sfr-shufflenet-v2-1x_16xb64-300e_in1k.py',
-        checkpoint='checkpoints/sfr-shufflenet-v2-1x_unpruned.pth'),
+        checkpoint='checkpoints/sfr-shufflenet-v2-1x_unpruned.pth',
+    ),
     dict(type='SwitchToDeployHook', before_test=False),
 ]
 
@@ -22,5 +23,6 @@ param_scheduler = [
         by_epoch=True,
         begin=75,
         end=300,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]

@@ -5,5 +5,4 @@ _base_ = [
     '../_base_/sparsification_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(_delete_=True, type='SFRShuffleNetV2', widen_factor=1.0))
+model = dict(backbone=dict(_delete_=True, type='SFRShuffleNetV2', widen_factor=1.0))

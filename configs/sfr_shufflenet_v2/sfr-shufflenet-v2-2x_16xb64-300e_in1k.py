@@ -5,6 +5,4 @@ _base_ = [
     '../_base_/sparsification_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(_delete_=True, type='SFRShuffleNetV2', widen_factor=2.0),
-    head=dict(in_channels=2048))
+model = dict(backbone=dict(_delete_=True, type='SFRShuffleNetV2', widen_factor=2.0), head=dict(in_channels=2048))

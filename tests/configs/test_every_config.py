@@ -25,6 +25,7 @@ FAST = (
     'condensenetv2-a_*-early-*', 'condensenetv2-a_deploy_*', 'condensenet-50_*', 'condensenetv2-110_*_cifar100',
     'sfr-shufflenet-v2-0.5x_16xb64-300e_in1k', 'sfr-shufflenet-v2-0.5x_deploy_*', '*_fashion-mnist',
     '*small_sfrfpn_1xb8-12e-early_*', '*small_fpn_1xb8-12e-unpruned_*', 'faster-rcnn_*-a_sfrfpn_*',
+    'yolox-light_*-a_sfrpafpn_*',
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def small_backbones(**options):
     ]
 
 
-NAMES = ['CondenseNetV2', 'CondenseNet', 'SFRShuffleNetV2', 'SEGlobalPooling', 'SFRFPN']
+NAMES = ['CondenseNetV2', 'CondenseNet', 'SFRShuffleNetV2', 'SEGlobalPooling', 'SFRFPN', 'SFRTopDown']
 
 
 @pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet'])

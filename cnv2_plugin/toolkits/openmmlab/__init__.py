@@ -8,7 +8,7 @@ from .condensenet import CondenseNet, CondenseNetV2
 from .config_names import register_configs
 from .deploy_hook import SwitchToDeployHook
 from .distillation_hook import DistillationHook
-from .necks import SEGlobalPooling, build_sfr_fpn
+from .necks import SEGlobalPooling, SFRTopDown, build_sfr_fpn
 from .packing_hook import CondensedTrainingHook, PackedTrainingHook
 from .safe_loading import allow_mmengine_checkpoints
 from .shufflenet import SFRShuffleNetV2
@@ -24,6 +24,7 @@ __all__ = [
     'PackedTrainingHook',
     'SEGlobalPooling',
     'SFRShuffleNetV2',
+    'SFRTopDown',
     'StagedSparsificationHook',
     'SwitchToDeployHook',
     'build_learned_group_model',

@@ -1,12 +1,17 @@
-"""Necks: pooling with squeeze-and-excitation, and the feature pyramid with reactivation."""
+"""Necks: pooling with squeeze-and-excitation, and pyramids with reactivation."""
 
-from typing import Union
+from collections.abc import Mapping, Sequence
+from typing import Any, Union
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ...layers import SqueezeExcite
+from ...layers import SparseFeatureReactivation, SqueezeExcite
+from ...models.condense import condense
+from .norm_act_cfg import norm_layer_from
+from .strict_form import StrictForm
 
 
 @MODELS.register_module()
@@ -44,6 +49,69 @@ class SEGlobalPooling(BaseModule):
         if isinstance(inputs, (tuple, list)):
             return (self(inputs[-1]),)
         raise TypeError(f'SEGlobalPooling got a {type(inputs).__name__}; it takes a tensor or a tuple of tensors.')
+
+
+@MODELS.register_module()
+class SFRTopDown(StrictForm, BaseModule):
+    """Reactivates the finer levels of a pyramid from the coarser ones, before another neck.
+
+    From the coarsest level on, ``finer = finer + up(SFR(coarser))`` with nearest upsampling, as in ``SFRFPN`` but
+    without convolutions of its own: put it between ``ChannelMapper`` and another neck, such as ``CSPNeXtPAFPN``.
+
+    Args:
+        in_channels: channels of each level, finest first; those of the outputs are the same.
+        groups: groups ``G`` of reactivation; divides every count of channels.
+        sparse_factor: ``S`` of reactivation.
+        norm_cfg: normalisation of reactivation, ``'BN'`` or ``'SyncBN'``.
+        deploy: build the condensed form.
+        init_cfg: mmengine's initialisation.
+
+    Raises:
+        ValueError: ``groups`` does not divide the channels, or ``norm_cfg`` cannot be condensed.
+
+    Example:
+        >>> neck = SFRTopDown([16, 16], groups=4, sparse_factor=4)
+        >>> [tuple(x.shape) for x in neck((torch.rand(1, 16, 8, 8), torch.rand(1, 16, 4, 4)))]
+        [(1, 16, 8, 8), (1, 16, 4, 4)]
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], groups: int = 8, sparse_factor: int = 8,
+        norm_cfg: Mapping[str, Any] = dict(type='BN'), deploy: bool = False, init_cfg=None,  # noqa: B006
+    ) -> None:  # fmt: skip
+        super().__init__(init_cfg)
+        self.deploy = deploy
+        norm_layer = norm_layer_from(norm_cfg)
+        self.reactivations = nn.ModuleList(
+            SparseFeatureReactivation(coarse, fine, groups, sparse_factor, norm_layer=norm_layer, deploy=deploy)
+            for fine, coarse in zip(in_channels, in_channels[1:])
+        )
+
+    def switch_to_deploy(self) -> None:
+        """Turn the reactivation layers into group convolutions, in place; does nothing the second time.
+
+        Raises:
+            UnfinishedPruningError: pruning stages are left; nothing is changed then.
+        """
+        condense(self, inplace=True)
+
+    def on_condense(self) -> None:
+        """Note that every reactivation layer is condensed; :func:`cnv2_plugin.deploy.condense` calls it."""
+        self.deploy = True
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Map one ``(N, C, H, W)`` a level, finest first, to as many of the same shapes.
+
+        Raises:
+            ValueError: there are more or fewer levels than the neck was built for.
+        """
+        if len(inputs) != len(self.reactivations) + 1:
+            raise ValueError(f'SFRTopDown got {len(inputs)} levels; it was built for {len(self.reactivations) + 1}.')
+        levels = list(inputs)
+        for i in range(len(levels) - 1, 0, -1):
+            added = self.reactivations[i - 1](levels[i])
+            levels[i - 1] = levels[i - 1] + F.interpolate(added, size=levels[i - 1].shape[2:])
+        return tuple(levels)
 
 
 @MODELS.register_module(name='SFRFPN')

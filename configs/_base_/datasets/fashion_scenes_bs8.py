@@ -6,7 +6,8 @@ dataset_type = 'CocoDataset'
 data_root = 'data/fashion_scenes/'
 metainfo = dict(
     classes=('T-shirt', 'Trouser', 'Sneaker', 'Bag', 'Ankle boot'),
-    palette=[(230, 80, 80), (90, 170, 250), (90, 210, 120), (240, 190, 60), (200, 120, 240)])
+    palette=[(230, 80, 80), (90, 170, 250), (90, 210, 120), (240, 190, 60), (200, 120, 240)],
+)
 image_scale = (160, 160)
 
 train_pipeline = [
@@ -23,7 +24,8 @@ test_pipeline = [
     dict(
         _scope_='mmdet',
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 
 train_dataloader = dict(
@@ -39,7 +41,9 @@ train_dataloader = dict(
         ann_file='annotations/train.json',
         data_prefix=dict(img='train/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=10,
     num_workers=0,
@@ -53,12 +57,11 @@ val_dataloader = dict(
         ann_file='annotations/val.json',
         data_prefix=dict(img='val/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    _scope_='mmdet',
-    type='CocoMetric',
-    ann_file=data_root + 'annotations/val.json',
-    metric='bbox',
-    format_only=False)
+    _scope_='mmdet', type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric='bbox', format_only=False
+)
 test_evaluator = val_evaluator
