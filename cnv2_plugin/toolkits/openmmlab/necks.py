@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from ...layers import SparseFeatureReactivation, SqueezeExcite
 from ...models.condense import condense
-from .norm_act_cfg import norm_layer_from
-from .strict_form import StrictForm
+from .backbone import StrictForm, norm_layer_from
 
 
 @MODELS.register_module()
