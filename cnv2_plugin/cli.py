@@ -12,7 +12,7 @@ from typing import Optional
 
 from . import __version__
 from .commands._output import tables_as_json
-from .commands._usage import UsageError
+from .commands._usage import UsageError, check_input
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)
 """Errors whose message says what was wrong; anything else is a defect and shows its traceback."""
@@ -22,9 +22,9 @@ COMMANDS = {
     'configs': 'list the configs that travel with the package, or copy one into a folder',
     'convert-keys': 'rename the keys of a checkpoint for timm, mmpretrain, or as a bare backbone',
     'cost': 'count parameters and multiply-adds of a variant, or of all variants beside the published figures',
-    'deploy': 'condense a trained checkpoint to group convolutions, verify it, and write it (and its ONNX file)',
+    'deploy': 'condense a finished model, verify it, and write it: checkpoint, ONNX, OpenVINO, ExecuTorch, ncnn, ...',
     'env': 'list what is installed here: toolkits, native kernels and instruction set, runtimes',
-    'export': 'write a finished model for a runtime (ONNX, OpenVINO, ExecuTorch, ncnn, ...), lowered and checked',
+    'export': 'another name for deploy',
     'heatmap': 'draw which older features each layer reads (LGC) and reactivates (SFR), for one model or two',
     'import-official': "turn a file that the papers' authors released into a checkpoint of ours, exactly",
     'report': 'write one self-contained HTML page: shapes, cost, sparsity, maps, training curve, deployment, latency',
@@ -63,6 +63,7 @@ def build_parser(only: Optional[str] = None) -> argparse.ArgumentParser:
         module.add_arguments(subparser)
         if getattr(module, 'PRINTS_TABLES', False):
             subparser.add_argument('--json', action='store_true', help='print the tables as JSON, and nothing else')
+            subparser.add_argument('--markdown', action='store_true', help='print the tables as Markdown')
         subparser.add_argument('--debug', action='store_true', help='show the traceback of an error')
         subparser.set_defaults(run=module.run)
     return parser
@@ -80,6 +81,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         import_module('argcomplete').autocomplete(build_parser())
     args = build_parser(next(iter(argv), '')).parse_args(argv)
     try:
+        check_input(getattr(args, 'input', None))
         with tables_as_json(args.command) if getattr(args, 'json', None) is True else nullcontext():
             return args.run(args) or 0
     except KeyboardInterrupt:

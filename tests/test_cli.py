@@ -1,5 +1,6 @@
 """``cnv2`` and tools/*.py as they are typed."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -60,6 +61,61 @@ def test_deploy_writes_a_condensed_checkpoint_that_loads_strictly(trained, tmp_p
     with torch.no_grad():
         assert (model(x) - original(x)).abs().max() <= 1e-5 * original(x).abs().max()
     assert [p.name for p in tmp_path.iterdir()] == [out]
+
+
+SMALL = ['--input', '3', '32', '32']
+NAMED = ['condensenet_50_cifar', *SMALL]
+
+
+@pytest.mark.needs('onnx', 'onnxruntime')
+@pytest.mark.parametrize('command', ['deploy', 'export'])
+def test_one_command_writes_several_kinds_of_files_of_one_model(command, tmp_path, monkeypatch, capsys):
+    import onnxruntime
+
+    monkeypatch.chdir(tmp_path)
+    outs = ['--out', 'x.pth', 'x.pt2', '--out', 'x.safetensors', '--onnx', 'x.onnx']
+    assert main([command, *NAMED, *outs, '--json']) == 0
+    tables = json.loads(capsys.readouterr().out)['tables']
+    assert [row[0] for row in tables[-1]['rows']] == ['x.pth', 'x.pt2', 'x.safetensors', 'x.onnx']
+    x = torch.randn(1, 3, 32, 32)
+    found = [torch.export.load('x.pt2').module()(x)]
+    found.append(torch.tensor(onnxruntime.InferenceSession('x.onnx').run(None, {'input': x.numpy()})[0]))
+    for name in ('x.pth', 'x.safetensors'):
+        model = timm.create_model('condensenet_50_cifar', deploy=True).eval()
+        model.load_state_dict(find_state_dict(load_checkpoint(name)))
+        found.append(model(x))
+    assert all((logits - found[0]).abs().max() <= 1e-5 * found[0].abs().max() for logits in found)
+    assert main([command, 'x.pth', *SMALL, '--out', 'again.pt2']) == 0
+
+
+def test_deploy_takes_its_output_in_front(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    more = ['--arch', 'condensenetv2_a', '--input', '3', '64', '64']
+    assert main(['deploy', '--out', 'x.pth', str(trained), *more]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ['x.pth']
+
+
+@pytest.mark.needs('onnx', 'onnxruntime', 'openvino')
+def test_deploy_writes_all_of_its_files_or_none(tmp_path, monkeypatch, capsys):
+    from cnv2_plugin.deploy.runtimes import openvino
+
+    def stop(*arguments, **options):
+        raise ValueError('stopped here.')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(openvino, 'write', stop)
+    assert main(['deploy', *NAMED, '--out', 'x.pth', 'x.onnx', 'x.xml']) == 1
+    assert 'stopped here' in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('outs', 'words'), [(['x.pth', 'x.pth'], ('x.pth', 'twice')), (['x.xml', 'x.param'], ('x.bin', 'twice'))]
+)
+def test_deploy_writes_no_file_twice(outs, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['deploy', *NAMED, '--out', *outs]) == 1
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

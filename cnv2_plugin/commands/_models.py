@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from ._usage import add_weights_options
+from ._usage import CHECKPOINTS, add_weights_options
 
 _LAYER = re.compile(r'stages\.(\d+)\.layers\.(\d+)\.')
 META_KWARGS = ('arch', 'in_chans', 'num_classes', 'deploy', 'classifier_keep', 'global_pool', 'drop_rate')
@@ -23,9 +23,10 @@ class Source:
     """A model that a command opened, and what must be known to write it again.
 
     Attributes:
-        meta: arch and arguments, stored beside deployed weights.
+        meta: arch and arguments, or names of the classes, stored beside deployed weights.
         metadata: stored in ONNX files, beside what the model says itself.
         views: modules of it to compare, by name; the first one is exported.
+        cfg: the OpenMMLab config that it is of, or None.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source:
     meta: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     views: Mapping[str, Callable] = field(default_factory=lambda: {'the condensed model': lambda model: model})
+    cfg: Any = None
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         '--arch', help='timm name of the network in the checkpoint; by default what the file says, or what fits'
     )
     add_weights_options(parser)
+
+
+def is_name(model: str) -> bool:
+    """Whether a command line means a timm name, not a file."""
+    return not Path(model).exists() and Path(model).suffix not in (*CHECKPOINTS, '.tar', '.ckpt')
 
 
 def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> Source:
@@ -53,18 +60,17 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
             them.
         trained: refuse a checkpoint that is condensed.
     """
-    size = getattr(args, 'input', None)
-    if not Path(name).exists() and Path(name).suffix not in ('.pth', '.pt', '.tar', '.safetensors', '.ckpt'):
-        model = _untrained(name)
-        return Source(f'{name} (untrained)', model, _input_size(model, size))
-    from ..checkpoints import find_state_dict, load_checkpoint
+    size, more = getattr(args, 'input', None), dict(getattr(args, 'model_kwargs', ()))
+    if is_name(name):
+        model = _untrained(name, more)
+        meta = dict(arch=name, model_kwargs=more, num_classes=model.num_classes)
+        return Source(f'{name} (untrained)', model, _input_size(model, size), meta)
+    from ..checkpoints import load_checkpoint
     from ..checkpoints.official import import_official_state_dict, is_official
     from ..toolkits.key_map import convert_keys
 
     checkpoint = load_checkpoint(name, args.trust)
-    state_dict = find_state_dict(checkpoint, use_ema=not args.no_ema)
-    if trained:
-        refuse_condensed(state_dict)
+    state_dict = _weights(checkpoint, args, trained)
     if is_official(state_dict):
         imported = import_official_state_dict(state_dict, checkpoint.get('args'))
         arch, kwargs, state_dict = imported.model_name, imported.model_kwargs, imported.state_dict
@@ -75,26 +81,58 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
         if args.arch and args.arch != arch:
             arch, kwargs = args.arch, {}
         arch = arch or _fitting(state_dict, name)
-    kwargs = {**kwargs, **dict(getattr(args, 'model_kwargs', ()))}
+    kwargs = {**kwargs, **more}
     model = _build(state_dict, arch, kwargs, name)
     title = Path(name).stem if arch in ('condensenetv2', 'condensenet') else f'{arch} ({Path(name).name})'
     meta = dict(arch=arch, model_kwargs=kwargs, num_classes=model.num_classes)
     return Source(title, model, _input_size(model, size), meta)
 
 
-def check_fit(own: Mapping[str, Any], state_dict: Mapping[str, Any], source: str, name: str, hint: str) -> None:
+def open_config_model(config: str, name: str, args: argparse.Namespace, trained: bool = False) -> Source:
+    """The model of an OpenMMLab config with the weights of a checkpoint; arguments as of :func:`open_model`."""
+    from ..checkpoints import load_checkpoint
+    from ..models.modes import in_eval
+    from ..toolkits.openmmlab.deploy_files import build
+    from ..toolkits.openmmlab.runner_config import load_config
+    from ..toolkits.openmmlab.safe_loading import safe_loading
+    from ._config_models import compared_views, input_size_of, onnx_metadata, plain_meta
+
+    cfg = load_config(config)
+    checkpoint = load_checkpoint(name, args.trust)
+    with safe_loading(args.trust):
+        model = in_eval(build(cfg))
+    state_dict = _weights(checkpoint, args, trained)
+    _check_fit(model.state_dict(), state_dict, name, config, 'that the checkpoint is of this config')
+    model.load_state_dict(state_dict)
+    meta = plain_meta(checkpoint)
+    size = tuple(args.input or input_size_of(cfg))
+    return Source(config, model, size, meta, onnx_metadata(cfg, meta), compared_views(model), cfg)
+
+
+def _weights(checkpoint: dict[str, Any], args: argparse.Namespace, trained: bool) -> dict[str, Any]:
+    """The averaged weights of a checkpoint, or the raw ones with ``--no-ema``.
+
+    mmengine evaluates what stands under ``state_dict`` (averaged where an EMA hook ran), and keeps the raw weights
+    under ``ema_state_dict``.
+    """
+    from ..checkpoints import find_state_dict
+
+    raw = checkpoint.get('ema_state_dict')
+    if args.no_ema and isinstance(raw, dict):
+        checkpoint = dict(state_dict={key[7:]: value for key, value in raw.items() if key.startswith('module.')})
+    state_dict = find_state_dict(checkpoint, use_ema=not args.no_ema)
+    if trained and _is_condensed(state_dict):
+        raise ValueError('the checkpoint is condensed already; give the trained checkpoint, in training form.')
+    return state_dict
+
+
+def _check_fit(own: Mapping[str, Any], state_dict: Mapping[str, Any], source: str, name: str, hint: str) -> None:
     """Raise a ValueError where names or shapes of a checkpoint's tensors differ from those of a model."""
     from ..checkpoints.io import misfit
 
     fault = misfit(own, state_dict)
     if fault:
         raise ValueError(f'{source} does not fit {name}: it {fault}; check {hint}.')
-
-
-def refuse_condensed(state_dict: Mapping[str, Any]) -> None:
-    """Raise a ValueError where a state dict is condensed already."""
-    if _is_condensed(state_dict):
-        raise ValueError('the checkpoint is condensed already; give the trained checkpoint, in training form.')
 
 
 def _is_condensed(state_dict: Mapping[str, Any]) -> bool:
@@ -121,7 +159,7 @@ def _build(state_dict: Mapping[str, Any], arch: str, kwargs: Mapping[str, Any], 
             own = timm.create_model(arch, **kwargs).state_dict()
     except TypeError as error:
         raise ValueError(f'{arch} cannot be built: {error}; check --model-kwargs.') from error
-    check_fit(own, state_dict, source, arch, 'the name of its network (--arch) and its arguments')
+    _check_fit(own, state_dict, source, arch, 'the name of its network (--arch) and its arguments')
     model = timm.create_model(arch, **kwargs)
     model.load_state_dict(dict(state_dict))
     return model.eval()
@@ -135,7 +173,7 @@ def _input_size(model, given: Optional[list[int]]) -> tuple[int, int, int]:
     return size
 
 
-def _untrained(name: str):
+def _untrained(name: str, kwargs: Mapping[str, Any]):
     import timm
     import torch
 
@@ -144,7 +182,7 @@ def _untrained(name: str):
 
     find_variant(name)
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = timm.create_model(name, **kwargs).eval()
     for layer in model.sparse_layers():
         layer.prune_to(layer.num_stages)
     return model

@@ -11,6 +11,9 @@ class UsageError(ValueError):
     """Options contradict each other or the config that they change, or a value is none that the option takes."""
 
 
+CHECKPOINTS = ('.pth', '.pt', '.safetensors')
+
+
 def add_weights_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of reading weights."""
     parser.add_argument('--no-ema', action='store_true', help='take the raw weights where there are averaged ones too')
@@ -29,15 +32,24 @@ def check_input(size: Optional[Sequence[int]]) -> None:
         raise UsageError(f'the input is {tuple(size)}; it takes three positive numbers (C, H, W).')
 
 
-def check_output(path: Union[str, Path], suffixes: Sequence[str] = ('.pth', '.pt', '.safetensors')) -> None:
-    """Raise unless the name of a file ends in one of ``suffixes`` and its folder is there, before the work begins."""
+def check_output(path: Union[str, Path], suffixes: Sequence[str] = CHECKPOINTS) -> None:
+    """Raise unless a file may end so and can be written, before the work begins."""
+    from ..checkpoints.io import check_folder, check_target
+
     path = Path(path)
     if path.suffix not in suffixes:
         raise UsageError(
             f'{path} ends in {path.suffix or "nothing"}; give a name that ends in {" or ".join(suffixes)}.'
         )
-    if not path.parent.is_dir():
-        raise ValueError(f'the folder {path.parent} of {path.name} does not exist; make it first.')
+    (check_folder if path.suffix == '.mlpackage' else check_target)(path)
+
+
+def number(text: str) -> float:
+    """Read a number of the command line that is not NaN."""
+    value = float(text)
+    if value != value:
+        raise ValueError
+    return value
 
 
 def batch(text: str) -> Union[int, str]:

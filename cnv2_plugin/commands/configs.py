@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     if args.copy is None:
         if args.overwrite:
             raise UsageError('--overwrite goes with --copy DIR.')
-        _list(args.pattern or '*')
+        _list(args.pattern or '*', args.markdown)
         return
     if args.pattern is None:
         raise UsageError('--copy DIR takes the name of one config in front: cnv2 configs NAME --copy DIR.')
@@ -80,7 +80,7 @@ def with_package_bases(text: str, place: PurePosixPath) -> str:
     return text
 
 
-def _list(pattern: str) -> None:
+def _list(pattern: str, markdown: bool) -> None:
     wanted = pattern.rpartition('::')[2]
     if not set('*?[') & set(wanted):
         wanted = f'*{wanted}*'
@@ -90,7 +90,7 @@ def _list(pattern: str) -> None:
     figures = _figures()
     rows = [[name, *(f'{figures[name][key] / 1e6:.3f}' if key in figures.get(name, {}) else '-'
                      for key in ('Parameters', 'FLOPs'))] for name in names]  # fmt: skip
-    print_table(f'Configs, to be named {PACKAGE}::CONFIG', ['config', 'params (M)', 'mult-adds (M)'], rows)
+    print_table(f'Configs, to be named {PACKAGE}::CONFIG', ['config', 'params (M)', 'mult-adds (M)'], rows, markdown)
 
 
 def _figures() -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 import argparse
 
 from ._output import print_table
-from ._usage import UsageError, add_input_option, check_input
+from ._usage import UsageError, add_input_option
 
 PRINTS_TABLES = True
 
@@ -14,7 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--all', action='store_true', help='every variant beside the published figures')
     add_input_option(parser)
     parser.add_argument('--deploy', action='store_true', help='the condensed form only')
-    parser.add_argument('--markdown', action='store_true', help='print Markdown')
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,7 +22,6 @@ def run(args: argparse.Namespace) -> None:
 
     if args.all == bool(args.arch):
         raise UsageError('give one variant, such as condensenetv2_a, or --all.')
-    check_input(args.input)
     if args.all:
         header, rows = _published_rows(args.input)
         print_table('Every variant after pruning, beside the published figures', header, rows, args.markdown)

@@ -1,97 +1,189 @@
-"""``cnv2 deploy``: condense a trained checkpoint, prove that nothing changed, and write it."""
+"""``cnv2 deploy``: condense a finished model, prove that nothing changed, and write it for whatever reads it."""
 
 import argparse
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Any
 
-from ._models import Source, open_model
+from ._models import Source, add_model_options, is_name, open_config_model, open_model
 from ._output import print_table
-from ._usage import UsageError, add_input_option, add_weights_options, batch, check_input, check_output, keyword
+from ._usage import CHECKPOINTS, UsageError, add_input_option, batch, check_output, keyword, number
+
+if TYPE_CHECKING:
+    from ..deploy.pipeline import Deployment, Output
 
 PRINTS_TABLES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 deploy``."""
+    """Add the options of ``cnv2 deploy``, which ``cnv2 export`` shares."""
     parser.add_argument(
-        'files', nargs='+', metavar='FILE',
-        help='trained checkpoint of a timm model, or OpenMMLab config (file or cnv2_plugin::NAME) and checkpoint',
+        'files', nargs='*', metavar='FILE',
+        help='checkpoint or name (random weights) of a timm model, or OpenMMLab config (file or cnv2_plugin::NAME) '
+             'and checkpoint',
     )  # fmt: skip
-    parser.add_argument('--arch', help='timm name, such as condensenetv2_a; needed without a config')
+    parser.add_argument(
+        '--out', required=True, nargs='+', action='extend', metavar='FILE',
+        help='file to write, may be several; the ending says what: .pth or .safetensors (condensed checkpoint), .onnx, '
+             '.xml (OpenVINO), .pt2 (torch.export), .pte (ExecuTorch), .param (ncnn), .mlpackage (CoreML)',
+    )  # fmt: skip
+    parser.add_argument('--onnx', metavar='FILE', help='ONNX file to write too, as --out FILE')
     parser.add_argument('--model-kwargs', type=keyword, nargs='*', default=[], metavar='KEY=VALUE',
                         help='further timm.create_model arguments, such as in_chans=1')  # fmt: skip
-    parser.add_argument('--out', required=True, help='file to write; ends in .pth or .safetensors')
-    parser.add_argument('--onnx', help='ONNX file to write too')
     add_input_option(parser)
-    parser.add_argument('--batch', type=batch, default='dynamic', help="batch size of the ONNX file, or 'dynamic'")
-    parser.add_argument('--tolerance', type=float, default=1e-5, help='largest relative difference that is accepted')
+    parser.add_argument('--batch', type=batch, help="images in a call, or 'dynamic' (.onnx only, and its default)")
+    parser.add_argument('--no-optimize', action='store_true', help='group convolutions as they are (.onnx only)')
+    parser.add_argument('--native', action='store_true', help='stages in the native kernels (.onnx and .pt2; opening '
+                        'the file takes this package, see docs/deployment.md)')  # fmt: skip
+    parser.add_argument('--int8', type=Path, metavar='IMAGES', help='quantise statically too, calibrated on the images '
+                        'in this folder (.onnx only)')  # fmt: skip
+    parser.add_argument('--tolerance', type=number, default=1e-5, help='largest relative difference that is accepted')
     parser.add_argument(
         '--classifier-keep', type=float,
         help="share of the classifier's inputs to keep, such as 0.5 (CondenseNet's lossy step; all by default)",
     )  # fmt: skip
-    add_weights_options(parser)
+    parser.add_argument('--forms', action='store_true', help='print the implementation of every layer')
+    parser.add_argument('--quiet', action='store_true', help='no progress')
+    add_model_options(parser)
+    parser.set_defaults(wrong_usage=parser.error)
 
 
 def run(args: argparse.Namespace) -> None:
     """Condense, verify, write, and print what changed."""
-    *config, args.checkpoint = args.files
-    if len(config) > 1 or bool(config) == bool(args.arch):
-        raise UsageError('give a checkpoint and --arch NAME, or a config and a checkpoint without --arch.')
-    check_input(args.input)
-    if args.onnx:
-        check_output(args.onnx, ('.onnx',))
-    check_output(args.out, ('.pth',) if config else ('.pth', '.pt', '.safetensors'))
-    if config and (args.classifier_keep is not None or args.model_kwargs):
-        raise UsageError('--classifier-keep and --model-kwargs are for timm models; a config says it all itself.')
+    if not args.files:  # --out FILE CONFIG CHECKPOINT
+        args.out, args.files = args.out[:1], args.out[1:]
+    if not args.files:
+        args.wrong_usage('give a checkpoint or a name, or a config and a checkpoint.')
     from ..checkpoints.io import check_finite
     from ..deploy.pipeline import deploy
 
-    files = [Path(args.out)]
-    if config:
-        from ..toolkits.openmmlab.deploy_files import save_deployed
-        from ._deploy_config import open_config_model
-
-        files.append(files[0].with_suffix('.py'))
-        for given, new in zip((args.checkpoint, *config), files):
-            if Path(given).resolve() == new.resolve():
-                raise ValueError(f'--out {args.out} would overwrite {given}; give another name.')
-        source, cfg = open_config_model(*config, args)
-        write = partial(save_deployed, cfg=cfg, meta=source.meta)
-    else:
-        source = open_model(args.checkpoint, args, trained=True)
-        write = partial(_save, meta=dict(source.meta, deploy=True), classifier_keep=args.classifier_keep)
-    check_finite(source.model.state_dict(), args.checkpoint)
-    done = deploy(
-        source.model, files, write, source.input_size, source.views, args.onnx and Path(args.onnx), args.batch,
-        args.tolerance, source.metadata, args.classifier_keep,
-    )  # fmt: skip
+    *config, given = args.files
+    outs = [Path(out) for out in [*args.out, *([args.onnx] if args.onnx else [])]]
+    _check(args, config, outs)
+    trains = any(out.suffix in CHECKPOINTS for out in outs)
+    source = open_config_model(*config, given, args, trains) if config else open_model(given, args, trains)
+    check_finite(source.model.state_dict(), given)
+    outputs = [(_checkpoint if out.suffix in CHECKPOINTS else _exported)(out, source, args) for out in outs]
+    _check_paths([path for output in outputs for path in output.paths], args.files)
+    done = deploy(source.model, outputs, source.input_size, source.views, args.tolerance, args.classifier_keep)
     _print_report(source, done, args)
 
 
-def _save(condensed, path: Path, meta: dict, classifier_keep: Optional[float]) -> None:
+def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> None:
+    """Raise where options contradict one another or a file cannot be written, before the work begins."""
+    from ..deploy.runtimes import RUNTIMES
+
+    runtimes = {kind.suffixes[0]: kind.name for kind in RUNTIMES.values()}
+    if args.onnx:
+        check_output(args.onnx, ('.onnx',))
+    for out in outs:
+        check_output(out, (*(('.pth',) if config else CHECKPOINTS), *runtimes))
+    exports = [out.suffix for out in outs if out.suffix in runtimes]
+    needs_arch = len(exports) < len(outs) and not config and not is_name(args.files[0])
+    if len(config) > 1 or config and args.arch or needs_arch and not args.arch:
+        raise UsageError('give a checkpoint and --arch NAME, or a config and a checkpoint without --arch.')
+    if config and (args.classifier_keep is not None or args.model_kwargs or args.int8):
+        raise UsageError('--classifier-keep, --model-kwargs and --int8 are for timm models, not for those of a config.')
+    if args.native and (args.no_optimize or args.int8):
+        raise UsageError('--native rewrites the model and leaves nothing to quantise; give it without --no-optimize '
+                         'and --int8.')  # fmt: skip
+    for option, fitting, given in (
+        ('--no-optimize', ('.onnx',), args.no_optimize),
+        ('--int8', ('.onnx',), args.int8),
+        ('--native', ('.onnx', '.pt2'), args.native),
+        ('--batch dynamic', ('.onnx',), exports and args.batch == 'dynamic'),
+    ):
+        others = [runtimes[suffix] for suffix in exports if suffix not in fitting]
+        if given and (others or not exports):
+            others = others or ['checkpoints']
+            raise UsageError(f'{option} is for {" and ".join(fitting)} files, not for {" and ".join(others)}.')
+
+
+def _checkpoint(path: Path, source: Source, args: argparse.Namespace) -> 'Output':
+    """The condensed checkpoint, with the config that builds its model where one built the given model."""
     from ..checkpoints import save_checkpoint
+    from ..deploy.pipeline import Output
 
-    if classifier_keep is not None:
-        meta = dict(meta, model_kwargs=dict(meta['model_kwargs'], classifier_keep=classifier_keep))
-    save_checkpoint(condensed.state_dict(), path, meta)
+    paths = (path,) if source.cfg is None else (path, path.with_suffix('.py'))
+    meta = dict(source.meta, deploy=True)
+    if args.classifier_keep is not None:
+        meta['model_kwargs'] = dict(meta['model_kwargs'], classifier_keep=args.classifier_keep)
+
+    def write(condensed: Any, weights: Path, *config: Path) -> list[list]:
+        if config:
+            from ..toolkits.openmmlab.deploy_files import save_deployed
+
+            save_deployed(condensed, weights, *config, source.cfg, source.meta)
+        else:
+            save_checkpoint(condensed.state_dict(), weights, meta)
+        return [[_names(paths), weights.stat().st_size, '', 'condensed checkpoint']]
+
+    return Output(paths, write)
 
 
-def _print_report(source: Source, done, args: argparse.Namespace) -> None:
-    """Print what condensing changed, in figures of both forms."""
+def _exported(path: Path, source: Source, args: argparse.Namespace) -> 'Output':
+    """A file for a runtime, with a quantised one beside it where ``--int8`` asks for it."""
+    from ..deploy import export_onnx
+    from ..deploy.pipeline import Output
+    from ..deploy.quantize import image_batches, quantize_onnx
+    from ..deploy.runtimes import RUNTIMES, export_runtime
+    from ..deploy.runtimes.base import check_free
+
+    view, size = next(iter(source.views.values())), source.input_size
+    kind = next(kind for kind in RUNTIMES.values() if kind.suffixes[0] == path.suffix)
+    paths = tuple(path.with_suffix(suffix) for suffix in kind.suffixes)
+    check_free(paths, kind)
+    batch = args.batch or ('dynamic' if path.suffix == '.onnx' else 1)
+    images = image_batches(args.int8, (batch, *size), source.model.pretrained_cfg) if args.int8 else []
+    int8 = [path.with_stem(f'{path.stem}-int8')] if images else []
+
+    def write(condensed: Any, file: Path, *others: Path) -> list[list]:
+        model, options = view(condensed), dict(tolerance=args.tolerance, native=args.native)
+        if path.suffix == '.onnx':
+            options.update(optimize=not args.no_optimize, metadata=source.metadata)
+            report = export_onnx(model, file, size, batch, **options)
+            nodes = ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))
+            holds = f'opset {report.opset}: {nodes}'
+        else:
+            report = export_runtime(model, kind.name, file, size, batch, **options)
+            holds = f'{kind.name}, implementations chosen for {len(report.forms)} layers'
+        checked = f'{report.verification.max_rel:.2e}' if report.verification else 'not run here'
+        if args.forms and report.forms:
+            print_table('Implementations', ['layer', 'implementation'], sorted(report.forms.items()), args.markdown)
+        rows = [[_names(paths), report.size, checked, holds]]
+        if int8:
+            done = quantize_onnx(file, others[-1], images)
+            same = f'int8: same class as float32 on {done.agreement:.1%} of {done.images} images'
+            rows.append([_names(int8), done.size, f'{done.max_rel:.2e}', same])
+        return rows
+
+    return Output((*paths, *int8), write)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ', '.join(map(str, paths))
+
+
+def _check_paths(outputs: list[Path], inputs: list[str]) -> None:
+    """Raise where a file would be written twice, or would take the place of one that is read."""
+    given = {Path(file).resolve(): file for file in inputs}
+    for i, path in enumerate(outputs):
+        if path.resolve() in given:
+            raise ValueError(f'--out {path} would overwrite {given[path.resolve()]}; give another name.')
+        if path in outputs[:i]:
+            raise ValueError(f'--out would write {path} twice; give each file a name of its own.')
+
+
+def _print_report(source: Source, done: 'Deployment', args: argparse.Namespace) -> None:
+    """Print what condensing changed, in figures of both forms, and what was written."""
     from ..analysis import count_cost
 
     name, view = next(iter(source.views.items()))
     before, after = (count_cost(view(model), source.input_size) for model in (source.model, done.model))
-    exported = [done.export] if done.export else []
-    sizes = [Path(args.checkpoint).stat().st_size, Path(args.out).stat().st_size, *(e.size for e in exported)]
-    differences = [done.difference, *(e.verification.max_rel for e in exported)]
-    header = ['', 'training form', 'condensed', 'ONNX'][: len(sizes) + 1]
     rows = [
-        ['parameters', f'{before.params:,}', f'{after.params:,}', ''],
-        ['multiply-adds (M)', f'{before.mult_adds / 1e6:.2f}', f'{after.mult_adds / 1e6:.2f}', ''],
-        ['file size (MB)', *(f'{size / 1e6:.3f}' for size in sizes)],
-        ['max relative difference', '', *(f'{difference:.2e}' for difference in differences)],
+        ['parameters', f'{before.params:,}', f'{after.params:,}'],
+        ['multiply-adds (M)', f'{before.mult_adds / 1e6:.2f}', f'{after.mult_adds / 1e6:.2f}'],
+        ['max relative difference', '', f'{done.difference:.2e}'],
     ]
     if done.loss:
         dropped, loss = done.loss
@@ -101,5 +193,11 @@ def _print_report(source: Source, done, args: argparse.Namespace) -> None:
             ['max relative difference by that', '', f'{loss.max_rel:.2e}'],
             [f'same top-1 class ({loss.num_inputs} random images)', '', f'{loss.argmax_agreement:.1%}'],
         ]
-    title = 'Deployed; figures and ONNX of backbone and neck' if name.startswith('Features') else 'Deployed'
-    print_table(title, header, [row[: len(header)] for row in rows])
+    title = 'Deployed; figures and files of backbone and neck' if name.startswith('Features') else 'Deployed'
+    print_table(title, ['', 'as given', 'condensed'], rows, args.markdown)
+    given = Path(args.files[-1])
+    files = [[given, given.stat().st_size, '', 'as given']] if given.is_file() else []
+    files += [row for rows in done.reports for row in rows]
+    header = ['file', 'file size (MB)', 'max relative difference', 'holds']
+    rows = [[name, f'{size / 1e6:.3f}', checked, holds] for name, size, checked, holds in files]
+    print_table(source.name, header, rows, args.markdown)

@@ -23,8 +23,7 @@ FORKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
-    parser.add_argument('--markdown', action='store_true', help='print the table as Markdown')
+    """The command has no options of its own."""
 
 
 def run(args: argparse.Namespace) -> None:

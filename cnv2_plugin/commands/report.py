@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
-from ._usage import UsageError, add_input_option, check_input, check_output
+from ._usage import UsageError, add_input_option, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,6 @@ def run(args: argparse.Namespace) -> None:
     from ..checkpoints.io import check_finite
 
     check_output(args.out, ('.html', '.htm'))
-    check_input(args.input)
     if args.rounds < 0:
         raise UsageError(f'--rounds is {args.rounds}; it takes 0 or more.')
     source = open_model(args.model, args)

@@ -15,7 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('model', help='checkpoint, or timm name of an untrained network (condensenetv2_a)')
     parser.add_argument('--plot', type=Path, help='picture to write (.png, .svg, .pdf)')
     parser.add_argument('--csv', type=Path, help='table to write')
-    parser.add_argument('--markdown', action='store_true', help='print Markdown')
     add_model_options(parser)
 
 

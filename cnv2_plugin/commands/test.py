@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> None:
     with safe_loading(args.trust):
         metrics = build_runner(cfg, args.trust).test()
     if is_main_process():
-        print_table('Metrics', ['metric', 'value'], [[name, f'{value:.4f}'] for name, value in metrics.items()])
+        rows = [[name, f'{value:.4f}'] for name, value in metrics.items()]
+        print_table('Metrics', ['metric', 'value'], rows, args.markdown)
         if args.out:
             write_json(args.out, {name: float(value) for name, value in metrics.items()})
 

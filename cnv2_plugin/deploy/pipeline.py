@@ -3,15 +3,27 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Optional
 
 from torch import nn
 
 from ..checkpoints.io import staged
 from ..models.modes import in_eval
 from .condense import ClassifierCost, classifier_cost, condense
-from .export import ExportReport, export_onnx
 from .verify import VerifyReport, verify
+
+
+@dataclass(frozen=True)
+class Output:
+    """Files that are written together.
+
+    Attributes:
+        paths: the files, or one folder.
+        write: called with the condensed model and a temporary path for each of ``paths``; returns a report or None.
+    """
+
+    paths: tuple[Path, ...]
+    write: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -20,49 +32,41 @@ class Deployment:
 
     Attributes:
         model: the condensed model that the files hold.
-        difference: largest relative difference between the trained and the condensed model.
-        export: report on the ONNX file, if one was asked for; its path is a temporary one.
+        difference: largest relative difference between the given and the condensed model.
+        reports: what writing each output returned; paths in them are temporary ones.
         loss: cost of the classifier's dropped inputs and the outputs without them, where some were dropped.
     """
 
     model: nn.Module
     difference: float
-    export: Optional[ExportReport]
+    reports: list[Any]
     loss: Optional[tuple[ClassifierCost, VerifyReport]]
 
 
 def deploy(
     model: nn.Module,
-    files: Sequence[Path],
-    write: Callable[..., None],
+    outputs: Sequence[Output],
     input_size: tuple[int, int, int],
     views: Mapping[str, Callable[[nn.Module], nn.Module]],
-    onnx: Optional[Path] = None,
-    batch: Union[int, Literal['dynamic']] = 'dynamic',
     tolerance: float = 1e-5,
-    metadata: Optional[dict[str, Any]] = None,
     classifier_keep: Optional[float] = None,
 ) -> Deployment:
-    """Condense a finished model, compare it with the trained one, and write it.
+    """Condense a finished model, compare it with the given one, and write it.
 
     Args:
-        model: in eval mode; left as it is.
-        files: to write.
-        write: called with the condensed model and a temporary path for each of ``files``; what it raises is raised.
+        model: in eval mode, in either form; left as it is.
+        outputs: what to write; what a ``write`` raises is raised, and no file is there then.
         input_size: ``(C, H, W)``.
-        views: modules to compare, made of the trained and of the condensed model, by name. The first one is exported.
-        onnx: ONNX file to write too.
-        batch: of the ONNX file, ``'dynamic'`` or fixed.
+        views: modules to compare, made of the given and of the condensed model, by name.
         tolerance: largest relative difference that is accepted.
-        metadata: stored in the ONNX file.
         classifier_keep: share of the classifier's inputs to keep, see :func:`cnv2_plugin.deploy.condense`.
 
     Raises:
         UnfinishedPruningError: pruning is not finished.
-        VerificationError: the condensed model or the ONNX file differs by more than ``tolerance``.
+        VerificationError: the condensed model differs by more than ``tolerance``.
         OSError: a file cannot be written.
     """
-    with staged(*files, *([onnx] if onnx else [])) as temporaries:
+    with staged(*(path for output in outputs for path in output.paths)) as temporaries:
         condensed = in_eval(condense(model))
         difference = 0.0
         for name, view in views.items():
@@ -74,9 +78,6 @@ def deploy(
             cost = classifier_cost(condensed, classifier_keep)
             whole, condensed = condensed, condense(condensed, classifier_keep=classifier_keep)
             loss = cost, verify(whole, condensed, input_size, num_inputs=8, batch_size=4)
-        write(condensed, *temporaries[: len(files)])
-        export = None
-        if onnx:
-            exported = next(iter(views.values()))(condensed)
-            export = export_onnx(exported, temporaries[-1], input_size, batch, tolerance=tolerance, metadata=metadata)
-    return Deployment(condensed, difference, export, loss)
+        places = iter(temporaries)
+        reports = [output.write(condensed, *(next(places) for _ in output.paths)) for output in outputs]
+    return Deployment(condensed, difference, reports, loss)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from cnv2_plugin.checkpoints import find_state_dict, load_checkpoint, save_checkpoint
-from cnv2_plugin.deploy import VerificationError
-from cnv2_plugin.deploy.pipeline import deploy
+from cnv2_plugin.deploy import VerificationError, export_onnx
+from cnv2_plugin.deploy.pipeline import Output, deploy
 from tests.helpers import finish_pruning, random_arch, randomize_norms
 
 from .test_export import exporting
@@ -33,8 +33,8 @@ def test_the_verified_model_is_written(model, tmp_path):
         written.append(condensed)
         save_checkpoint(condensed.state_dict(), path)
 
-    done = deploy(model, [tmp_path / 'x.pth'], write, SIZE, {'the model': whole})
-    assert written == [done.model] and done.difference <= 1e-5 and done.export is None and done.loss is None
+    done = deploy(model, [Output((tmp_path / 'x.pth',), write)], SIZE, {'the model': whole})
+    assert written == [done.model] and done.difference <= 1e-5 and done.reports == [None] and done.loss is None
     state = find_state_dict(load_checkpoint(tmp_path / 'x.pth'))
     assert all(torch.equal(value, state[key]) for key, value in done.model.state_dict().items())
 
@@ -63,7 +63,10 @@ def test_a_late_refusal_leaves_every_older_file(fault, model, tmp_path):
         if fault == 'writing':
             raise ValueError('the config cannot express it')
 
-    views = {'the model': Fickle if fault == 'ONNX' else whole}
+    def write_onnx(condensed, path):
+        export_onnx(Fickle(condensed) if fault == 'ONNX' else condensed, path, SIZE)
+
+    outputs = [Output(tuple(paths[:2]), write), Output((paths[2],), write_onnx)]
     with pytest.raises((ValueError, VerificationError), match='cannot express|the ONNX file differs'):
-        deploy(model, paths[:2], write, SIZE, views, onnx=paths[2])
+        deploy(model, outputs, SIZE, {'the model': whole})
     assert sorted(tmp_path.iterdir()) == sorted(paths) and all(path.read_text() == 'old' for path in paths)

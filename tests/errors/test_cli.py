@@ -94,7 +94,7 @@ WRONG_USES = {
     'cost of nothing': (['cost'], ('variant', '', 'condensenetv2_a', '--all')),
     'cost of no pixels': (['cost', 'condensenetv2_a', '--input', '3', '0', '5'], ('input', '(3, 0, 5)', '(C, H, W)')),
     'deploy to another format': (
-        ['deploy', '{good}', '--arch', 'x', '--out', 'x.onnx'], ('x.onnx', '.onnx', '.pth', '.safetensors')),
+        ['deploy', '{good}', '--arch', 'x', '--out', 'x.bin'], ('--out', 'x.bin', '.onnx', '.pth', '.safetensors')),
     'deploy to strange ONNX': (['deploy', '{good}', *DEPLOY, '--onnx', 'x.pb'], ('x.pb', '.pb', '.onnx')),
     'deploy of no pixels': (
         ['deploy', '{good}', *DEPLOY, '--model-kwargs', '{arch}', '--input', '3', '0', '9'],

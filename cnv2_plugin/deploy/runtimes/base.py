@@ -134,10 +134,7 @@ def export_runtime(
             f'batch is {batch!r} and input_size {tuple(input_size)}; both take whole numbers of at least 1.'
         )
     paths = tuple(path.with_suffix(suffix) for suffix in kind.suffixes)
-    if len(paths) == 1 and not kind.is_folder:
-        check_target(path)
-    else:
-        _check_free(paths, runtime)
+    check_free(paths, kind)
     module = kind.module()
     if native and runtime not in ('torch_export', 'onnxruntime'):
         raise ValueError(f'{runtime} files hold standard operators only; native ones are for torch_export and ONNX.')
@@ -156,12 +153,14 @@ def _bytes(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) if path.is_dir() else path.stat().st_size
 
 
-def _check_free(paths: tuple[Path, ...], runtime: str) -> None:
-    """Raise where one exists: of several files, an old and a new one could be left together if writing is stopped."""
+def check_free(paths: tuple[Path, ...], kind: Runtime) -> None:
+    """Raise where one of several files exists: an old and a new one could be left together if writing is stopped."""
+    if len(paths) == 1 and not kind.is_folder:
+        return check_target(paths[0])
     check_folder(paths[0])
     taken = [str(path) for path in paths if path.exists()]
     if taken:
         raise FileExistsError(
-            f'{" and ".join(taken)} exists, and {runtime} writes more than one file, which cannot take the place of '
+            f'{" and ".join(taken)} exists, and {kind.name} writes more than one file, which cannot take the place of '
             f'older ones at one stroke; remove it or give another name.'
         )

@@ -1,11 +1,6 @@
-"""``cnv2 deploy CONFIG CHECKPOINT``: models of MMPretrain and MMDetection."""
-
-import argparse
+"""What ``cnv2 deploy CONFIG CHECKPOINT`` compares, exports and says of models of MMPretrain and MMDetection."""
 
 from torch import Tensor, nn
-
-from ..models.modes import in_eval
-from ._models import Source, check_fit, refuse_condensed
 
 
 class Logits(nn.Module):
@@ -43,36 +38,6 @@ class HeadOutputs(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map ``(N, C, H, W)`` to the class scores, boxes and so on of every level."""
         return tuple(output for kind in self.model(x, mode='tensor') for output in kind)
-
-
-def open_config_model(config: str, args: argparse.Namespace):
-    """The model of a config with the weights of ``args.checkpoint``, and the config."""
-    from ..checkpoints import load_checkpoint
-    from ..toolkits.openmmlab.deploy_files import build
-    from ..toolkits.openmmlab.runner_config import load_config
-    from ..toolkits.openmmlab.safe_loading import safe_loading
-
-    cfg = load_config(config)
-    checkpoint = load_checkpoint(args.checkpoint, args.trust)
-    with safe_loading(args.trust):
-        model = in_eval(build(cfg))
-    state_dict = weights(checkpoint, use_ema=not args.no_ema)
-    refuse_condensed(state_dict)
-    check_fit(model.state_dict(), state_dict, args.checkpoint, config, 'that the checkpoint is of this config')
-    model.load_state_dict(state_dict)
-    size = tuple(args.input) if args.input else input_size_of(cfg)
-    meta = plain_meta(checkpoint)
-    return Source(config, model, size, meta, onnx_metadata(cfg, meta), compared_views(model)), cfg
-
-
-def weights(checkpoint: dict, use_ema: bool) -> dict[str, Tensor]:
-    """The weights that mmengine evaluates (averaged where an EMA hook ran), or the plain ones beside them."""
-    from ..checkpoints import find_state_dict
-
-    beside = checkpoint.get('ema_state_dict')
-    if not use_ema and isinstance(beside, dict):
-        return {key[7:]: value for key, value in beside.items() if key.startswith('module.')}
-    return find_state_dict(checkpoint)
 
 
 def compared_views(model: nn.Module) -> dict[str, type[nn.Module]]:
