@@ -60,11 +60,12 @@ def run(args: argparse.Namespace) -> None:
     *config, given = args.files
     outs = [Path(out) for out in [*args.out, *([args.onnx] if args.onnx else [])]]
     _check(args, config, outs)
+    groups = [_paths(out, bool(config), bool(args.int8)) for out in outs]
+    _check_paths([path for paths in groups for path in paths], args.files)
     trains = any(out.suffix in CHECKPOINTS for out in outs)
     source = open_config_model(*config, given, args, trains) if config else open_model(given, args, trains)
     check_finite(source.model.state_dict(), given)
-    outputs = [(_checkpoint if out.suffix in CHECKPOINTS else _exported)(out, source, args) for out in outs]
-    _check_paths([path for output in outputs for path in output.paths], args.files)
+    outputs = [(_checkpoint if paths[0].suffix in CHECKPOINTS else _exported)(paths, source, args) for paths in groups]
     done = deploy(source.model, outputs, source.input_size, source.views, args.tolerance, args.classifier_keep)
     _print_report(source, done, args)
 
@@ -99,12 +100,21 @@ def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> Non
             raise UsageError(f'{option} is for {" and ".join(fitting)} files, not for {" and ".join(others)}.')
 
 
-def _checkpoint(path: Path, source: Source, args: argparse.Namespace) -> 'Output':
+def _paths(out: Path, has_config: bool, int8: bool) -> tuple[Path, ...]:
+    """The files that are written together for one ``--out``."""
+    from ..deploy.runtimes import RUNTIMES
+
+    if out.suffix in CHECKPOINTS:
+        return (out, out.with_suffix('.py')) if has_config else (out,)
+    kind = next(kind for kind in RUNTIMES.values() if kind.suffixes[0] == out.suffix)
+    return (*map(out.with_suffix, kind.suffixes), *([out.with_stem(f'{out.stem}-int8')] if int8 else []))
+
+
+def _checkpoint(paths: tuple[Path, ...], source: Source, args: argparse.Namespace) -> 'Output':
     """The condensed checkpoint, with the config that builds its model where one built the given model."""
     from ..checkpoints import save_checkpoint
     from ..deploy.pipeline import Output
 
-    paths = (path,) if source.cfg is None else (path, path.with_suffix('.py'))
     meta = dict(source.meta, deploy=True)
     if args.classifier_keep is not None:
         meta['model_kwargs'] = dict(meta['model_kwargs'], classifier_keep=args.classifier_keep)
@@ -121,7 +131,7 @@ def _checkpoint(path: Path, source: Source, args: argparse.Namespace) -> 'Output
     return Output(paths, write)
 
 
-def _exported(path: Path, source: Source, args: argparse.Namespace) -> 'Output':
+def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace) -> 'Output':
     """A file for a runtime, with a quantised one beside it where ``--int8`` asks for it."""
     from ..deploy import export_onnx
     from ..deploy.pipeline import Output
@@ -130,16 +140,15 @@ def _exported(path: Path, source: Source, args: argparse.Namespace) -> 'Output':
     from ..deploy.runtimes.base import check_free
 
     view, size = next(iter(source.views.values())), source.input_size
-    kind = next(kind for kind in RUNTIMES.values() if kind.suffixes[0] == path.suffix)
-    paths = tuple(path.with_suffix(suffix) for suffix in kind.suffixes)
-    check_free(paths, kind)
-    batch = args.batch or ('dynamic' if path.suffix == '.onnx' else 1)
+    kind = next(kind for kind in RUNTIMES.values() if kind.suffixes[0] == paths[0].suffix)
+    is_onnx = kind.name == 'onnxruntime'
+    check_free(paths[: len(kind.suffixes)], kind)
+    batch = args.batch or ('dynamic' if is_onnx else 1)
     images = image_batches(args.int8, (batch, *size), source.model.pretrained_cfg) if args.int8 else []
-    int8 = [path.with_stem(f'{path.stem}-int8')] if images else []
 
     def write(condensed: Any, file: Path, *others: Path) -> list[list]:
         model, options = view(condensed), dict(tolerance=args.tolerance, native=args.native)
-        if path.suffix == '.onnx':
+        if is_onnx:
             options.update(optimize=not args.no_optimize, metadata=source.metadata)
             report = export_onnx(model, file, size, batch, **options)
             nodes = ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))
@@ -150,14 +159,14 @@ def _exported(path: Path, source: Source, args: argparse.Namespace) -> 'Output':
         checked = f'{report.verification.max_rel:.2e}' if report.verification else 'not run here'
         if args.forms and report.forms:
             print_table('Implementations', ['layer', 'implementation'], sorted(report.forms.items()), args.markdown)
-        rows = [[_names(paths), report.size, checked, holds]]
-        if int8:
+        rows = [[_names(paths[: len(kind.suffixes)]), report.size, checked, holds]]
+        if images:
             done = quantize_onnx(file, others[-1], images)
             same = f'int8: same class as float32 on {done.agreement:.1%} of {done.images} images'
-            rows.append([_names(int8), done.size, f'{done.max_rel:.2e}', same])
+            rows.append([paths[-1], done.size, f'{done.max_rel:.2e}', same])
         return rows
 
-    return Output((*paths, *int8), write)
+    return Output(paths, write)
 
 
 def _names(paths: Sequence[Path]) -> str:
