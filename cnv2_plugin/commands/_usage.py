@@ -32,14 +32,14 @@ def check_input(size: Optional[Sequence[int]]) -> None:
         raise UsageError(f'the input is {tuple(size)}; it takes three positive numbers (C, H, W).')
 
 
-def check_output(path: Union[str, Path], suffixes: Sequence[str] = CHECKPOINTS) -> None:
+def check_output(path: Union[str, Path], suffixes: Sequence[str] = CHECKPOINTS, option: str = '--out') -> None:
     """Raise unless a file may end so and can be written, before the work begins."""
     from ..checkpoints.io import check_folder, check_target
 
     path = Path(path)
     if path.suffix not in suffixes:
         raise UsageError(
-            f'{path} ends in {path.suffix or "nothing"}; give a name that ends in {" or ".join(suffixes)}.'
+            f'{option} {path} ends in {path.suffix or "nothing"}; give a name that ends in {" or ".join(suffixes)}.'
         )
     (check_folder if path.suffix == '.mlpackage' else check_target)(path)
 

@@ -76,7 +76,7 @@ def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> Non
 
     runtimes = {kind.suffixes[0]: kind.name for kind in RUNTIMES.values()}
     if args.onnx:
-        check_output(args.onnx, ('.onnx',))
+        check_output(args.onnx, ('.onnx',), '--onnx')
     for out in outs:
         check_output(out, (*(('.pth',) if config else CHECKPOINTS), *runtimes))
     exports = [out.suffix for out in outs if out.suffix in runtimes]

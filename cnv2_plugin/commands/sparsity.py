@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from ..analysis.sparsity import write_csv
 
     if args.plot:
-        check_output(args.plot, FORMATS)
+        check_output(args.plot, FORMATS, '--plot')
     source = open_model(args.model, args)
     title, report = source.name, sparsity_report(source.model)
     print_table(f'{title}: layers', *report.layer_table(), args.markdown)
