@@ -11,7 +11,7 @@ from torch import nn
 from cnv2_plugin import archs
 from cnv2_plugin.deploy import condense, export_onnx, lower, lowered_forms
 from cnv2_plugin.graph.builder import BUILDERS, STAGES, add_module, builds
-from cnv2_plugin.graph.ir import Add
+from cnv2_plugin.graph.ops import Add
 from cnv2_plugin.layers import LearnedGroupConv, SparseFeatureReactivation
 from cnv2_plugin.models.base import SparseModelMixin, init_weights
 from tests.helpers import finish_pruning, randomize_norms, relative_difference

@@ -13,7 +13,7 @@ LEVELS = (
     ('cli',),
     ('commands',),
     ('toolkits', 'analysis', 'registry'),
-    ('benchmark',),
+    ('benchmark', 'lowering'),
     ('deploy',),
     ('kernels',),
     ('graph',),

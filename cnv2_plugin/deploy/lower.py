@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from ..graph.builder import to_graph
 from ..graph.choice import MAX_GROWTH, RUNTIME_WORKAROUNDS, choose
 from ..graph.implementations import implement
-from ..graph.ir import pair
-from ..graph.model_parts import dtype_device, layer_name, parts, replace_module
+from ..graph.model_parts import layer_name, parts, replace_module
 from ..graph.module import LoweredGraph, PooledSqueezeExcite
+from ..graph.ops import dtype_device, pair
 from ..graph.rewrites import clean_up
 from ..kernels.native_model import NativeStages, native_model
 from ..layers import SqueezeExcite

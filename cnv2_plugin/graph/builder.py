@@ -19,26 +19,8 @@ from ..layers import (
 from ..layers.norm import is_batch_norm
 from ..models.condensenet import DenseLayer, DenseStage
 from ..models.shufflenet import ShuffleStage, ShuffleUnit
-from .ir import (
-    Add,
-    Affine,
-    AveragePool,
-    Concat,
-    Conv,
-    Flatten,
-    Gather,
-    GlobalAveragePool,
-    Graph,
-    Linear,
-    MaxPool,
-    Op,
-    Opaque,
-    Pointwise,
-    ScatterSum,
-    SqueezeExcitation,
-    pair,
-    try_module,
-)
+from . import ops
+from .ir import Graph
 from .module import PooledSqueezeExcite
 
 POINTWISE = (
@@ -92,11 +74,7 @@ def is_chain_of_stages(module: nn.Module) -> bool:
 
 
 def to_graph(module: nn.Module, channels: int) -> Graph:
-    """Turn a condensed module into a graph.
-
-    Args:
-        module: stage, chain of stages, or group-sparse layer.
-        channels: channels of its input.
+    """Turn a condensed stage, chain of stages or group-sparse layer, given ``channels``, into a graph.
 
     Raises:
         TypeError: the module is of another kind than those in :data:`BUILDERS`, and no chain of stages.
@@ -111,21 +89,14 @@ def to_graph(module: nn.Module, channels: int) -> Graph:
 
 
 def chain_to_graph(chain: Iterable[tuple[str, nn.Module]], channels: int) -> tuple[Graph, dict[str, int]]:
-    """Turn condensed modules that follow one another into one graph, such as the ``parts()`` of a model.
+    """Turn condensed modules that follow one another, such as the ``parts()`` of a model, into one graph.
 
-    Args:
-        chain: modules with their names, in order.
-        channels: channels of what the first one is given.
-
-    Returns:
-        The graph, in which the layers of a stage have the stage's name in front, and the value that each module gives.
+    Returns it, in which the layers of a stage have the stage's name in front, and the value that each module gives.
     """
     graph, ends = Graph.of(channels), {}
     for name, module in chain:
-        graph.output = add_module(
-            graph, module, graph.output, f'{name}.' if isinstance(module, tuple(STAGES)) else name
-        )
-        ends[name] = graph.output
+        prefix = f'{name}.' if isinstance(module, tuple(STAGES)) else name
+        ends[name] = graph.output = add_module(graph, module, graph.output, prefix)
     return graph, ends
 
 
@@ -144,13 +115,9 @@ def _is_unchanged(module: nn.Module, kinds: Union[type[nn.Module], tuple[type[nn
 
 
 def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
-    """Append any module of one map and return its value; what is not known stays opaque.
+    """Append any condensed module of one map and return its value; what is not known stays opaque.
 
-    Args:
-        graph: to append to.
-        module: condensed.
-        x: value that the module is given.
-        name: of the module, for layers whose implementation may be chosen; a stage's ends in a dot, or is ''.
+    ``name`` is for layers whose implementation may be chosen; a stage's ends in a dot, or is ''.
     """
     if (build := builder_of(module)) is not None:
         return build(graph, module, x, name)
@@ -165,68 +132,62 @@ def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
     if is_batch_norm(module) and module.running_mean is not None:
         return graph.add(_affine(module), x)
     if isinstance(module, POINTWISE):
-        return graph.add(Pointwise(_out_of_place(module)), x)
+        return graph.add(ops.Pointwise(_out_of_place(module)), x)
     if isinstance(module, ChannelGather):
-        return graph.add(Gather(module.index), x)
+        return graph.add(ops.Gather(module.index), x)
     if isinstance(module, nn.ChannelShuffle):
         order = torch.arange(graph.channels(x)).view(1, -1, 1, 1)
-        return graph.add(Gather(module(order).flatten()), x)
+        return graph.add(ops.Gather(module(order).flatten()), x)
     if isinstance(module, ChannelScatterSum):
-        return graph.add(ScatterSum(module.index, module.out_channels), x, layer=name)
+        return graph.add(ops.ScatterSum(module.index, module.out_channels), x, layer=name)
     if isinstance(module, SelectiveLinear):
-        x = graph.add(Gather(module.index), x)
+        x = graph.add(ops.Gather(module.index), x)
     channels = graph.channels(x)
-    op = _pool(module) or _of_pooled(module) or Opaque(module, channels, try_module(module, channels).size(1))
+    op = _pool(module) or _of_pooled(module) or ops.Opaque(module, channels, ops.try_module(module, channels).size(1))
     return graph.add(op, x)
 
 
-def _pool(pool: nn.Module) -> Optional[Op]:
+def _pool(pool: nn.Module) -> Optional[ops.Op]:
     """A pool of square windows or of everything; None for other windows and other modules."""
     if isinstance(pool, nn.AdaptiveAvgPool2d):
-        return GlobalAveragePool() if pool.output_size in (1, (1, 1)) else None
+        return ops.GlobalAveragePool() if pool.output_size in (1, (1, 1)) else None
     if not isinstance(pool, (nn.AvgPool2d, nn.MaxPool2d)) or pool.ceil_mode:
         return None
     size, stride, padding = pool.kernel_size, pool.stride, pool.padding
     if not isinstance(size, int) or not isinstance(stride, int) or not isinstance(padding, int):
         return None
     if isinstance(pool, nn.MaxPool2d):
-        return MaxPool(size, stride, padding) if pool.dilation == 1 and not pool.return_indices else None
-    return AveragePool(size, stride) if padding == 0 and pool.divisor_override is None else None
+        return ops.MaxPool(size, stride, padding) if pool.dilation == 1 and not pool.return_indices else None
+    return ops.AveragePool(size, stride) if padding == 0 and pool.divisor_override is None else None
 
 
-def _of_pooled(module: nn.Module) -> Optional[Op]:
+def _of_pooled(module: nn.Module) -> Optional[ops.Op]:
     """Squeeze-and-excitation, and what follows a pool of everything; None for other modules."""
     if type(module) in (SqueezeExcite, PooledSqueezeExcite):
         block = cast(SqueezeExcite, module)
         squeeze, excite = (_constant(linear.weight).flatten(1) for linear in (block.fc1, block.fc2))
-        return SqueezeExcitation(module, squeeze, excite, block.act, block.gate)
+        return ops.SqueezeExcitation(module, squeeze, excite, block.act, block.gate)
     if isinstance(module, nn.Flatten) and module.start_dim == 1:
-        return Flatten()
+        return ops.Flatten()
     if type(module) in (nn.Linear, SelectiveLinear):
         linear = cast(nn.Linear, module)
-        return Linear(_constant(linear.weight), None if linear.bias is None else _constant(linear.bias))
+        return ops.Linear(_constant(linear.weight), None if linear.bias is None else _constant(linear.bias))
     return None
 
 
 def _add_conv(graph: Graph, module: nn.Conv2d, padding: Iterable[int], x: int, name: str) -> int:
     bias = None if module.bias is None else _constant(module.bias)
-    conv = Conv(
-        _constant(module.weight),
-        bias,
-        pair(module.stride),
-        pair(padding),
-        pair(module.dilation),
-        module.groups,
-    )
+    stride, padding, dilation = (ops.pair(numbers) for numbers in (module.stride, padding, module.dilation))
+    conv = ops.Conv(_constant(module.weight), bias, stride, padding, dilation, module.groups)
     chosen = conv.groups > 1 and not conv.is_depthwise
     return graph.add(conv, x, layer=name if chosen else '')
 
 
-def _affine(norm: nn.modules.batchnorm._BatchNorm) -> Affine:
+def _affine(norm: nn.modules.batchnorm._BatchNorm) -> ops.Affine:
     inverse = (_constant(norm.get_buffer('running_var')) + norm.eps).rsqrt()
     scale = inverse if norm.weight is None else _constant(norm.weight) * inverse
     shift = -_constant(norm.get_buffer('running_mean')) * scale
-    return Affine(scale, shift if norm.bias is None else shift + _constant(norm.bias))
+    return ops.Affine(scale, shift if norm.bias is None else shift + _constant(norm.bias))
 
 
 def _constant(tensor: Tensor) -> Tensor:
@@ -266,8 +227,8 @@ def _add_dense_layer(graph: Graph, layer: DenseLayer, x: int, name: str) -> int:
     for part in ('norm_2', 'act_2', 'conv_2', 'se'):
         new = add_module(graph, getattr(layer, part), new, f'{name}.{part}')
     if layer.sfr is not None:
-        x = graph.add(Add(), add_module(graph, layer.sfr, new, f'{name}.sfr'), x)
-    return graph.add(Concat(), x, new)
+        x = graph.add(ops.Add(), add_module(graph, layer.sfr, new, f'{name}.sfr'), x)
+    return graph.add(ops.Concat(), x, new)
 
 
 @builds(DenseStage, stage=True)
@@ -283,12 +244,12 @@ def _add_shuffle_unit(graph: Graph, unit: ShuffleUnit, x: int, name: str) -> int
         left = add_module(graph, unit.branch1, x, f'{name}.branch1')
         new = add_module(graph, unit.branch2, x, f'{name}.branch2')
     else:
-        left = graph.add(Gather(torch.arange(unit.width)), x)
-        right = graph.add(Gather(torch.arange(unit.width, graph.channels(x))), x)
+        left = graph.add(ops.Gather(torch.arange(unit.width)), x)
+        right = graph.add(ops.Gather(torch.arange(unit.width, graph.channels(x))), x)
         new = add_module(graph, unit.branch2, right, f'{name}.branch2')
     if unit.sfr is not None:
-        left = graph.add(Add(), add_module(graph, unit.sfr, new, f'{name}.sfr'), left)
-    return add_module(graph, unit.shuffle, graph.add(Concat(), left, new), '')
+        left = graph.add(ops.Add(), add_module(graph, unit.sfr, new, f'{name}.sfr'), left)
+    return add_module(graph, unit.shuffle, graph.add(ops.Concat(), left, new), '')
 
 
 @builds(ShuffleStage, stage=True)

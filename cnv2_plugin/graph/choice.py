@@ -10,22 +10,14 @@ from math import inf
 from typing import Optional
 
 from .implementations import added_parameters, check_choices, implement, layer_kind, prepared
-from .ir import Affine, Conv, Gather, Graph, Node, Pointwise, ScatterSum
-from .rewrite_gathers import gather_by_conv, halve_permutation
-from .rewrites import Rewrite
+from .ir import Graph, Node, Rewrite
+from .ops import Conv, Gather, ScatterSum
+from .rewrite_gathers import CHANNELWISE, gather_by_conv, halve_permutation
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a rule looks at.
-
-    Attributes:
-        kind: see :func:`.implementations.layer_kind`.
-        inputs: channels that a dense convolution in its place would read.
-        outputs: channels that it would give.
-        group_outputs: outputs of each group.
-        pixels: height times width of the result.
-    """
+    """What a rule looks at: channels of a dense convolution in a layer's place, outputs a group, pixels of the map."""
 
     kind: str
     inputs: int
@@ -36,17 +28,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: an implementation, and the layers that it is for.
+    """One row: an implementation, and the layers that it is for, with at most so many weights, were they dense.
 
-    Attributes:
-        kind: of the layer.
-        implementation: the choice.
-        max_weights: at most so many weights, were the layer dense.
-        max_inputs: at most so many inputs.
-        max_group_outputs: at most so many outputs a group.
-        max_pixels: at most so many output pixels.
-        aligned: outputs are a multiple of 8, or are not; None for either.
-        inputs_aligned: the same of the inputs.
+    ``aligned`` says whether the outputs are a multiple of 8, ``inputs_aligned`` the same of the inputs.
     """
 
     kind: str
@@ -110,13 +94,8 @@ def choose(
 ) -> dict[str, str]:
     """Return an implementation for every layer of a graph.
 
-    Args:
-        graph: of a condensed part.
-        size: height and width of its input.
-        runtime: whose rules are used.
-        asked: implementations that were asked for, by layer; they are taken whatever they add.
-        allowance: constants by which zeros filled in may enlarge the graph. Where the rules go beyond it, the layers
-            that add most keep their groups.
+    ``size`` is height and width of its input. Implementations ``asked`` for are taken whatever they add; elsewhere,
+    where zeros filled in go beyond ``allowance`` constants, the layers that add most keep their groups.
 
     Raises:
         ValueError: there are no rules for the runtime, or ``asked`` names an unknown layer or implementation.
@@ -153,13 +132,7 @@ def layer_of(graph: Graph, node: Node, size: tuple[int, int]) -> Layer:
     conv = graph.source(node).op if reactivates else node.op
     if not isinstance(conv, Conv):
         raise TypeError(f'{node.layer} is no convolution, nor an index layer behind one.')
-    inputs = conv.in_channels if reactivates else graph.channels(_gathered_from(graph, node))
+    gather, _ = graph.above(node, CHANNELWISE)
+    source = gather.inputs[0] if isinstance(gather.op, Gather) else node.inputs[0]
+    inputs = conv.in_channels if reactivates else graph.channels(source)
     return Layer(layer_kind(node), inputs, graph.channels(node.id), conv.out_channels // conv.groups, size[0] * size[1])
-
-
-def _gathered_from(graph: Graph, node: Node) -> int:
-    """Return the value that a layer's channels are gathered from, or its input."""
-    above = graph.source(node)
-    while isinstance(above.op, (Affine, Pointwise)):
-        above = graph.source(above)
-    return above.inputs[0] if isinstance(above.op, Gather) else node.inputs[0]

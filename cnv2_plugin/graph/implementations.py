@@ -3,11 +3,20 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from .ir import Affine, Conv, Gather, Graph, Node, Pointwise, ScatterSum
+from .ir import Graph, Node, Rewrite
+from .ops import Conv, Gather, ScatterSum
 from .rewrite_convs import depthwise_sum, merge_groups, pad_groups, split_columns, split_concat, use_plain_layout
-from .rewrite_gathers import absorb_into_conv, gather_once, join_gathers, push_pool, raise_gather, swap_gather
+from .rewrite_gathers import (
+    CHANNELWISE,
+    absorb_into_conv,
+    gather_once,
+    join_gathers,
+    push_pool,
+    raise_gather,
+    swap_gather,
+)  # fmt: skip
 from .rewrite_scatter import scatter_dense, scatter_levels, scatter_split
-from .rewrites import Rewrite, apply, clean_up
+from .rewrites import apply, clean_up
 
 Implementation = Callable[[Graph, str], bool]
 
@@ -34,15 +43,9 @@ def _single(graph: Graph, name: str, rewrite: Rewrite) -> bool:
 def _gather_last(graph: Graph, name: str) -> bool:
     """Normalise and activate all channels, then gather: swap the gather down to the convolution."""
     while True:
-        above = graph.source(_layer(graph, name))
-        chain = []
-        while isinstance(above.op, (Affine, Pointwise)):
-            chain.append(above)
-            above = graph.source(above)
-        if not isinstance(above.op, Gather):
-            return False
-        if not chain:
-            return True
+        gather, chain = graph.above(_layer(graph, name), CHANNELWISE)
+        if not chain or not isinstance(gather.op, Gather):
+            return isinstance(gather.op, Gather)
         if not apply(graph, swap_gather, chain[-1]):
             return False
 
@@ -50,11 +53,9 @@ def _gather_last(graph: Graph, name: str) -> bool:
 def _gather_first(graph: Graph, name: str) -> bool:
     """Gather, then normalise and activate: swap the gather above both."""
     while True:
-        gather = graph.source(_layer(graph, name))
-        while not isinstance(gather.op, Gather):
-            if not isinstance(gather.op, (Affine, Pointwise)):
-                return False
-            gather = graph.source(gather)
+        gather, _ = graph.above(_layer(graph, name), CHANNELWISE)
+        if not isinstance(gather.op, Gather):
+            return False
         if not apply(graph, raise_gather, gather):
             return True
 
@@ -106,11 +107,7 @@ FALLBACK = {'select': 'group', 'spatial': 'group', 'reactivate': 'levels'}
 
 
 def check_choices(graph: Graph, choices: Mapping[str, str]) -> None:
-    """Raise unless every chosen implementation is one that its layer can have.
-
-    Raises:
-        ValueError: an unknown layer or implementation.
-    """
+    """Raise a ValueError unless every chosen implementation is one that its layer can have."""
     kinds = {node.layer: layer_kind(node) for node in graph.layers()}
     for name, chosen in choices.items():
         if name not in kinds:
@@ -132,14 +129,9 @@ def prepared(graph: Graph) -> Graph:
 
 
 def implement(graph: Graph, choices: Mapping[str, str]) -> tuple[Graph, dict[str, str]]:
-    """Return a copy of a graph with every layer in its chosen implementation, cleaned up.
+    """Return a copy of a graph with every layer in its chosen implementation, and those that they really have.
 
-    Args:
-        graph: of a condensed part.
-        choices: implementation by layer; one that a layer cannot have, or none, means the fallback of its kind.
-
-    Returns:
-        The new graph, and the implementation that each layer really has.
+    One that a layer cannot have, or none, means the fallback of its kind.
 
     Raises:
         ValueError: an unknown layer or implementation.

@@ -1,34 +1,15 @@
 """The plain description that rewrites work on: a graph of operations on maps ``(N, C, H, W)``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Any, Optional, Union
 
-from .ops import (
-    Add,
-    Affine,
-    AveragePool,
-    Concat,
-    Conv,
-    Flatten,
-    Gather,
-    GlobalAveragePool,
-    Input,
-    Linear,
-    MaxPool,
-    Op,
-    Opaque,
-    Pointwise,
-    ScatterSum,
-    SqueezeExcitation,
-    pair,
-    try_module,
-)
+from .ops import Concat, Input, Op
 
-__all__ = [
-    'Add', 'Affine', 'AveragePool', 'Concat', 'Conv', 'Flatten', 'Gather', 'GlobalAveragePool', 'Graph', 'Input',
-    'Linear', 'MaxPool', 'Node', 'Op', 'Opaque', 'Pointwise', 'ScatterSum', 'SqueezeExcitation', 'pair',
-    'try_module',
-]  # fmt: skip
+Kinds = Union[type, tuple[type, ...]]
+Rewrite = Callable[..., Optional[int]]
+"""Looks at a node of a graph and gives the name of a value that equals the node's, or None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +24,7 @@ class Node:
     """
 
     id: int
-    op: Op
+    op: Any
     inputs: tuple[int, ...] = ()
     layer: str = ''
 
@@ -77,6 +58,14 @@ class Graph:
         """The node that an input of a node comes from."""
         return self.nodes[node.inputs[position]]
 
+    def above(self, node: Node, kinds: Kinds) -> tuple[Node, list[Node]]:
+        """The first node above that is none of some kinds of operations, and those of the kinds on the way up."""
+        chain, above = [], self.source(node)
+        while isinstance(above.op, kinds):
+            chain.append(above)
+            above = self.source(above)
+        return above, chain
+
     def consumers(self, name: int) -> list[Node]:
         """The nodes that read a value."""
         return [node for node in self.nodes.values() if name in node.inputs]
@@ -87,40 +76,22 @@ class Graph:
 
     def channels(self, name: int) -> int:
         """Number of channels of a value."""
-        node = self.nodes[name]
-        op = node.op
-        if isinstance(op, Conv):
-            return op.out_channels
-        if isinstance(op, (Input, Opaque, ScatterSum)):
-            return op.channels
-        if isinstance(op, Gather):
-            return op.index.numel()
-        if isinstance(op, Linear):
-            return op.weight.size(0)
+        op, inputs = self[name].op, self[name].inputs
         if isinstance(op, Concat):
-            return sum(self.channels(i) for i in node.inputs)
-        return self.channels(node.inputs[0])
+            return sum(self.channels(i) for i in inputs)
+        return op.out_channels if hasattr(op, 'out_channels') else self.channels(inputs[0])
 
     def parameters(self) -> int:
         """Number of constants of convolutions and normalisations, zeros filled in included."""
-        total = 0
-        for node in self.nodes.values():
-            op = node.op
-            if isinstance(op, Affine):
-                total += 2 * op.scale.numel()
-            elif isinstance(op, (Conv, Linear)):
-                total += op.weight.numel() + (0 if op.bias is None else op.bias.numel())
-        return total
+        names = ('weight', 'bias', 'scale', 'shift')
+        constants = (getattr(node.op, name, None) for node in self.nodes.values() for name in names)
+        return sum(constant.numel() for constant in constants if constant is not None)
 
     def sizes(self, height: int, width: int) -> dict[int, tuple[int, int]]:
         """Height and width of every value, for an input of that size."""
         sizes: dict[int, tuple[int, int]] = {}
         for node in self.ordered():
-            op = node.op
-            size = sizes[node.inputs[0]] if node.inputs else (height, width)
-            if isinstance(op, (Conv, AveragePool, MaxPool, GlobalAveragePool, Opaque)):
-                size = op.output_size(size)
-            sizes[node.id] = size
+            sizes[node.id] = node.op.output_size(sizes[node.inputs[0]] if node.inputs else (height, width))
         return sizes
 
     def replace(self, old: int, new: int) -> None:
@@ -128,9 +99,8 @@ class Graph:
         layer = self.nodes[old].layer
         if layer and not self.nodes[new].layer:
             self.nodes[new] = replace(self.nodes[new], layer=layer)
-        for node in list(self.nodes.values()):
-            if old in node.inputs:
-                self.nodes[node.id] = replace(node, inputs=tuple(new if i == old else i for i in node.inputs))
+        for node in self.consumers(old):
+            self.nodes[node.id] = replace(node, inputs=tuple(new if i == old else i for i in node.inputs))
         if self.output == old:
             self.output = new
         self.nodes = {node.id: node for node in self.ordered()}
@@ -155,3 +125,21 @@ class Graph:
     def copy(self) -> 'Graph':
         """A graph that can be rewritten by itself; operations are shared, they never change."""
         return Graph(dict(self.nodes), self.output, self._next)
+
+
+def rewrites(kind: Kinds, behind: Optional[Kinds] = None) -> Callable[[Rewrite], Rewrite]:
+    """Show a rewrite only nodes of a kind, with their operation, and the node in front where its kind is asked for."""
+
+    def register(rewrite: Rewrite) -> Rewrite:
+        @wraps(rewrite)
+        def checked(graph: Graph, node: Node, **options: int) -> Optional[int]:
+            if not isinstance(node.op, kind):
+                return None
+            if behind is None:
+                return rewrite(graph, node, node.op, **options)
+            source = graph.source(node)
+            return rewrite(graph, node, node.op, source, **options) if isinstance(source.op, behind) else None
+
+        return checked
+
+    return register

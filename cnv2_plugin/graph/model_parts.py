@@ -9,35 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from .builder import builder_of, is_chain_of_stages
+from .ops import dtype_device
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model that can be lowered.
-
-    Attributes:
-        name: of the module.
-        module: condensed module.
-        input_shape: ``(N, C, H, W)`` that it was given.
-    """
+    """A part of a condensed model that can be lowered, and the shape ``(N, C, H, W)`` that it was given."""
 
     name: str
     module: nn.Module
     input_shape: tuple[int, ...]
 
 
-def parts(
-    condensed: nn.Module, input_size: tuple[int, int, int], example: Optional[Tensor] = None, whole: bool = True
-) -> list[Part]:
+def parts(condensed: nn.Module, input_size: tuple[int, int, int], example: Optional[Tensor] = None) -> list[Part]:
     """The parts of a condensed model that can be lowered, with the shapes they are given.
 
     Parts that take no part in ``forward`` are left out; where one is used several times, the largest input counts.
-
-    Args:
-        condensed: the model.
-        input_size: ``(C, H, W)``.
-        example: input to run it on instead of zeros of that size.
-        whole: make one part of all stages where nothing reads what is between them.
+    Images are zeros of ``input_size``, or ``example``. All stages are one part where nothing reads what is
+    between them.
     """
     calls: dict[nn.Module, list[tuple[int, ...]]] = {}
     names = {module: name for name, module in condensed.named_modules()}
@@ -57,7 +46,7 @@ def parts(
     inside: set[nn.Module] = set()
     for module, shapes in sorted(calls.items(), key=lambda item: len(names[item[0]])):
         chain = is_chain_of_stages(module)
-        if module in inside or chain and not (whole and all(len(calls[m]) == len(shapes) for m in module.children())):
+        if module in inside or chain and any(len(calls[m]) != len(shapes) for m in module.children()):
             continue
         inside.update(module.modules())
         found.append(Part(names[module], module, max(shapes, key=prod)))
@@ -65,7 +54,7 @@ def parts(
 
 
 def layer_name(part: str, layer: str) -> str:
-    """Return the name in the model of a layer in one of its parts."""
+    """The name in the model of a layer in one of its parts."""
     return f'{part}.{layer}'.strip('.')
 
 
@@ -76,9 +65,3 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     parent, _, child = name.rpartition('.')
     setattr(model.get_submodule(parent), child, module)
     return model
-
-
-def dtype_device(module: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """Type and place of a module's parameters."""
-    weight = next(module.parameters(), None)
-    return (torch.float32, torch.device('cpu')) if weight is None else (weight.dtype, weight.device)

@@ -1,6 +1,8 @@
 """A graph as a PyTorch module: for eager use, ``torch.compile``, ``torch.export`` and every exporter behind them."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -9,24 +11,8 @@ from torch.nn.utils import skip_init
 from torch.types import Device
 
 from ..layers import ChannelGather, ChannelScatterSum, SqueezeExcite
-from .ir import (
-    Add,
-    Affine,
-    AveragePool,
-    Conv,
-    Flatten,
-    Gather,
-    GlobalAveragePool,
-    Graph,
-    Input,
-    Linear,
-    MaxPool,
-    Node,
-    Opaque,
-    Pointwise,
-    ScatterSum,
-    SqueezeExcitation,
-)
+from . import ops
+from .ir import Graph, Node
 
 TINY = 1e-30
 """Stands for an ``eps`` of 0, which some versions of PyTorch refuse; 1 and this are 1 in every precision."""
@@ -62,13 +48,9 @@ class PlainConv(nn.Module):
 
 
 class FoldedAvgPool2d(nn.Module):
-    """Average pooling with bands of rows as further channels.
+    """Average pooling with bands of rows as further channels."""
 
-    Args:
-        pool: size and stride.
-    """
-
-    def __init__(self, pool: AveragePool) -> None:
+    def __init__(self, pool: ops.AveragePool) -> None:
         super().__init__()
         self.pool = pool
 
@@ -101,11 +83,7 @@ class ConcatChannels(nn.Module):
 
 
 class PooledSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation that stays a map ``(N, C, 1, 1)`` all along: 1x1 convolutions between pool and gate.
-
-    Args:
-        block: what to restate.
-    """
+    """Squeeze-and-excitation that stays a map ``(N, C, 1, 1)`` all along: 1x1 convolutions between pool and gate."""
 
     def __init__(self, block: SqueezeExcite) -> None:
         super().__init__()
@@ -119,35 +97,28 @@ class PooledSqueezeExcite(nn.Module):
 
 def _as_conv(linear: nn.Linear) -> nn.Conv2d:
     weight = linear.weight.detach()
-    conv = skip_init(
-        nn.Conv2d,
-        linear.in_features,
-        linear.out_features,
-        1,
-        bias=linear.bias is not None,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
+    sizes = linear.in_features, linear.out_features, 1
+    return _filled(nn.Conv2d, *sizes, weight=weight, bias=linear.bias, device=weight.device, dtype=weight.dtype)
+
+
+def _filled(kind: type, *args: Any, weight: Tensor, bias: Optional[Tensor], **options: Any) -> Any:
+    """A layer of a kind with given constants."""
+    layer: Any = skip_init(kind, *args, bias=bias is not None, **options)
     with torch.no_grad():
-        conv.weight.copy_(weight[..., None, None])
-        if linear.bias is not None:
-            conv.bias.copy_(linear.bias)
-    return conv
+        layer.weight.copy_(weight.view(layer.weight.shape))
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
 
 
 class LoweredGraph(nn.Module):
-    """Runs the operations of a graph one after the other.
-
-    Args:
-        graph: what to compute.
-        dtype: of the constants.
-        device: of the constants.
+    """Runs the operations of a graph one after the other, with constants of a type on a device.
 
     Attributes:
         operations: one module for every operation.
         steps: for every operation the values it reads; value 0 is the input, value ``i + 1`` the result of
             operation ``i``.
-        choices: form of every layer that offers several, filled in by :func:`cnv2_plugin.deploy.lower`.
+        choices: implementation of every layer that offers several, filled in by :func:`cnv2_plugin.deploy.lower`.
     """
 
     def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32, device: Device = 'cpu') -> None:
@@ -157,7 +128,7 @@ class LoweredGraph(nn.Module):
         self.choices: dict[str, str] = {}
         place: dict[int, int] = {}
         for node in graph.ordered():
-            if isinstance(node.op, Input):
+            if isinstance(node.op, ops.Input):
                 place[node.id] = 0
                 continue
             self.operations.append(_module(graph, node, dtype, device))
@@ -187,64 +158,38 @@ class LoweredGraph(nn.Module):
 
 
 def _module(graph: Graph, node: Node, dtype: torch.dtype, device: Device) -> nn.Module:
-    op = node.op
-    if isinstance(op, (Pointwise, Opaque, SqueezeExcitation)):
-        return op.module
-    if isinstance(op, Conv):
-        return _conv(op, dtype, device)
-    if isinstance(op, Affine):
-        return _norm(op, dtype, device)
-    if isinstance(op, Gather):
-        return _gather(op.index, device)
-    if isinstance(op, ScatterSum):
-        return ChannelScatterSum(op.index.to(device), op.channels)
-    if isinstance(op, AveragePool):
+    op, made = node.op, dict(dtype=dtype, device=device)
+    if isinstance(op, ops.Conv):
+        sizes = op.in_channels, op.out_channels
+        given: dict[str, Any] = dict(weight=op.weight, bias=op.bias, groups=op.groups, **made)
+        if op.plain:
+            return PlainConv(_filled(nn.Conv1d, *sizes, 1, **given))
+        return _filled(nn.Conv2d, *sizes, tuple(op.weight.shape[2:]), op.stride, op.padding, op.dilation, **given)
+    if isinstance(op, ops.Linear):
+        return _filled(nn.Linear, *reversed(op.weight.shape), weight=op.weight, bias=op.bias, **made)
+    if isinstance(op, ops.Affine):
+        norm = nn.BatchNorm2d(op.scale.numel(), eps=TINY, **made)
+        with torch.no_grad():
+            norm.weight.copy_(op.scale)
+            norm.bias.copy_(op.shift)
+        return norm
+    if isinstance(op, ops.Gather):
+        start = int(op.index[0]) if op.index.numel() else 0
+        stop = start + op.index.numel()
+        is_slice = torch.equal(op.index, torch.arange(start, stop))
+        return ChannelSlice(start, stop) if is_slice else ChannelGather(op.index.to(device))
+    if isinstance(op, ops.ScatterSum):
+        return ChannelScatterSum(op.index.to(device), op.out_channels)
+    if isinstance(op, ops.AveragePool):
         return FoldedAvgPool2d(op)
-    if isinstance(op, MaxPool):
+    if isinstance(op, ops.MaxPool):
         return nn.MaxPool2d(op.size, op.stride, op.padding)
-    if isinstance(op, GlobalAveragePool):
-        return nn.AdaptiveAvgPool2d(1)
-    if isinstance(op, Flatten):
-        return nn.Flatten()
-    if isinstance(op, Linear):
-        return _linear(op, dtype, device)
-    return Sum() if isinstance(op, Add) else ConcatChannels()
+    return PLAIN[type(op)]() if type(op) in PLAIN else op.module
 
 
-def _conv(op: Conv, dtype: torch.dtype, device: Device) -> nn.Module:
-    made: dict[str, Any] = dict(groups=op.groups, bias=op.bias is not None, device=device, dtype=dtype)
-    if op.plain:
-        conv = skip_init(nn.Conv1d, op.in_channels, op.out_channels, 1, **made)
-    else:
-        kernel = tuple(op.weight.shape[2:])
-        conv = skip_init(nn.Conv2d, op.in_channels, op.out_channels, kernel, op.stride, op.padding, op.dilation, **made)
-    with torch.no_grad():
-        conv.weight.copy_(op.weight.view(conv.weight.shape))
-        if op.bias is not None:
-            conv.bias.copy_(op.bias)
-    return PlainConv(conv) if op.plain else conv
-
-
-def _linear(op: Linear, dtype: torch.dtype, device: Device) -> nn.Module:
-    outputs, inputs = op.weight.shape
-    linear = skip_init(nn.Linear, inputs, outputs, bias=op.bias is not None, device=device, dtype=dtype)
-    with torch.no_grad():
-        linear.weight.copy_(op.weight)
-        if op.bias is not None:
-            linear.bias.copy_(op.bias)
-    return linear
-
-
-def _norm(op: Affine, dtype: torch.dtype, device: Device) -> nn.Module:
-    norm = nn.BatchNorm2d(op.scale.numel(), eps=TINY, device=device, dtype=dtype)
-    with torch.no_grad():
-        norm.weight.copy_(op.scale)
-        norm.bias.copy_(op.shift)
-    return norm
-
-
-def _gather(index: Tensor, device: Device) -> nn.Module:
-    start = int(index[0]) if index.numel() else 0
-    if torch.equal(index, torch.arange(start, start + index.numel())):
-        return ChannelSlice(start, start + index.numel())
-    return ChannelGather(index.to(device))
+PLAIN: dict[type, Callable[[], nn.Module]] = {
+    ops.GlobalAveragePool: partial(nn.AdaptiveAvgPool2d, 1),
+    ops.Flatten: nn.Flatten,
+    ops.Add: Sum,
+    ops.Concat: ConcatChannels,
+}

@@ -6,14 +6,22 @@ float64, so that folding several of them rounds once, when a module is made.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
 
+class Op:
+    """An operation; unless it says otherwise it keeps the size and, without ``out_channels``, the channels."""
+
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the result for an input of ``size``."""
+        return size
+
+
 @dataclass(frozen=True, eq=False)
-class Conv:
+class Conv(Op):
     """A convolution with zero padding.
 
     Attributes:
@@ -75,17 +83,15 @@ class Conv:
         """
         columns = torch.arange(self.in_channels) if columns is None else columns
         width = self.in_channels if in_channels is None else in_channels
-        per_group = self.weight.size(1)
-        dense = self.weight.new_zeros(self.out_channels, width, *self.weight.shape[2:])
-        rows_per_group = self.out_channels // self.groups
-        for g in range(self.groups):
-            rows = slice(g * rows_per_group, (g + 1) * rows_per_group)
-            dense[rows] = dense[rows].index_add(1, columns[g * per_group : (g + 1) * per_group], self.weight[rows])
-        return dense
+        blocks = self.grouped()
+        dense = blocks.new_zeros(*blocks.shape[:2], width, *blocks.shape[3:])
+        for part, index, block in zip(dense, columns.view(self.groups, -1), blocks):
+            part.index_add_(1, index, block)
+        return dense.flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
-class Affine:
+class Affine(Op):
     """``scale * x + shift`` with one number a channel: a batch normalisation in eval mode."""
 
     scale: Tensor
@@ -93,39 +99,42 @@ class Affine:
 
 
 @dataclass(frozen=True, eq=False)
-class Pointwise:
+class Pointwise(Op):
     """A function of each element alone, the same for all of them: an activation."""
 
     module: nn.Module
 
 
 @dataclass(frozen=True, eq=False)
-class Gather:
+class Gather(Op):
     """Output channel ``j`` is input channel ``index[j]``."""
 
     index: Tensor
 
+    @property
+    def out_channels(self) -> int:
+        """Number of gathered channels."""
+        return self.index.numel()
+
 
 @dataclass(frozen=True, eq=False)
-class ScatterSum:
+class ScatterSum(Op):
     """Input channel ``r`` is added to output channel ``index[r]``; outputs that nothing is added to are zero."""
 
     index: Tensor
-    channels: int
+    out_channels: int
 
 
-@dataclass(frozen=True, eq=False)
-class Add:
+class Add(Op):
     """The sum of two maps."""
 
 
-@dataclass(frozen=True, eq=False)
-class Concat:
+class Concat(Op):
     """The inputs' channels one after the other."""
 
 
 @dataclass(frozen=True, eq=False)
-class AveragePool:
+class AveragePool(Op):
     """The mean of windows ``size`` by ``size``, ``stride`` apart; incomplete windows are dropped."""
 
     size: int
@@ -143,15 +152,11 @@ class AveragePool:
         if self.size != self.stride or channels % 8 == 0:
             return 1
         bands = [k for k in (1, 2, 4, 8, 16) if height % (k * self.size) == 0]
-        for multiple in (16, 8):
-            for count in bands:
-                if channels * count % multiple == 0:
-                    return count
-        return 1
+        return next((count for multiple in (16, 8) for count in bands if channels * count % multiple == 0), 1)
 
 
 @dataclass(frozen=True, eq=False)
-class MaxPool:
+class MaxPool(Op):
     """The maximum of windows ``size`` by ``size``, ``stride`` apart, with ``padding`` around the map."""
 
     size: int
@@ -163,8 +168,7 @@ class MaxPool:
         return pair((s + 2 * self.padding - self.size) // self.stride + 1 for s in size)
 
 
-@dataclass(frozen=True, eq=False)
-class GlobalAveragePool:
+class GlobalAveragePool(Op):
     """The mean of all pixels: ``(N, C, 1, 1)``."""
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -173,7 +177,7 @@ class GlobalAveragePool:
 
 
 @dataclass(frozen=True, eq=False)
-class SqueezeExcitation:
+class SqueezeExcitation(Op):
     """Every channel scaled by ``gate(excite @ act(squeeze @ mean))``, with its mean over all pixels.
 
     Attributes:
@@ -191,48 +195,41 @@ class SqueezeExcitation:
     gate: nn.Module
 
 
-@dataclass(frozen=True, eq=False)
-class Flatten:
+class Flatten(Op):
     """A map ``(N, C, 1, 1)`` as ``(N, C)``."""
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
-    """``weight @ x + bias`` for ``x`` of shape ``(N, I)``: the classifier behind a flattened map.
-
-    Attributes:
-        weight: ``(O, I)``.
-        bias: ``(O,)`` or None.
-    """
+class Linear(Op):
+    """``weight @ x + bias`` for ``x`` of shape ``(N, I)``: the classifier, its weight ``(O, I)``, behind a flat map."""
 
     weight: Tensor
     bias: Optional[Tensor] = None
 
+    @property
+    def out_channels(self) -> int:
+        """``O``."""
+        return self.weight.size(0)
+
 
 @dataclass(frozen=True, eq=False)
-class Opaque:
-    """Any module of one map; nothing is known about it but what it gives.
-
-    Attributes:
-        module: computes it.
-        inputs: channels of the map it is given.
-        channels: channels that it gives.
-    """
+class Opaque(Op):
+    """Any module of one map of ``in_channels``; nothing is known about it but what it gives."""
 
     module: nn.Module
-    inputs: int
-    channels: int
+    in_channels: int
+    out_channels: int
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the result for an input of ``size``, by trying."""
-        return pair(try_module(self.module, self.inputs, size).shape[2:])
+        return pair(try_module(self.module, self.in_channels, size).shape[2:])
 
 
 @dataclass(frozen=True, eq=False)
-class Input:
+class Input(Op):
     """The map that the graph is given."""
 
-    channels: int
+    out_channels: int
 
 
 def pair(numbers: Iterable[int]) -> tuple[int, int]:
@@ -241,15 +238,14 @@ def pair(numbers: Iterable[int]) -> tuple[int, int]:
     return height, width
 
 
+def dtype_device(module: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Type and place of a module's parameters."""
+    weight = next(module.parameters(), None)
+    return (torch.float32, torch.device('cpu')) if weight is None else (weight.dtype, weight.device)
+
+
 def try_module(module: nn.Module, channels: int, size: tuple[int, int] = (8, 8)) -> Tensor:
     """What a module makes of zeros ``(1, channels, *size)``."""
-    weight = next(module.parameters(), None)
-    dtype, device = (torch.float32, 'cpu') if weight is None else (weight.dtype, weight.device)
+    dtype, device = dtype_device(module)
     with torch.no_grad():
         return module(torch.zeros(1, channels, *size, dtype=dtype, device=device))
-
-
-Op = Union[
-    Input, Conv, Affine, Pointwise, Gather, ScatterSum, Add, Concat, AveragePool, MaxPool, GlobalAveragePool,
-    SqueezeExcitation, Flatten, Linear, Opaque,
-]  # fmt: skip

@@ -7,27 +7,26 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .ir import Add, Affine, Concat, Conv, Gather, Graph, Node, Pointwise
-from .rewrite_gathers import is_permutation
+from .ir import Graph, Node, rewrites
+from .ops import Add, Affine, Concat, Conv, Gather
+from .rewrite_gathers import CHANNELWISE, permutation_before
 
 
-def fold_affine(graph: Graph, node: Node) -> Optional[int]:
+@rewrites(Affine, behind=Conv)
+def fold_affine(graph: Graph, node: Node, affine: Affine, source: Node) -> Optional[int]:
     """Fold a normalisation into the convolution in front of it."""
-    if not isinstance(node.op, Affine):
+    if not graph.is_only_read_by(source.id, node):
         return None
-    source = graph.source(node)
-    if not isinstance(source.op, Conv) or not graph.is_only_read_by(source.id, node):
-        return None
-    conv, scale, shift = source.op, node.op.scale, node.op.shift
+    conv, scale, shift = source.op, affine.scale, affine.shift
     bias = torch.zeros_like(shift) if conv.bias is None else conv.bias
     folded = replace(conv, weight=conv.weight * scale.view(-1, 1, 1, 1), bias=bias * scale + shift)
     return graph.add(folded, *source.inputs, layer=source.layer)
 
 
-def merge_groups(graph: Graph, node: Node, count: int) -> Optional[int]:
+@rewrites(Conv)
+def merge_groups(graph: Graph, node: Node, conv: Conv, count: int) -> Optional[int]:
     """Make one group of every ``count`` neighbouring ones, with zeros filled in."""
-    conv = node.op
-    if not isinstance(conv, Conv) or conv.groups % count or conv.groups == 1 or count == 1:
+    if conv.groups % count or conv.groups == 1 or count == 1:
         return None
     blocks = conv.grouped().unflatten(0, (-1, count))
     merged, _, rows, columns, *kernel = blocks.shape
@@ -38,14 +37,15 @@ def merge_groups(graph: Graph, node: Node, count: int) -> Optional[int]:
     return graph.add(replace(conv, weight=weight, groups=merged), *node.inputs)
 
 
-def pad_groups(graph: Graph, node: Node, multiple: int = 8) -> Optional[int]:
-    """Widen the gathered inputs of every group to a multiple of ``multiple`` with columns of zeros."""
-    conv = node.op
-    if not isinstance(conv, Conv) or conv.groups == 1:
-        return None
-    source = graph.source(node)
-    missing = -conv.weight.size(1) % multiple
-    if not isinstance(source.op, Gather) or not missing:
+BLOCK = 8
+"""Channels that runtimes compute at once."""
+
+
+@rewrites(Conv, behind=Gather)
+def pad_groups(graph: Graph, node: Node, conv: Conv, source: Node) -> Optional[int]:
+    """Widen the gathered inputs of every group to a multiple of 8 with columns of zeros."""
+    missing = -conv.weight.size(1) % BLOCK
+    if conv.groups == 1 or not missing:
         return None
     index = source.op.index.view(conv.groups, -1)
     index = torch.cat((index, index[:, :1].expand(-1, missing)), 1).flatten()
@@ -54,11 +54,8 @@ def pad_groups(graph: Graph, node: Node, multiple: int = 8) -> Optional[int]:
     return graph.add(padded, graph.add(Gather(index), *source.inputs))
 
 
-BLOCK = 8
-"""Channels that runtimes compute at once."""
-
-
-def split_columns(graph: Graph, node: Node) -> Optional[int]:
+@rewrites(Conv)
+def split_columns(graph: Graph, node: Node, conv: Conv) -> Optional[int]:
     """``kw`` columns of the kernel give ``kw`` times the outputs; 0/1 convolutions shift and then sum them.
 
     The multiply-adds are those of the convolution, with groups ``kw`` times as wide, and few for shift (depthwise,
@@ -66,33 +63,20 @@ def split_columns(graph: Graph, node: Node) -> Optional[int]:
     pixel. Outputs of a group are filled up to a multiple of 8 with zeros, and groups of the sum merged where that
     makes 8 of them.
     """
-    conv = node.op
-    if not isinstance(conv, Conv) or conv.is_depthwise or conv.groups == 1 or conv.weight.size(3) == 1:
+    if conv.is_depthwise or conv.groups == 1 or conv.weight.size(3) == 1:
         return None
     blocks = conv.grouped()
     groups, outputs, inputs, height, width = blocks.shape
     channels = -(-width * outputs // BLOCK) * BLOCK
     weight = blocks.new_zeros(groups, channels, inputs, height, 1)
     weight[:, : width * outputs, :, :, 0] = blocks.permute(0, 4, 1, 2, 3).flatten(1, 2)
-    columns = replace(
-        conv,
-        weight=weight.flatten(0, 1),
-        bias=None,
-        stride=(conv.stride[0], 1),
-        padding=(conv.padding[0], 0),
-        dilation=(conv.dilation[0], 1),
-    )
-    shift, ones = _shift_and_sum(blocks, channels)
-    shifts = Conv(
-        shift.repeat(groups, 1, 1, 1),
-        stride=(1, conv.stride[1]),
-        padding=(0, conv.padding[1]),
-        dilation=(1, conv.dilation[1]),
-        groups=groups * channels,
-    )
-    sums = Conv(ones.repeat(groups, 1, 1, 1), conv.bias, groups=groups)
-    value = graph.add(sums, graph.add(shifts, graph.add(columns, *node.inputs)))
-    merged = merge_groups(graph, graph[value], gcd(groups, BLOCK // gcd(outputs, BLOCK)))
+    (down, right), (top, left), (tall, wide) = conv.stride, conv.padding, conv.dilation
+    columns = Conv(weight.flatten(0, 1), None, (down, 1), (top, 0), (tall, 1), groups)
+    shift, ones = (part.repeat(groups, 1, 1, 1) for part in _shift_and_sum(blocks, channels))
+    shifts = Conv(shift, None, (1, right), (0, left), (1, wide), groups * channels)
+    value = graph.add(shifts, graph.add(columns, *node.inputs))
+    value = graph.add(Conv(ones, conv.bias, groups=groups), value)
+    merged = merge_groups(graph, graph[value], count=gcd(groups, BLOCK // gcd(outputs, BLOCK)))
     return value if merged is None else merged
 
 
@@ -107,18 +91,17 @@ def _shift_and_sum(blocks: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     return shift, ones
 
 
-def depthwise_sum(graph: Graph, node: Node) -> Optional[int]:
+@rewrites(Conv)
+def depthwise_sum(graph: Graph, node: Node, conv: Conv) -> Optional[int]:
     """With ``n`` outputs a group: ``n`` depthwise convolutions, each summed over its groups by a dense 0/1 1x1 one.
 
     Each sum puts its results where they belong, so a permutation of the inputs costs nothing and is absorbed.
     """
-    conv = node.op
-    if not isinstance(conv, Conv) or conv.groups == 1 or conv.is_depthwise or conv.weight.shape[2:] == (1, 1):
+    if conv.groups == 1 or conv.is_depthwise or conv.weight.shape[2:] == (1, 1):
         return None
-    source = graph.source(node)
     value, order = node.inputs[0], torch.arange(conv.in_channels)
-    if isinstance(source.op, Gather) and is_permutation(source.op.index, graph.channels(source.inputs[0])):
-        value, order = source.inputs[0], source.op.index
+    if (permuted := permutation_before(graph, node)) is not None:
+        value, order = permuted.inputs[0], permuted.op.index
     blocks = conv.grouped()
     groups, outputs, inputs = blocks.shape[:3]
     total = None
@@ -135,25 +118,20 @@ def depthwise_sum(graph: Graph, node: Node) -> Optional[int]:
     return total
 
 
-def split_concat(graph: Graph, node: Node) -> Optional[int]:
+@rewrites(Conv)
+def split_concat(graph: Graph, node: Node, conv: Conv) -> Optional[int]:
     """``Conv(f(Concat(x, y)))`` is ``Conv(f(x)) + Conv(f(y))`` for normalisations and activations ``f``.
 
     Runtimes that block channels concatenate blocks only; maps of other widths stay blocked when they stay apart.
     """
-    conv = node.op
-    if not isinstance(conv, Conv) or not conv.is_pointwise or conv.groups > 1:
-        return None
-    chain, above = [], graph.source(node)
-    while isinstance(above.op, (Affine, Pointwise)):
-        chain.append(above.op)
-        above = graph.source(above)
-    if not isinstance(above.op, Concat):
+    above, chain = graph.above(node, CHANNELWISE)
+    if not conv.is_pointwise or conv.groups > 1 or not isinstance(above.op, Concat):
         return None
     total, start = None, 0
     for value in above.inputs:
         part = slice(start, start + graph.channels(value))
         start = part.stop
-        for op in reversed(chain):
+        for op in (n.op for n in reversed(chain)):
             value = graph.add(Affine(op.scale[part], op.shift[part]) if isinstance(op, Affine) else op, value)
         bias = conv.bias if total is None else None
         value = graph.add(replace(conv, weight=conv.weight[:, part], bias=bias), value)
@@ -161,8 +139,7 @@ def split_concat(graph: Graph, node: Node) -> Optional[int]:
     return total
 
 
-def use_plain_layout(graph: Graph, node: Node) -> Optional[int]:
+@rewrites(Conv)
+def use_plain_layout(graph: Graph, node: Node, conv: Conv) -> Optional[int]:
     """Compute on ``(N, C, HW)``: runtimes block channels of four-dimensional convolutions only."""
-    if not isinstance(node.op, Conv) or not node.op.is_pointwise or node.op.plain:
-        return None
-    return graph.add(replace(node.op, plain=True), *node.inputs)
+    return graph.add(replace(conv, plain=True), *node.inputs) if conv.is_pointwise and not conv.plain else None

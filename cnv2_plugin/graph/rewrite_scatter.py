@@ -6,16 +6,17 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .ir import Add, Concat, Conv, Gather, Graph, Node, ScatterSum
+from .ir import Graph, Node, rewrites
+from .ops import Add, Concat, Conv, Gather, ScatterSum
 
 
-def scatter_dense(graph: Graph, node: Node) -> Optional[int]:
+@rewrites(ScatterSum, behind=Conv)
+def scatter_dense(graph: Graph, node: Node, scatter: ScatterSum, source: Node) -> Optional[int]:
     """Sum the rows of the group convolution in its weight: one dense 1x1 convolution, zeros filled in."""
-    found = _rows_of(graph, node)
-    if found is None:
+    conv = source.op
+    if conv.bias is not None:
         return None
-    conv, scatter, value = found
-    return graph.add(replace(conv, weight=_summed(conv, scatter), groups=1), value)
+    return graph.add(replace(conv, weight=_summed(conv, scatter), groups=1), *source.inputs)
 
 
 def level_table(index: Tensor, channels: int) -> Tensor:
@@ -34,16 +35,15 @@ def level_table(index: Tensor, channels: int) -> Tensor:
     return table
 
 
-def scatter_levels(graph: Graph, node: Node) -> Optional[int]:
+@rewrites(ScatterSum, behind=Conv)
+def scatter_levels(graph: Graph, node: Node, scatter: ScatterSum, source: Node) -> Optional[int]:
     """One gather for each row that the most-updated channel sums, with a row of zeros for the channels without one."""
-    found = _rows_of(graph, node)
-    if found is None:
+    conv, index, channels = source.op, scatter.index, scatter.out_channels
+    if conv.bias is not None:
         return None
-    conv, scatter, value = found
-    index, channels = scatter.index, scatter.channels
     rows = conv.out_channels // conv.groups
     padded = torch.cat((conv.grouped(), torch.zeros_like(conv.grouped()[:, :1])), 1).flatten(0, 1)
-    value = graph.add(replace(conv, weight=padded), value)
+    value = graph.add(replace(conv, weight=padded), *source.inputs)
     table = level_table(index, channels)
     table = torch.where(table < index.numel(), table + table // rows, padded.size(0) - 1)
     total = graph.add(Gather(table[0]), value)
@@ -52,17 +52,16 @@ def scatter_levels(graph: Graph, node: Node) -> Optional[int]:
     return total
 
 
-def scatter_split(graph: Graph, node: Node) -> Optional[int]:
+@rewrites(ScatterSum, behind=Conv)
+def scatter_split(graph: Graph, node: Node, scatter: ScatterSum, source: Node) -> Optional[int]:
     """Channels that one group updates by a group convolution, those of several by a small dense one, then one gather.
 
     Both get rows of zeros where they are needed: to make the groups equally large, and one for the channels that
     nothing updates.
     """
-    found = _rows_of(graph, node)
-    if found is None or found[0].groups == 1:
+    conv, index, channels = source.op, scatter.index, scatter.out_channels
+    if conv.bias is not None or conv.groups == 1:
         return None
-    conv, scatter, value = found
-    index, channels = scatter.index, scatter.channels
     multiplicity = torch.bincount(index, minlength=channels)
     several = (multiplicity > 1).nonzero().flatten()
     group_of_row = torch.arange(conv.out_channels) // (conv.out_channels // conv.groups)
@@ -81,7 +80,7 @@ def scatter_split(graph: Graph, node: Node) -> Optional[int]:
         slots = group_of_row[kept] * width + within
         weight[slots], taken[slots] = conv.weight[kept], True
         place[index[kept]] = slots
-        values.append(graph.add(replace(conv, weight=weight), value))
+        values.append(graph.add(replace(conv, weight=weight), *source.inputs))
         offset = conv.groups * width
         if not bool(taken.all()):
             place[multiplicity == 0] = int((~taken).nonzero()[0])
@@ -91,21 +90,11 @@ def scatter_split(graph: Graph, node: Node) -> Optional[int]:
         if bool((place < 0).any()):
             weight = torch.cat((weight, torch.zeros_like(weight[:1])))
             place[place < 0] = offset + several.numel()
-        values.append(graph.add(replace(conv, weight=weight, groups=1), value))
+        values.append(graph.add(replace(conv, weight=weight, groups=1), *source.inputs))
     rows = values[0] if len(values) == 1 else graph.add(Concat(), *values)
     return graph.add(Gather(place), rows)
 
 
-def _rows_of(graph: Graph, node: Node) -> Optional[tuple[Conv, ScatterSum, int]]:
-    """The convolution under an index layer, that layer and the value read; None where the pattern is another."""
-    if not isinstance(node.op, ScatterSum):
-        return None
-    source = graph.source(node)
-    if not isinstance(source.op, Conv) or source.op.bias is not None:
-        return None
-    return source.op, node.op, source.inputs[0]
-
-
 def _summed(conv: Conv, scatter: ScatterSum) -> Tensor:
     dense = conv.dense_weight()
-    return dense.new_zeros(scatter.channels, *dense.shape[1:]).index_add(0, scatter.index, dense)
+    return dense.new_zeros(scatter.out_channels, *dense.shape[1:]).index_add(0, scatter.index, dense)

@@ -3,14 +3,11 @@
 A rewrite adds nodes and never changes or removes any; :func:`apply` puts the new value in the old one's place.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Optional
+from collections.abc import Sequence
 
-from .ir import Graph, Node
+from .ir import Graph, Node, Rewrite
 from .rewrite_convs import fold_affine
 from .rewrite_gathers import absorb_permutation, join_gathers, permute_rows, sink_permutation
-
-Rewrite = Callable[[Graph, Node], Optional[int]]
 
 CLEAN_UP: tuple[Rewrite, ...] = (join_gathers, sink_permutation, fold_affine, absorb_permutation, permute_rows)
 """Rewrites that never make a graph slower; they are applied until none fits."""

@@ -11,31 +11,16 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..graph.ir import (
-    Add,
-    Affine,
-    AveragePool,
-    Concat,
-    Conv,
-    Gather,
-    GlobalAveragePool,
-    Graph,
-    Input,
-    MaxPool,
-    Node,
-    Pointwise,
-    ScatterSum,
-    SqueezeExcitation,
-)
+from ..graph import ops
+from ..graph.ir import Graph, Node
+from ..graph.rewrite_gathers import is_permutation
 from .opcodes import ACTIVATIONS, CHANGES, MOST_SPATIAL_INPUTS
-from .placement import Placement, UnsupportedError, View
+from .placement import Placement, View, require
 from .program import Program
 
 
 def compile_graph(graph: Graph) -> Program:
-    """Return the program that computes a graph.
-
-    Where it pools a map to one pixel, it is marked for :meth:`.program.Program.cut`.
+    """Return the program that computes a graph, marked for its ``cut`` where it pools a map to one pixel.
 
     Raises:
         UnsupportedError: the kernels do not compute something in it.
@@ -49,7 +34,7 @@ class _Compiler:
     def __init__(self, graph: Graph) -> None:
         nodes = graph.ordered()
         self.graph = graph
-        self.input = next(node for node in nodes if isinstance(node.op, Input))
+        self.input = next(node for node in nodes if isinstance(node.op, ops.Input))
         self.program = Program(graph.channels(self.input.id), graph.channels(graph.output))
         self.placement = Placement(graph, self.program)
         self.views: dict[int, View] = {}
@@ -72,9 +57,8 @@ class _Compiler:
         return self.program
 
     def _visit(self, node: Node) -> None:
-        if type(node.op) not in EMIT:
-            raise UnsupportedError
-        EMIT[type(node.op)](self, node)
+        require(type(node.op) in EMIT)
+        EMIT[type(node.op)](self, node, node.op)
 
     def _finish(self, nodes: list[Node], view: View) -> None:
         """Give the last of some nodes its value, which is held already, and let go of all that they have read.
@@ -108,48 +92,44 @@ class _Compiler:
         readers = self.readers[node.id]
         return readers[0] if self.waiting[node.id] == len(readers) == 1 else None
 
-    def _look(self, node: Node) -> None:
+    def _look(self, node: Node, op: Any) -> None:
         """Another look at a value: selected channels, normalised or activated when somebody reads them."""
-        view, op = self._read(node.inputs[0]), node.op
-        if isinstance(op, Gather):
+        view = self._read(node.inputs[0])
+        if isinstance(op, ops.Gather):
             view = view.gather(op.index)
-        elif view.act != 'Identity' or isinstance(op, Affine) and view.affine is not None:
-            raise UnsupportedError
-        elif isinstance(op, Affine):
-            view = replace(view, affine=(op.scale, op.shift))
         else:
-            assert isinstance(op, Pointwise)
-            view = replace(view, act=_activation(op.module))
+            require(view.act == 'Identity')
+            if isinstance(op, ops.Affine):
+                require(view.affine is None)
+                view = replace(view, affine=(op.scale, op.shift))
+            else:
+                view = replace(view, act=_activation(op.module))
         self.placement.hold(view)
         self._finish([node], view)
 
-    def _convolve(self, node: Node) -> None:
+    def _convolve(self, node: Node, op: ops.Conv) -> None:
         """A convolution with the permutations, normalisation and activation that follow it alone."""
-        op, nodes = node.op, [node]
-        assert isinstance(op, Conv)
-        weight, bias, act = op.weight, op.bias, 'Identity'
+        nodes, weight, bias, act = [node], op.weight, op.bias, 'Identity'
         row_to_channel = torch.arange(op.out_channels)
         while (reader := self._only_reader(nodes[-1])) is not None:
-            if isinstance(reader.op, Gather) and _is_permutation(reader.op.index, op.out_channels):
+            if isinstance(reader.op, ops.Gather) and is_permutation(reader.op.index, op.out_channels):
                 row_to_channel = reader.op.index.argsort()[row_to_channel]
-            elif isinstance(reader.op, Affine) and act == 'Identity':
+            elif isinstance(reader.op, ops.Affine) and act == 'Identity':
                 scale, shift = reader.op.scale[row_to_channel], reader.op.shift[row_to_channel]
                 weight = weight * scale.view(-1, 1, 1, 1)
                 bias = shift if bias is None else bias * scale + shift
-            elif isinstance(reader.op, Pointwise) and act == 'Identity':
+            elif isinstance(reader.op, ops.Pointwise) and act == 'Identity':
                 act = _activation(reader.op.module)
             else:
                 break
             nodes.append(reader)
         conv = replace(op, weight=weight, bias=bias)
-        if reader is not None and isinstance(reader.op, ScatterSum):
-            if act != 'Identity' or bias is not None or not conv.is_pointwise:
-                raise UnsupportedError
+        if reader is not None and isinstance(reader.op, ops.ScatterSum):
+            require(act == 'Identity' and bias is None and conv.is_pointwise)
             return self._scatter([*nodes, reader], reader.op, conv, row_to_channel)
         src, stride = self._source(conv, node.inputs[0])
         dst = self.placement.place(nodes[-1].id, op.out_channels, self._changes(src))
-        if src.map == dst.map and not conv.is_pointwise:
-            raise UnsupportedError
+        require(src.map != dst.map or conv.is_pointwise)
         rows = dst.channels[row_to_channel].view(op.groups, -1)
         grouped, index = conv.grouped(), src.channels.view(op.groups, -1)
         biases = None if bias is None else bias.view(op.groups, -1)
@@ -162,22 +142,20 @@ class _Compiler:
             self.program.select(src.map, dst.map, grouped.flatten(2), index, rows, biases, affine, src.act, act)
         self._finish(nodes, replace(dst, non_negative=act in ('ReLU', 'ReLU6')))
 
-    def _is_linear(self, conv: Conv, src: View, dst: View, row_to_channel: Tensor) -> bool:
+    def _is_linear(self, conv: ops.Conv, src: View, dst: View, row_to_channel: Tensor) -> bool:
         first_rows = torch.equal(dst.channels[row_to_channel], torch.arange(conv.out_channels))
         first_inputs = torch.equal(src.channels, torch.arange(conv.in_channels))
         one_pixel = self._changes(src)[-1:] == (CHANGES['ToOnePixel'],)
         return one_pixel and conv.groups == 1 and first_rows and first_inputs and src.is_plain
 
-    def _source(self, conv: Conv, name: int) -> tuple[View, int]:
+    def _source(self, conv: ops.Conv, name: int) -> tuple[View, int]:
         """What a convolution reads, in the shape that the kernels want, and its stride."""
         if conv.is_pointwise:
             return self._read(name), 1
         fits = conv.weight.shape[2:] == (3, 3) and conv.padding == conv.dilation == (1, 1)
-        if not fits or conv.stride not in ((1, 1), (2, 2)) or conv.weight.size(1) > MOST_SPATIAL_INPUTS:
-            raise UnsupportedError
+        require(fits and conv.stride in ((1, 1), (2, 2)) and conv.weight.size(1) <= MOST_SPATIAL_INPUTS)
         src = self._split(name) if conv.stride == (2, 2) else self._read(name)
-        if not src.is_plain or not self.program.maps[src.map][1]:
-            raise UnsupportedError
+        require(src.is_plain and self.program.maps[src.map][1])
         return src, conv.stride[0]
 
     def _split(self, name: int) -> View:
@@ -194,19 +172,18 @@ class _Compiler:
         self.splits.append(split)
         return replace(src, map=split.map)
 
-    def _scatter(self, nodes: list[Node], scatter: ScatterSum, conv: Conv, row_to_channel: Tensor) -> None:
+    def _scatter(self, nodes: list[Node], scatter: ops.ScatterSum, conv: ops.Conv, row_to_channel: Tensor) -> None:
         """A convolution whose rows are added to channels: of a sum in place, else of zeros."""
         src = self._read(nodes[0].inputs[0])
         add = self._only_reader(nodes[-1])
-        if add is not None and isinstance(add.op, Add):
+        if add is not None and isinstance(add.op, ops.Add):
             (other,) = (name for name in add.inputs if name != nodes[-1].id)
             dst = self._read(other)
-            if self.waiting[other] > 1 or not dst.is_plain or not self.placement.is_held_once(dst):
-                raise UnsupportedError
+            require(self.waiting[other] == 1 and dst.is_plain and self.placement.is_held_once(dst))
             self.placement.hold(dst)
             nodes.append(add)
         else:
-            dst = self.placement.place(nodes[-1].id, scatter.channels, self._changes(src))
+            dst = self.placement.place(nodes[-1].id, scatter.out_channels, self._changes(src))
             self.program.zero(dst.map)
         rows = dst.channels[scatter.index[row_to_channel]].view(conv.groups, -1)
         index = src.channels.view(conv.groups, -1)
@@ -216,19 +193,15 @@ class _Compiler:
         )
         self._finish(nodes, replace(dst, non_negative=False))
 
-    def _concatenate(self, node: Node) -> None:
+    def _concatenate(self, node: Node, op: ops.Concat) -> None:
         views = [self._read(name) for name in node.inputs]
-        if len({view.map for view in views}) > 1 or not all(view.is_plain for view in views):
-            raise UnsupportedError
+        require(len({view.map for view in views}) == 1 and all(view.is_plain for view in views))
         view = View(views[0].map, torch.cat([view.channels for view in views]))
         self.placement.hold(view)
         self._finish([node], view)
 
-    def _pool(self, node: Node) -> None:
-        op = node.op
-        assert isinstance(op, AveragePool)
-        if (op.size, op.stride) != (2, 2):
-            raise UnsupportedError
+    def _pool(self, node: Node, op: ops.AveragePool) -> None:
+        require((op.size, op.stride) == (2, 2))
         name = node.inputs[0]
         if name not in self.views and len(self.readers[name]) == 1:
             dst = self.placement.place(node.id, self.program.in_channels, (CHANGES['HalvedDown'],))
@@ -236,80 +209,58 @@ class _Compiler:
         else:
             src = self._read(name)
             dst = self.placement.place(node.id, src.channels.numel(), self._changes(src, 'HalvedDown'))
-            if not src.is_plain or not torch.equal(src.channels, dst.channels) or not self.placement.is_whole(src):
-                raise UnsupportedError
+            require(src.is_plain and torch.equal(src.channels, dst.channels) and self.placement.is_whole(src))
             self.program.pool(src.map, dst.map)
         self._finish([node], dst)
 
-    def _excite(self, node: Node) -> None:
-        op = node.op
-        assert isinstance(op, SqueezeExcitation)
+    def _excite(self, node: Node, op: ops.SqueezeExcitation) -> None:
         view = self._read(node.inputs[0])
-        if type(op.act) is not nn.ReLU or type(op.gate) is not nn.Sigmoid:
-            raise UnsupportedError
+        require(type(op.act) is nn.ReLU and type(op.gate) is nn.Sigmoid)
         first = int(view.channels[0])
-        in_order = torch.equal(view.channels, torch.arange(first, first + len(view.channels)))
-        if (
-            self.waiting[node.inputs[0]] > 1
-            or not in_order
-            or not view.is_plain
-            or not self.placement.is_held_once(view)
-        ):
-            raise UnsupportedError
+        require(torch.equal(view.channels, torch.arange(first, first + len(view.channels))) and view.is_plain)
+        require(self.waiting[node.inputs[0]] == 1 and self.placement.is_held_once(view))
         self.program.excite(view.map, first, op.squeeze, op.excite)
         self.placement.hold(view)
         self._finish([node], view)
 
-    def _maximum(self, node: Node) -> None:
-        op = node.op
-        assert isinstance(op, MaxPool)
+    def _maximum(self, node: Node, op: ops.MaxPool) -> None:
         window = (op.size, op.stride, op.padding)
         src = self._read(node.inputs[0])
-        if window != (3, 2, 1) or not src.non_negative or not src.is_plain:
-            raise UnsupportedError
+        require(window == (3, 2, 1) and src.non_negative and src.is_plain)
         split = self._split(node.inputs[0])
         dst = self.placement.place(node.id, src.channels.numel(), self._changes(split))
-        if not torch.equal(src.channels, dst.channels) or not self.placement.is_whole(dst):
-            raise UnsupportedError
+        require(torch.equal(src.channels, dst.channels) and self.placement.is_whole(dst))
         self.program.maximum(split.map, dst.map)
         self._finish([node], dst)
 
-    def _average(self, node: Node) -> None:
+    def _average(self, node: Node, op: ops.GlobalAveragePool) -> None:
         name, is_first = node.inputs[0], node.inputs[0] == self.input.id
         src = self._read(name)
-        if not self.placement.is_whole(src):
-            raise UnsupportedError
+        require(self.placement.is_whole(src))
         if not src.is_plain:
-            if self.waiting[name] > 1 or not self.placement.is_held_once(src):
-                raise UnsupportedError
+            require(self.waiting[name] == 1 and self.placement.is_held_once(src))
             self.program.normalise(src.map, src.affine, src.act)
         if not is_first:
             self.program.mark()
         dst = self.placement.place(node.id, src.channels.numel(), self._changes(src, 'ToOnePixel'))
-        if not self.placement.is_whole(dst):
-            raise UnsupportedError
+        require(self.placement.is_whole(dst))
         self.program.average(src.map, dst.map)
         self._finish([node], dst)
 
 
-VIEWS = (Gather, Affine, Pointwise)
-EMIT: dict[type, Callable[[_Compiler, Any], None]] = {
+VIEWS = (ops.Gather, ops.Affine, ops.Pointwise)
+EMIT: dict[type, Callable[[_Compiler, Node, Any], None]] = {
     **dict.fromkeys(VIEWS, _Compiler._look),
-    Conv: _Compiler._convolve,
-    Concat: _Compiler._concatenate,
-    AveragePool: _Compiler._pool,
-    MaxPool: _Compiler._maximum,
-    GlobalAveragePool: _Compiler._average,
-    SqueezeExcitation: _Compiler._excite,
+    ops.Conv: _Compiler._convolve,
+    ops.Concat: _Compiler._concatenate,
+    ops.AveragePool: _Compiler._pool,
+    ops.MaxPool: _Compiler._maximum,
+    ops.GlobalAveragePool: _Compiler._average,
+    ops.SqueezeExcitation: _Compiler._excite,
 }
 
 
 def _activation(module: nn.Module) -> str:
     name = type(module).__name__
-    if name not in ACTIVATIONS or not type(module).__module__.startswith('torch.nn'):
-        raise UnsupportedError
+    require(name in ACTIVATIONS and type(module).__module__.startswith('torch.nn'))
     return name
-
-
-def _is_permutation(index: Tensor, channels: int) -> bool:
-    return torch.equal(index.sort().values, torch.arange(channels))

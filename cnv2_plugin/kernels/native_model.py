@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.builder import chain_to_graph, is_chain_of_stages
-from ..graph.model_parts import Part, dtype_device, parts, replace_module
+from ..graph.model_parts import Part, parts, replace_module
+from ..graph.ops import dtype_device
 from ..models.base import SparseModelMixin
 from ..models.condense import condense
 from ..models.modes import in_eval
@@ -19,11 +20,7 @@ from .program import Program
 
 
 class DeferredConv2d(nn.Conv2d):
-    """A first convolution that the native kernels of the stages behind it compute; passes images on.
-
-    Args:
-        conv: the convolution, whose weight is kept for checks of the images' channels and type.
-    """
+    """A first convolution that the kernels behind it compute: passes images on, its weight says what it takes."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv.in_channels, conv.out_channels, 1, bias=False, device='meta')
@@ -38,11 +35,8 @@ class DeferredConv2d(nn.Conv2d):
 class NativeStages(nn.Module):
     """A part of a network that runs in the native kernels: float32 on the CPU, inference only.
 
-    Args:
-        program: to run; kept in the buffer ``plan``, as files have always named it.
-        weights: those of the program, where several programs share them.
-        saved: with the model, and told of among its implementations; not where others compute the same from the same
-            weights.
+    The program stands in the buffer ``plan``, as files have always named it; ``weights`` are given where several share
+    them. One that computes the same as others from their weights is not ``saved``, nor told of among implementations.
     """
 
     weights: Tensor
@@ -78,12 +72,7 @@ class NativeStages(nn.Module):
 
 
 def native_program(chain: Iterable[tuple[str, nn.Module]], channels: int) -> Optional[Program]:
-    """Compile condensed modules that follow one another, or return None where the kernels do not compute one of them.
-
-    Args:
-        chain: stages, group-sparse layers or plain modules of one map, with their names.
-        channels: of the first one's input.
-    """
+    """Compile condensed modules that follow one another; None where the kernels do not compute one of them."""
     flat = [
         part
         for name, module in chain
@@ -103,11 +92,7 @@ def native_model(
 ) -> nn.Module:
     """Return the condensed model with all parts that the native kernels compute in their operators.
 
-    Args:
-        model: finished; left as it is.
-        input_size: ``(C, H, W)``.
-        choices: refused, because the kernels have one implementation only.
-        example: input for models that do not take ``(1, *input_size)``.
+    Arguments are as for :func:`cnv2_plugin.deploy.lower`; the kernels offer no ``choices``.
 
     Raises:
         ValueError: there are choices, the model is not float32 on the CPU, or the kernels compute no part of it.
@@ -124,7 +109,9 @@ def native_model(
         )
     made = in_eval(condense(model))
     found = parts(made, input_size, example)
-    _leave_out_dropout(made)
+    for name, module in list(made.named_modules()):
+        if type(module) is nn.Dropout:  # costs a call
+            replace_module(made, name, nn.Identity())
     if isinstance(made, SparseModelMixin) and (classifier := _Classifier.of(made)) is not None:
         if _make_whole(made, classifier):
             return made
@@ -145,13 +132,6 @@ def native_model(
     return made
 
 
-def _leave_out_dropout(model: nn.Module) -> None:
-    """Replace dropout, which does nothing in inference but cost a call."""
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Dropout:
-            replace_module(model, name, nn.Identity())
-
-
 def _first_conv(parts: Iterable[tuple[str, nn.Module]]) -> nn.Conv2d:
     return next(module for _, part in parts for module in part.modules() if isinstance(module, nn.Conv2d))
 
@@ -159,7 +139,7 @@ def _first_conv(parts: Iterable[tuple[str, nn.Module]]) -> nn.Conv2d:
 def _with_surroundings(model: nn.Module, part: Part) -> Optional[NativeStages]:
     """A part in the kernels, with the stem in front of a trunk's first stage and the normalisation behind its last."""
     trunks = (module for module in model.modules() if isinstance(module, SparseModelMixin))
-    trunk = next((t for t in trunks if part.module in _beginnings(t.get_submodule('stages'))), None)
+    trunk = next((t for t in trunks if part.module in [t.stages, *t.get_submodule('stages').children()][:2]), None)
     if trunk is not None:
         stem, (name, final) = trunk.parts()[0], _final(trunk)
         conv, middle = _first_conv([stem]), ('stages', part.module)
@@ -174,11 +154,6 @@ def _with_surroundings(model: nn.Module, part: Part) -> Optional[NativeStages]:
             return NativeStages(program)
     program = native_program([(part.name, part.module)], part.input_shape[1])
     return None if program is None else NativeStages(program)
-
-
-def _beginnings(stages: nn.Module) -> list[nn.Module]:
-    """All stages, or the first of them: what a stem feeds."""
-    return [stages, *stages.children()][:2]
 
 
 def _final(trunk: SparseModelMixin) -> tuple[str, nn.Module]:

@@ -1,12 +1,13 @@
 """Where the values of a graph live while a program runs: channels of maps, and slots of memory for the maps."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from ..graph.ir import Add, Affine, Concat, Conv, Gather, Graph, Node, Pointwise, ScatterSum, SqueezeExcitation
+from ..graph.ir import Graph, Node
+from ..graph.ops import Add, Affine, Concat, Conv, Gather, Pointwise, ScatterSum, SqueezeExcitation
 from .program import Affine as ScaleShift
 from .program import Program
 
@@ -18,16 +19,17 @@ class UnsupportedError(Exception):
     """The kernels do not compute something in a graph; it stays in standard operators."""
 
 
+def require(supported: object) -> None:
+    """Raise UnsupportedError unless the kernels compute what was asked about."""
+    if not supported:
+        raise UnsupportedError
+
+
 @dataclass(frozen=True)
 class View:
-    """A value: channels of a map, and a normalisation and activation for whoever reads them.
+    """A value: ``channels`` of a map, and a normalisation and activation for whoever reads them.
 
-    Attributes:
-        map: name of the map.
-        channels: channel of the map that each channel of the value is, ``(C,)``.
-        affine: scale and shift of every channel.
-        act: activation behind it.
-        non_negative: whether the map is known to hold no negative values there.
+    ``non_negative`` says that the map is known to hold no negative values there.
     """
 
     map: int
@@ -43,37 +45,23 @@ class View:
 
     def grouped_affine(self, groups: int) -> Optional[ScaleShift]:
         """Scale and shift as ``(groups, C / groups)``."""
-        return None if self.affine is None else (self.affine[0].view(groups, -1), self.affine[1].view(groups, -1))
+        return self.affine and (self.affine[0].view(groups, -1), self.affine[1].view(groups, -1))
 
     def gather(self, index: Tensor) -> 'View':
         """Some of the channels in another order."""
-        affine = None if self.affine is None else (self.affine[0][index], self.affine[1][index])
+        affine = self.affine and (self.affine[0][index], self.affine[1][index])
         return replace(self, channels=self.channels[index], affine=affine)
 
 
-@dataclass
 class _Storage:
     """Who holds the channels of a map, and which are free, those that were freed last at the end."""
 
-    holders: Tensor
-    free: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, channels: int) -> '_Storage':
-        return cls(torch.zeros(channels, dtype=torch.int64), list(range(channels)))
-
-    @property
-    def is_held(self) -> bool:
-        return bool(self.holders.any())
+    def __init__(self, channels: int) -> None:
+        self.holders, self.free = torch.zeros(channels, dtype=torch.int64), list(range(channels))
 
 
 class Placement:
-    """Gives values places in maps: what is concatenated or added to shares one map, so that nothing is copied.
-
-    Args:
-        graph: the values.
-        program: gets the maps.
-    """
+    """Gives values of a graph places in a program's maps: what is concatenated or added to shares one, uncopied."""
 
     def __init__(self, graph: Graph, program: Program) -> None:
         self.program = program
@@ -98,19 +86,14 @@ class Placement:
         return name
 
     def place(self, name: int, channels: int, changes: tuple[int, ...]) -> View:
-        """Free channels for a value of a size; they are held from now on.
-
-        Raises:
-            UnsupportedError: the map that it has to share has no room.
-        """
+        """Free channels for a value of a size, which are held from now on; unsupported where its map has no room."""
         root = self._root(name)
         if root not in self._width:
             return self.temporary(channels, changes, root in self._padded)
         if root not in self._feature_maps:
             self._feature_maps[root] = self._add_map(self._width[root], FEATURE_SLOTS, root in self._padded)
         map_ = self._feature_maps[root]
-        if self.program.changes.get(map_, changes) != changes:
-            raise UnsupportedError
+        require(self.program.changes.get(map_, changes) == changes)
         return self._take(map_, channels)
 
     def temporary(self, channels: int, changes: tuple[int, ...], padded: bool = False) -> View:
@@ -120,7 +103,7 @@ class Placement:
         for map_, (width, is_padded, slot) in enumerate(self.program.maps):
             fits = width >= channels and is_padded == padded and self.program.changes.get(map_) == changes
             if fits and map_ not in features and self._is_free(slot):
-                self._storage[map_] = _Storage.of(width)
+                self._storage[map_] = _Storage(width)
                 return self._take(map_, channels)
         return self._take(self._add_map(channels, slots, padded), channels)
 
@@ -145,22 +128,20 @@ class Placement:
 
     def _take(self, map_: int, channels: int) -> View:
         storage = self._storage[map_]
-        if len(storage.free) < channels:
-            raise UnsupportedError
+        require(len(storage.free) >= channels)
         taken, storage.free = storage.free[:channels], storage.free[channels:]
         view = View(map_, torch.tensor(taken, dtype=torch.int64))
         self.hold(view)
         return view
 
     def _add_map(self, channels: int, slots: tuple[int, ...], padded: bool) -> int:
-        slot = next((s for s in (*slots, *range(4, 60)) if self._is_free(s)), None)
-        if slot is None:
-            raise UnsupportedError
-        self._storage.append(_Storage.of(channels))
+        slot = next((s for s in (*slots, *range(4, 60)) if self._is_free(s)), -1)
+        require(slot >= 0)
+        self._storage.append(_Storage(channels))
         return self.program.add_map(channels, slot, padded)
 
     def _is_free(self, slot: int) -> bool:
-        return not any(s.is_held for s, (_, _, other) in zip(self._storage, self.program.maps) if other == slot)
+        return not any(s.holders.any() for s, (_, _, other) in zip(self._storage, self.program.maps) if other == slot)
 
 
 def _shares_map_with(node: Node, graph: Graph) -> tuple[int, ...]:

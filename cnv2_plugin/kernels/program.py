@@ -34,10 +34,6 @@ class _Cut(NamedTuple):
 class Program:
     """A list of instructions under construction; weights are float64 until :meth:`weights` rounds them once.
 
-    Args:
-        in_channels: channels of the images.
-        out_channels: channels of the result.
-
     Attributes:
         maps: channels, padding and slot of every map.
         instructions: words of every instruction.
@@ -104,17 +100,8 @@ class Program:
     ) -> None:
         """A 1x1 group convolution from selected channels to selected channels.
 
-        Args:
-            src: map read.
-            dst: map written.
-            weight: ``(groups, rows, inputs)``.
-            index: channels that each group reads, ``(groups, inputs)``.
-            target: channels that each group writes, ``(groups, rows)``.
-            bias: ``(groups, rows)``.
-            affine: scale and shift of every input, each ``(groups, inputs)``.
-            act_in: activation of the inputs.
-            act_out: activation of the results.
-            accumulate: add to what is there.
+        ``weight`` is ``(groups, rows, inputs)``; ``index``, the channels read, and ``affine``, scale and shift of them,
+        are ``(groups, inputs)``; ``target``, the channels written or added to, and ``bias`` are ``(groups, rows)``.
         """
         groups, rows, inputs = weight.shape
         self._add(
@@ -134,17 +121,9 @@ class Program:
         stride: int = 1,
         act_out: str = 'Identity',
     ) -> None:
-        """A 3x3 group convolution with zero padding 1.
+        """A 3x3 group convolution with zero padding 1, arguments as for :meth:`select`.
 
-        Args:
-            src: map read, padded; at stride 2 a split one, whose channels count once.
-            dst: map written.
-            weight: ``(groups, rows, inputs, 3, 3)``.
-            index: channels that each group reads, ``(groups, inputs)``.
-            target: channels that each group writes, ``(groups, rows)``.
-            bias: ``(groups, rows)``.
-            stride: 1 or 2.
-            act_out: activation of the results.
+        The map read is padded; at stride 2 it is a split one, whose channels count once.
         """
         groups, rows, inputs = weight.shape[:3]
         self._add(
@@ -154,14 +133,7 @@ class Program:
         )  # fmt: skip
 
     def excite(self, map_: int, first: int, squeeze: Tensor, excite: Tensor) -> None:
-        """Squeeze-and-excitation in place.
-
-        Args:
-            map_: map.
-            first: first of the excited channels.
-            squeeze: ``(hidden, channels)``.
-            excite: ``(channels, hidden)``.
-        """
+        """Squeeze-and-excitation in place; ``squeeze`` is ``(hidden, channels)``, ``excite`` ``(channels, hidden)``."""
         hidden, channels = squeeze.shape
         self._add('Excite', map_, first, channels, hidden, self._keep(squeeze.t()), self._keep(excite.t()))
 
@@ -172,15 +144,7 @@ class Program:
     def linear(
         self, src: int, dst: int, weight: Tensor, bias: Optional[Tensor] = None, act_out: str = 'Identity'
     ) -> None:
-        """A linear layer between maps of one pixel.
-
-        Args:
-            src: map read.
-            dst: map written.
-            weight: ``(rows, inputs)``.
-            bias: ``(rows,)``.
-            act_out: activation of the results.
-        """
+        """A linear layer ``(rows, inputs)`` between maps of one pixel."""
         rows, inputs = weight.shape
         self._add('Linear', src, self._written(dst, src), inputs, rows, ACTIVATIONS[act_out], _flags(bias=bias),
                   self._keep(weight), self._keep(bias))  # fmt: skip

@@ -11,8 +11,8 @@ import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import condense, lower, lowered_forms
 from cnv2_plugin.graph.builder import chain_to_graph, to_graph
 from cnv2_plugin.graph.implementations import IMPLEMENTATIONS, implement, layer_kind
-from cnv2_plugin.graph.ir import Opaque
 from cnv2_plugin.graph.module import LoweredGraph
+from cnv2_plugin.graph.ops import Opaque
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
 from cnv2_plugin.models.condensenet import DenseStage
 from cnv2_plugin.sparsify.surgery import add_reactivation

@@ -8,18 +8,9 @@ import torch
 from torch import nn
 
 from cnv2_plugin.graph import rewrite_convs, rewrite_gathers, rewrite_scatter
-from cnv2_plugin.graph.ir import (
-    Add,
-    Affine,
-    AveragePool,
-    Concat,
-    Conv,
-    Gather,
-    Graph,
-    Pointwise,
-    ScatterSum,
-)
+from cnv2_plugin.graph.ir import Graph
 from cnv2_plugin.graph.module import FoldedAvgPool2d, LoweredGraph
+from cnv2_plugin.graph.ops import Add, Affine, AveragePool, Concat, Conv, Gather, Pointwise, ScatterSum
 from cnv2_plugin.graph.rewrite_convs import (
     depthwise_sum,
     fold_affine,

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnv2_plugin.graph.ir import Concat, Conv, GlobalAveragePool, Graph, MaxPool, Pointwise
+from cnv2_plugin.graph.ir import Graph
+from cnv2_plugin.graph.ops import Concat, Conv, GlobalAveragePool, MaxPool, Pointwise
 from cnv2_plugin.kernels.compiler import compile_graph
 from cnv2_plugin.kernels.native_model import NativeStages, native_program
 from cnv2_plugin.kernels.opcodes import ACTIVATIONS, LOADING
