@@ -158,10 +158,11 @@ class LoweredGraph(nn.Module):
 
 
 def _module(graph: Graph, node: Node, dtype: torch.dtype, device: Device) -> nn.Module:
-    op, made = node.op, dict(dtype=dtype, device=device)
+    op = node.op
+    made: dict[str, Any] = dict(dtype=dtype, device=device)
     if isinstance(op, ops.Conv):
         sizes = op.in_channels, op.out_channels
-        given: dict[str, Any] = dict(weight=op.weight, bias=op.bias, groups=op.groups, **made)
+        given = dict(weight=op.weight, bias=op.bias, groups=op.groups, **made)
         if op.plain:
             return PlainConv(_filled(nn.Conv1d, *sizes, 1, **given))
         return _filled(nn.Conv2d, *sizes, tuple(op.weight.shape[2:]), op.stride, op.padding, op.dilation, **given)
