@@ -81,7 +81,7 @@ def main() -> None:
         for name, file in (('training', 'trained.pth'), ('condensed', 'condensed.pth'), ('onnx', 'condensed.onnx'))
     }
     measured = benchmark(
-        {'quickstart': model}, ('training', 'condensed', 'optimised'), input_size=INPUT_SIZE, rounds=args.rounds
+        {'quickstart': model}, ('training', 'condensed', 'lowered'), input_size=INPUT_SIZE, rounds=args.rounds
     )
     figures['latency'] = [measurement.as_dict() for measurement in measured]
     figures['int8'] = int8(args.out / 'condensed.onnx', args.out / 'int8.onnx', train[0], test, args.rounds)
@@ -235,9 +235,9 @@ def report(figures: dict, out: Path) -> None:
         ['file (kB)', *(f'{size[f] / 1e3:.0f}' for f in ('training', 'condensed', 'onnx'))],
         ['latency, PyTorch (ms, min)', *(f'{latency[f, "eager"]:.2f}' for f in ('training', 'condensed')), ''],
         ['latency, ONNX Runtime (ms, min)', f'{latency["training", "onnxruntime"]:.2f}', '',
-         f'{latency["optimised", "onnxruntime"]:.2f}'],
+         f'{latency["lowered", "onnxruntime"]:.2f}'],
     ]  # fmt: skip
-    print_table('Digits at 32x32', ['', 'training form', 'condensed', 'ONNX, optimised'], rows)
+    print_table('Digits at 32x32', ['', 'training form', 'condensed', 'ONNX, lowered'], rows)
     quantised = figures['int8']
     print(
         f'In int8 (not exact): {quantised["accuracy"]} % in place of {right["onnx"]} %, '

@@ -30,7 +30,10 @@ def training(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
 FORMS: dict[str, Callable[[nn.Module, Size, str], nn.Module]] = {
     'training': training,
     'condensed': lambda model, input_size, runtime: in_eval(condense(model)),
-    'optimised': lower,
+    'lowered': lower,
     'native': lambda model, input_size, runtime: lower(model, input_size, 'native'),
 }
 """Dense convolutions with zeros; group convolutions between gathers; every layer lowered; stages in the kernels."""
+
+EARLIER_NAMES = {'optimised': 'lowered'}
+"""Names that forms had."""

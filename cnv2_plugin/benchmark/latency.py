@@ -18,7 +18,7 @@ from ..graph.choice import RULES
 from ..layers import GroupSparseConv2d
 from ..models.condense import condense
 from ..models.multiply_adds import count_mult_adds
-from .forms import FORMS
+from .forms import EARLIER_NAMES, FORMS
 from .runtimes import RUNTIMES, Prepared, peak_memory
 
 NATIVE_RUNTIMES = ('eager', 'compile', 'onnxruntime', 'torch_export')
@@ -95,6 +95,7 @@ def benchmark(
     Raises:
         ValueError: an unknown form or runtime, or a count below 1.
     """
+    forms = [EARLIER_NAMES.get(form, form) for form in forms]
     _check_names('form', forms, FORMS)
     _check_names('runtime', runtimes, RUNTIMES)
     if 'native' in forms and not set(runtimes) <= set(NATIVE_RUNTIMES):
@@ -115,7 +116,7 @@ def benchmark(
             counted = condense(models[name]) if form == 'native' else module
             work[name, form] = count_mult_adds(counted, input_size)
             prepare = RUNTIMES[runtime]
-            prepared[name, form, runtime] = prepare(module, images, threads, place, form in ('optimised', 'native'))
+            prepared[name, form, runtime] = prepare(module, images, threads, place, form in ('lowered', 'native'))
         timings = interleave(
             {key: item.run for key, item in prepared.items()}, rounds, warmup=warmup, progress=report,
             warmup_each_round=warmup_each_round,

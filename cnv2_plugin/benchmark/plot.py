@@ -10,7 +10,7 @@ from .latency import Measurement, exponent
 
 COLORS = {
     'native': 'tab:purple',
-    'optimised': 'tab:green',
+    'lowered': 'tab:green',
     'condensed': 'tab:olive',
     'training': 'tab:blue',
     'authors': 'tab:red',

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument('--checkpoint', help='finished checkpoint of the one model given; random masks otherwise')
     parser.add_argument('--train', action='store_true', help=argparse.SUPPRESS)
-    parser.add_argument('--forms', nargs='+', help='of training, condensed, optimised, native (default: training '
-                        'condensed optimised)')  # fmt: skip
+    parser.add_argument('--forms', nargs='+', help='of training, condensed, lowered, native (default: training '
+                        'condensed lowered)')  # fmt: skip
     parser.add_argument('--runtimes', nargs='+', help='of eager, compile, onnxruntime, openvino, torch_export, '
                         'executorch, ncnn (default: eager onnxruntime)')  # fmt: skip
     parser.add_argument('--peers', nargs='*', metavar='FAMILY', help='also the ShuffleNetV2, MobileNetV3, GhostNet, '
@@ -128,13 +128,14 @@ def _measure_front(args: argparse.Namespace) -> dict:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from ..benchmark.forms import FORMS
+    from ..benchmark.forms import EARLIER_NAMES, FORMS
     from ..benchmark.peers import PEERS
     from ..benchmark.runtimes import RUNTIMES
 
     if args.train or 'authors' in (args.forms or []) and 'authors' not in FORMS:
         raise UsageError(MOVED)
-    args.forms = args.forms or ['training', 'condensed', 'optimised']
+    given = args.forms or ['training', 'condensed', 'lowered']
+    args.forms = [EARLIER_NAMES.get(form, form) for form in given]
     args.runtimes = args.runtimes or ['eager', 'onnxruntime']
     args.peers = args.peers or []
     options = (('--forms', args.forms, FORMS), ('--runtimes', args.runtimes, RUNTIMES), ('--peers', args.peers, PEERS))

@@ -118,6 +118,7 @@ def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
     content = json.loads(path.read_text())
     assert torch.__version__.startswith(content['machine']['versions']['torch'])
     assert len(content['measurements']) == 3 and content['measurements'][0]['timing']['rounds'] == 1
+    assert {m['form'] for m in content['measurements']} == {'condensed', 'lowered', 'as published'}
     assert 0 < content['roofline']['limits']['condensenetv2_110_cifar'] < math.inf
 
 

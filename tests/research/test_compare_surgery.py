@@ -49,7 +49,7 @@ def test_writes_table_figures_and_picture_and_trains_only_once(tool, tmp_path, c
     for arm in arms.values():
         assert len(arm['accuracy']) == 1 and arm['condensed_difference'] < 1e-5
         assert all(row['timing']['rounds'] == 1 and row['runtime'] == 'onnxruntime' for row in arm['latency'].values())
-    assert set(arms['groups']['latency']) == {'condensed', 'optimised'}
+    assert set(arms['groups']['latency']) == {'condensed', 'lowered'}
 
     monkeypatch.setattr(surgery, 'fit', None)
     assert tool.main(arguments) == 0
@@ -195,7 +195,7 @@ def test_dense_chosen_groups_and_fewer_channels_from_end_to_end(tool, tmp_path, 
         assert arms[arm]['mult_adds'] == arms[f'{arm}-ours']['mult_adds']
     assert arms['channels']['mult_adds'] <= arms['latency']['mult_adds'] < arms['dense']['mult_adds']
     assert arms['random']['mult_adds'] == arms['latency']['mult_adds']
-    assert set(arms['latency']['latency']) == set(arms['random']['latency']) == {'condensed', 'optimised'}
+    assert set(arms['latency']['latency']) == set(arms['random']['latency']) == {'condensed', 'lowered'}
     assert set(arms['channels']['latency']) == {'as published'}
 
 

@@ -18,7 +18,7 @@ from .train import set_masks, sparse_layers
 
 INPUT_SIZE = (1, SIZE, SIZE)
 RUNTIME = 'onnxruntime'
-STANDARD, NATIVE = 'optimised', 'native'
+STANDARD, NATIVE = 'lowered', 'native'
 
 
 def measure(

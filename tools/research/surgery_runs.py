@@ -202,7 +202,7 @@ def measured(models: dict[str, nn.Module], rounds: int) -> list[Measurement]:
     plain = {arm: model for arm, model in models.items() if arm not in pruned}
     with tqdm(desc='latency', unit='report') as progress:
         return benchmark(
-            pruned, ('condensed', 'optimised'), ('onnxruntime',), INPUT_SIZE, rounds=rounds,
+            pruned, ('condensed', 'lowered'), ('onnxruntime',), INPUT_SIZE, rounds=rounds,
             peers=plain, warmup_each_round=1, progress=lambda text: (progress.set_postfix_str(text), progress.update()),
         )  # fmt: skip
 
@@ -211,7 +211,7 @@ def latency(arm: dict) -> tuple[Optional[float], ...]:
     """Shortest latency in milliseconds of the condensed form and of the exported one; the same of a dense network."""
     timings = {form: row['timing']['min'] for form, row in arm['latency'].items()}
     plain = timings.get('as published')
-    return timings.get('condensed', plain), timings.get('optimised', plain)
+    return timings.get('condensed', plain), timings.get('lowered', plain)
 
 
 def label(arm: str) -> str:
