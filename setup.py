@@ -50,7 +50,7 @@ def compiler() -> list[str]:
 
 def sources() -> dict[str, list[str]]:
     """Source files with the flags that only they get: one file for each instruction set."""
-    plain = ('api', 'dispatch', 'kernels_baseline', 'onnxruntime', 'program', 'run', 'threads')
+    plain = ('api', 'dispatch', 'kernels_baseline', 'memory', 'onnxruntime', 'program', 'programs', 'run', 'threads')
     files = {f'{CSRC}/{name}.cpp': ['-DCNV2_X86'] if X86 else [] for name in plain}
     if X86:
         files[f'{CSRC}/kernels_avx2.cpp'] = ['-DCNV2_X86', *AVX2]

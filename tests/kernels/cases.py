@@ -1,4 +1,10 @@
-"""Finished networks in single and double precision, for comparing with the native form."""
+"""Finished networks in single and double precision, for comparing with the native form.
+
+CNV2_TEST_KERNELS names the library of another build, such as one made with sanitizers.
+"""
+
+import os
+from pathlib import Path
 
 import timm
 import torch
@@ -6,14 +12,33 @@ from torch import Tensor, nn
 
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import lower
-from cnv2_plugin.kernels.native_model import NativeStages
+from cnv2_plugin.kernels import library
+from cnv2_plugin.kernels.native_model import NativeStages, native_program
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
+
+if os.environ.get('CNV2_TEST_KERNELS'):
+    library.FILE = Path(os.environ['CNV2_TEST_KERNELS'])
+TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)
 
 
 def finished(name: str, seed: int = 0, **options) -> nn.Module:
     """A timm model with random statistics and finished masks, in the masked form."""
     torch.manual_seed(seed)
     return finish_pruning(randomize_norms(timm.create_model(name, **options), seed)).eval()
+
+
+def native(module: nn.Module, channels: int) -> NativeStages:
+    """A condensed module in the kernels."""
+    program = native_program([('', module)], channels)
+    assert program is not None
+    return NativeStages(program)
+
+
+def tiny_stages(seed: int = 0) -> tuple[nn.Module, NativeStages]:
+    """A small trunk's stages in the condensed and in the native form."""
+    model = finished('condensenetv2', seed, arch=TINY, num_classes=5)
+    model.switch_to_deploy()
+    return model.stages, native(model.stages, model.stem.out_channels)
 
 
 def native_form(model: nn.Module, size: tuple[int, int, int]) -> nn.Module:

@@ -3,7 +3,6 @@
 import copy
 import pickle
 import random
-from functools import lru_cache
 
 import pytest
 import timm
@@ -16,37 +15,20 @@ from cnv2_plugin.graph.ir import Graph
 from cnv2_plugin.graph.ops import Concat, Conv, GlobalAveragePool, MaxPool, Pointwise
 from cnv2_plugin.kernels.compiler import compile_graph
 from cnv2_plugin.kernels.native_model import NativeStages, native_program
-from cnv2_plugin.kernels.opcodes import ACTIVATIONS, LOADING
 from cnv2_plugin.kernels.operator import native_stages
 from cnv2_plugin.kernels.placement import UnsupportedError
-from cnv2_plugin.kernels.program import Program
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from cnv2_plugin.toolkits.timm.condensenet import CondenseNet
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
-from tests.kernels.cases import differs, finished, native_form
+from tests.kernels.cases import TINY, differs, finished, native, native_form, tiny_stages
 
 pytestmark = pytest.mark.needs('kernels')
-TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4, sparse_factor=2)
 
 
 def published() -> list[str]:
     """Networks of this package, without those of any arch."""
     families = ('condensenet', 'condensenetv2', 'shufflenetv2', 'sfr_shufflenetv2')
     return [name for family in families for name in timm.list_models(f'{family}_*')]
-
-
-def native(module: nn.Module, channels: int) -> NativeStages:
-    """A condensed module in the kernels."""
-    program = native_program([('', module)], channels)
-    assert program is not None
-    return NativeStages(program)
-
-
-def tiny_stages(seed: int = 0) -> tuple[nn.Module, NativeStages]:
-    """A small trunk's stages in the condensed and in the native form."""
-    model = finished('condensenetv2', seed, arch=TINY, num_classes=5)
-    model.switch_to_deploy()
-    return model.stages, native(model.stages, model.stem.out_channels)
 
 
 @pytest.mark.parametrize(
@@ -371,93 +353,6 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_images_that_do_not_fit_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         native_stages(images, *_arguments(tiny_stages()[1]))
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_a_damaged_plan_is_refused_or_harmless(data):
-    """Any words may stand anywhere: the kernels never touch memory that is not theirs (see the sanitizer builds)."""
-    form = data.draw(st.sampled_from(forms_to_damage()))
-    images = torch.ones(1, int(form.plan[1]), 6, 5)
-    plan = form.plan.clone()
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, plan.numel() - 1))
-        plan[place] = data.draw(st.one_of(st.integers(-3, 70), st.integers(-(2**31), 2**31 - 1)))
-    try:
-        result = native_stages(images, form.weights, plan, form.shape)
-    except ValueError:
-        return
-    assert result.shape[0] == 1
-
-
-def test_a_map_has_one_size():
-    """The same slot is written by other maps in between."""
-    plan = Program(1, 1)
-    a, b, c = plan.add_map(1, 0), plan.add_map(1, 1), plan.add_map(1, 0)
-    plan.load(a)
-    plan.pool(a, b)
-    plan.pool(b, c)
-    plan.zero(a)
-    plan.store(a, [0])
-    with pytest.raises(ValueError, match='write one map at two sizes'):
-        native_stages(torch.zeros(1, 1, 64, 64), plan.weights(), plan.words(), [1, 0, 0])
-
-
-KINDS = ('pool', 'zero', 'split', 'maximum', 'select', 'spatial', 'average', 'linear', 'excite', 'normalise')
-
-
-@st.composite
-def plans(draw) -> Program:
-    """Instructions that each fit the maps they name, in any order and of any slots."""
-    channels = draw(st.integers(1, 4))
-    plan = Program(channels, draw(st.integers(1, channels)))
-    maps = [plan.add_map(channels * draw(st.sampled_from([1, 1, 4])), draw(st.integers(0, 2)), draw(st.booleans()))
-            for _ in range(draw(st.integers(2, 5)))]  # fmt: skip
-    some_map = st.sampled_from(maps)
-    plan.load(draw(some_map), draw(st.sampled_from(sorted(LOADING))))
-    for _ in range(draw(st.integers(0, 6))):
-        src, dst = draw(some_map), draw(some_map)
-        kind = draw(st.sampled_from(KINDS))
-        if kind in ('pool', 'split', 'maximum', 'average'):
-            getattr(plan, kind)(src, dst)
-        elif kind == 'zero':
-            plan.zero(dst)
-        elif kind == 'normalise':
-            width = plan.maps[src][0] - draw(st.integers(0, 1))
-            plan.normalise(src, (torch.randn(width), torch.randn(width)), draw(st.sampled_from(sorted(ACTIVATIONS))))
-        elif kind == 'linear':
-            plan.linear(src, dst, torch.randn(channels, channels))
-        elif kind == 'excite':
-            plan.excite(src, 0, torch.randn(2, channels), torch.randn(channels, 2))
-        else:
-            every = torch.arange(channels)[None]
-            weight = torch.randn(1, channels, channels, *([3, 3] if kind == 'spatial' else []))
-            last = dict(stride=draw(st.integers(1, 2))) if kind == 'spatial' else dict(accumulate=draw(st.booleans()))
-            getattr(plan, kind)(src, dst, weight, every, every, **last)
-    plan.store(draw(some_map), range(plan.out_channels))
-    return plan
-
-
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(plans(), st.integers(1, 20), st.integers(1, 20), st.integers(1, 3), st.lists(st.integers(0, 2), max_size=3))
-def test_any_order_of_instructions_is_refused_or_harmless(plan, height, width, batch, changes):
-    images = torch.ones(batch, plan.in_channels, height, width)
-    for shape in ([plan.out_channels, *changes], [plan.out_channels]):
-        try:
-            result = native_stages(images, plan.weights(), plan.words(), shape)
-        except ValueError:
-            continue
-        assert result.shape[:2] == (batch, plan.out_channels)
-
-
-@lru_cache(maxsize=1)
-def forms_to_damage() -> list[NativeStages]:
-    """Dense stages, shuffled stages and a head."""
-    arch = dict(channels=(16, 24), repeats=(2, 2), stem_width=16, final_width=24, sparse_factor=2, with_sfr=True)
-    shuffled = finished('sfr_shufflenetv2', arch=arch, num_classes=5)
-    shuffled.switch_to_deploy()
-    with_head = native_form(finished('condensenetv2', arch=dict(TINY, head_width=21)), (3, 32, 32))
-    return [tiny_stages()[1], native(shuffled.stages, 16), with_head.global_pool.pool]
 
 
 def test_layers_that_the_kernels_do_not_know_stay_in_standard_operators():

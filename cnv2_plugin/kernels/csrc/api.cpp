@@ -1,6 +1,5 @@
 // The kernels behind plain C functions, for any language that can load a library.
 #include <cstdio>
-#include <exception>
 
 #include "kernels.h"
 #include "run.h"
@@ -13,10 +12,7 @@
 
 namespace {
 
-int report(const std::exception& error, char* message, int64_t size) {
-    if (message && size > 0) std::snprintf(message, size_t(size), "%s", error.what());
-    return 1;
-}
+cnv2::Programs& programs = *new cnv2::Programs;  // outlives threads that run while the process ends
 
 }  // namespace
 
@@ -26,7 +22,7 @@ CNV2_EXPORT int32_t cnv2_version() { return cnv2::kVersion; }
 CNV2_EXPORT const char* cnv2_instruction_set() {
     try {
         return cnv2::kernels().name;
-    } catch (const std::exception&) {
+    } catch (...) {
         return nullptr;
     }
 }
@@ -42,12 +38,14 @@ CNV2_EXPORT int32_t cnv2_run(const int32_t* program, int64_t words, const float*
                 throw cnv2::Refusal("the program gives another shape of result than was asked for");
             return output;
         };
-        static auto* programs = new cnv2::Programs;  // outlives threads that run while the process ends
         cnv2::Input input{images, batch, channels, height, width};
-        auto checked = programs->get(program, words, weights, weight_count, input);
+        auto checked = programs.get(program, words, weights, weight_count, input);
         cnv2::run(*checked, input, allocate, cnv2::pool_executor(threads));
         return 0;
-    } catch (const std::exception& error) {
-        return report(error, message, size);
+    } catch (...) {
+        return cnv2::tell_failure([&](const char* reason) {
+            if (message && size > 0) std::snprintf(message, size_t(size), "%s", reason);
+            return 1;
+        });
     }
 }

@@ -1,10 +1,11 @@
 // Which kernels this processor runs.
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "kernels.h"
-#include "program.h"
+#include "failure.h"
 
 namespace cnv2 {
 namespace {
@@ -29,8 +30,10 @@ const Kernels& choose() {
 }  // namespace
 
 const Kernels& kernels() {
-    static const Kernels& chosen = choose();
-    return chosen;
+    static std::atomic<const Kernels*> chosen{nullptr};  // no lock that a fork could find held
+    const Kernels* found = chosen.load(std::memory_order_relaxed);
+    if (!found) chosen = found = &choose();
+    return *found;
 }
 
 }  // namespace cnv2

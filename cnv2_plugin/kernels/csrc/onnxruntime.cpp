@@ -2,11 +2,12 @@
 #include <atomic>
 #include <chrono>
 #include <climits>
+#include <cstdio>
+#include <mutex>
+#include <new>
 #include <set>
 #include <string>
 #include <thread>
-#include <mutex>
-#include <vector>
 
 #include "onnxruntime_api.h"
 #include "run.h"
@@ -32,26 +33,35 @@ struct Api {
         return call<ort::Status, int, const char*>(ort::kCreateStatus, ort::kInvalidArgument, message);
     }
 
+    // The exception that is being handled as a failure.
+    ort::Status failure() const noexcept {
+        return cnv2::tell_failure([this](const char* reason) {
+            char message[512];
+            std::snprintf(message, sizeof(message), "cnv2_plugin.NativeStages: %s", reason);
+            return failure(message);
+        });
+    }
+
     // Turns a failure of the runtime into an exception.
     void check(ort::Status status) const {
         if (!status) return;
-        std::string message = call<const char*, const void*>(ort::kGetErrorMessage, status);
+        char message[512];
+        std::snprintf(message, sizeof(message), "%s", call<const char*, const void*>(ort::kGetErrorMessage, status));
         call<void, void*>(ort::kReleaseStatus, status);
         throw cnv2::Refusal(message);
     }
 };
 
-struct Tensor {
-    void* data;
-    std::vector<int64_t> shape;
+constexpr size_t kMostDimensions = 4;
 
-    int64_t count() const {
-        int64_t total = 1;
-        for (int64_t size : shape) total *= size;
-        return total;
-    }
+struct Tensor {
+    void* data = nullptr;
+    int64_t shape[kMostDimensions] = {1, 1, 1, 1};
+
+    int64_t count() const { return shape[0] * shape[1] * shape[2] * shape[3]; }
 };
 
+// An input of so many dimensions, at most kMostDimensions.
 Tensor input(const Api& api, void* context, size_t index, const char* name, int type, size_t rank) {
     const void* value = nullptr;
     api.check(api.call<ort::Status, const void*, size_t, const void**>(ort::kKernelContextGetInput, context, index, &value));
@@ -59,13 +69,11 @@ Tensor input(const Api& api, void* context, size_t index, const char* name, int 
     api.check(api.call<ort::Status, const void*, void**>(ort::kGetTensorTypeAndShape, value, &info));
     int found = 0;
     size_t dims = 0;
-    Tensor tensor{};
+    Tensor tensor;
     ort::Status status = api.call<ort::Status, const void*, int*>(ort::kGetTensorElementType, info, &found);
     if (!status) status = api.call<ort::Status, const void*, size_t*>(ort::kGetDimensionsCount, info, &dims);
-    if (!status) {
-        tensor.shape.resize(dims);
-        status = api.call<ort::Status, const void*, int64_t*, size_t>(ort::kGetDimensions, info, tensor.shape.data(), dims);
-    }
+    if (!status && dims == rank)
+        status = api.call<ort::Status, const void*, int64_t*, size_t>(ort::kGetDimensions, info, tensor.shape, dims);
     api.call<void, void*>(ort::kReleaseTensorTypeAndShapeInfo, info);
     api.check(status);
     if (found != type || dims != rank)
@@ -136,8 +144,8 @@ struct Kernel {
 };
 
 ort::Status CNV2_ORT_CALL create(const ort::CustomOp*, const ort::Function* api, const void*, void** kernel) {
-    *kernel = new Kernel{{api}};
-    return nullptr;
+    *kernel = new (std::nothrow) Kernel{{api}};
+    return *kernel ? nullptr : Api{api}.failure("there is not enough memory for the native operators of cnv2_plugin");
 }
 
 void CNV2_ORT_CALL destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
@@ -165,35 +173,32 @@ ort::Status CNV2_ORT_CALL compute(void* self, void* context) {
                                            weights.count(), given);
         cnv2::run(*checked, given, allocate, parallel.executor(kernel.seen_by(parallel)));
         return nullptr;
-    } catch (const std::exception& error) {
-        return api.failure((std::string("cnv2_plugin.NativeStages: ") + error.what()).c_str());
+    } catch (...) {
+        return api.failure();
     }
 }
 
-const ort::CustomOp& custom_op() {
-    static const ort::CustomOp op = [] {
-        ort::CustomOp made{};
-        made.version = ort::kApiVersion;
-        made.name = [](const ort::CustomOp*) { return "NativeStages"; };
-        made.provider = [](const ort::CustomOp*) { return static_cast<const char*>(nullptr); };
-        made.input_type = [](const ort::CustomOp*, size_t i) { return i == 2 ? ort::kInt32 : ort::kFloat; };
-        made.input_count = [](const ort::CustomOp*) { return size_t(3); };
-        made.output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
-        made.output_count = [](const ort::CustomOp*) { return size_t(1); };
-        made.destroy = destroy;
-        auto zero = [](const ort::CustomOp*, size_t) { return 0; };
-        made.input_characteristic = made.output_characteristic = made.input_memory = zero;
-        auto one = [](const ort::CustomOp*) { return 1; };
-        made.variadic_input_least = made.variadic_input_homogeneous = one;
-        made.variadic_output_least = made.variadic_output_homogeneous = one;
-        made.create_kernel_v2 = create;
-        made.compute_v2 = compute;
-        made.start_version = one;
-        made.end_version = [](const ort::CustomOp*) { return INT_MAX; };
-        return made;
-    }();
-    return op;
-}
+const ort::CustomOp custom_op = [] {
+    ort::CustomOp made{};
+    made.version = ort::kApiVersion;
+    made.name = [](const ort::CustomOp*) { return "NativeStages"; };
+    made.provider = [](const ort::CustomOp*) { return static_cast<const char*>(nullptr); };
+    made.input_type = [](const ort::CustomOp*, size_t i) { return i == 2 ? ort::kInt32 : ort::kFloat; };
+    made.input_count = [](const ort::CustomOp*) { return size_t(3); };
+    made.output_type = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+    made.output_count = [](const ort::CustomOp*) { return size_t(1); };
+    made.destroy = destroy;
+    auto zero = [](const ort::CustomOp*, size_t) { return 0; };
+    made.input_characteristic = made.output_characteristic = made.input_memory = zero;
+    auto one = [](const ort::CustomOp*) { return 1; };
+    made.variadic_input_least = made.variadic_input_homogeneous = one;
+    made.variadic_output_least = made.variadic_output_homogeneous = one;
+    made.create_kernel_v2 = create;
+    made.compute_v2 = compute;
+    made.start_version = one;
+    made.end_version = [](const ort::CustomOp*) { return INT_MAX; };
+    return made;
+}();
 
 }  // namespace
 
@@ -202,18 +207,20 @@ CNV2_EXPORT ort::Status CNV2_ORT_CALL RegisterCustomOps(void* options, const ort
     const ort::Function* table = base->get_api(ort::kApiVersion);
     if (!table) {
         // Version 1 of the table is part of every runtime.
-        std::string message = std::string("the native operators of cnv2_plugin need ONNX Runtime 1.17 or newer, but this is ") +
-                              base->version_string();
-        return Api{base->get_api(1)}.failure(message.c_str());
+        char message[128];
+        std::snprintf(message, sizeof(message),
+                      "the native operators of cnv2_plugin need ONNX Runtime 1.17 or newer, but this is %s",
+                      base->version_string());
+        return Api{base->get_api(1)}.failure(message);
     }
     Api api{table};
     try {
         void* domain = nullptr;
         api.check(api.call<ort::Status, const char*, void**>(ort::kCreateCustomOpDomain, "cnv2_plugin", &domain));
-        api.check(api.call<ort::Status, void*, const ort::CustomOp*>(ort::kCustomOpDomainAdd, domain, &custom_op()));
+        api.check(api.call<ort::Status, void*, const ort::CustomOp*>(ort::kCustomOpDomainAdd, domain, &custom_op));
         api.check(api.call<ort::Status, void*, void*>(ort::kAddCustomOpDomain, options, domain));
         return nullptr;
-    } catch (const std::exception& error) {
-        return api.failure(error.what());
+    } catch (...) {
+        return api.failure();
     }
 }

@@ -20,57 +20,18 @@
 
 #include <algorithm>
 
+#include "reader.h"
+#include "slots.h"
+
 namespace cnv2 {
 namespace {
 
 constexpr int64_t kMostFloats = int64_t(1) << 33;
 
-// Reads words one by one and checks what they name.
-class Reader {
-  public:
-    Reader(const int32_t* words, int64_t count, const float* weights, int64_t weight_count)
-        : word_(words), end_(words + count), weights_(weights), weight_count_(weight_count) {}
-
-    int32_t next(const char* what, int64_t low, int64_t high) {
-        if (word_ == end_) refuse(std::string("the program ends where ") + what + " is expected");
-        int32_t value = *word_++;
-        if (value < low || value > high)
-            refuse(std::string("the program gives ") + std::to_string(value) + " for " + what + ", outside of " +
-                   std::to_string(low) + " to " + std::to_string(high));
-        return value;
-    }
-
-    const int32_t* list(const char* what, int64_t count, int64_t below) {
-        if (count > end_ - word_) refuse(std::string("the program ends within ") + what);
-        uint32_t most = 0;  // of negative words too: they are the largest
-        for (int64_t i = 0; i < count; ++i) most = std::max(most, uint32_t(word_[i]));
-        if (most >= uint32_t(below))
-            refuse(std::string("the program has a channel of ") + what + " outside of the map's " + std::to_string(below));
-        const int32_t* start = word_;
-        word_ += count;
-        return start;
-    }
-
-    const float* floats(const char* what, int64_t count) {
-        int64_t offset = next(what, 0, INT32_MAX);
-        if (count > weight_count_ || offset > weight_count_ - count)
-            refuse(std::string(what) + " reach beyond the " + std::to_string(weight_count_) + " weights");
-        return weights_ ? weights_ + offset : nullptr;
-    }
-
-    void skip() { next("an unused offset", INT32_MIN, INT32_MAX); }
-    bool at_end() const { return word_ == end_; }
-    const int32_t* position() const { return word_; }
-
-  private:
-    const int32_t *word_, *end_;
-    const float* weights_;
-    int64_t weight_count_;
-};
-
 class Parser {
   public:
-    Parser(Reader reader, int64_t channels, Geometry size) : read_(reader), channels_(channels), size_(size) {}
+    Parser(Reader reader, int64_t words, int64_t channels, Geometry size)
+        : read_(reader), channels_(channels), size_(size), slots_(program_.maps, words + 4 * channels) {}
 
     Program parse() {
         if (read_.next("the mark of a program", INT32_MIN, INT32_MAX) != kMagic) refuse("this is no program of these kernels");
@@ -83,6 +44,7 @@ class Parser {
         int32_t slots = read_.next("the number of slots", 1, 64);
         int32_t instructions = read_.next("the number of instructions", 1, 1 << 20);
         program_.slots.assign(slots, 0);
+        slots_.resize(slots);
         for (int32_t i = 0; i < maps; ++i) {
             Map map;
             map.channels = read_.next("channels of a map", 1, 1 << 20);
@@ -90,7 +52,6 @@ class Parser {
             map.slot = read_.next("slot of a map", 0, slots - 1);
             program_.maps.push_back(map);
         }
-        program_.instructions.reserve(std::min(instructions, 4096));
         for (int32_t i = 0; i < instructions; ++i) program_.instructions.push_back(instruction());
         if (!read_.at_end()) refuse("the program has words behind its last instruction");
         if (program_.output.channels == 0) refuse("the program stores no result");
@@ -132,7 +93,9 @@ class Parser {
         if (made.loading == kSplitted && !map(made.dst).padded) refuse("a split map has no padding");
         if (map(made.dst).channels < channels_ * (made.loading == kSplitted ? 4 : 1))
             refuse("the input does not fit the map that it is loaded into");
-        made.first = begin(made.dst, made.loading == kPooled ? halved(size_) : made.loading == kSplitted ? split_size(size_) : size_);
+        Geometry size = made.loading == kPooled ? halved(size_) : made.loading == kSplitted ? split_size(size_) : size_;
+        made.first = begin(made.dst, size);
+        slots_.fill_range(made.dst, channels_ * (made.loading == kSplitted ? 4 : 1));
     }
 
     void split(Instruction& made) {
@@ -143,6 +106,7 @@ class Parser {
             refuse("a split map does not fit its target");
         made.first = begin(made.dst, split_size(map(made.src).size));
         still_written(made.src);
+        slots_.split(made.src, made.dst);
     }
 
     void maximum(Instruction& made) {
@@ -152,12 +116,14 @@ class Parser {
         if (int64_t(map(made.dst).channels) > map(made.src).channels / 4) refuse("a maximum does not fit its target");
         made.first = begin(made.dst, map(made.src).size);
         still_written(made.src);
+        slots_.join(made.src, made.dst);
     }
 
     void zero(Instruction& made) {
         made.dst = map_index();
         if (last_.height == 0) refuse("a map is zeroed before any other has a size");
         made.first = begin(made.dst, last_);
+        slots_.fill_range(made.dst, map(made.dst).channels);
     }
 
     void pool(Instruction& made) {
@@ -167,6 +133,7 @@ class Parser {
         if (made.src == made.dst) refuse("a map is pooled into itself");
         made.first = begin(made.dst, halved(map(made.src).size));
         still_written(made.src);
+        slots_.pass(made.src, made.dst, map(made.src).channels);
     }
 
     void select(Instruction& made) {
@@ -190,7 +157,11 @@ class Parser {
         s.accumulate = flags & kAccumulate;
         made.first = begin(made.dst, map(made.src).size);
         still_written(made.src);
-        if (s.accumulate && made.first) refuse("a convolution adds to a map that nothing was written to");
+        slots_.check(made.src, s.index, columns);
+        if (s.accumulate)
+            slots_.check(made.dst, s.target, rows);
+        else
+            slots_.fill(made.dst, s.target, rows);
         s.size = map(made.src).size;
         s.zero_pads = map(made.dst).padded;
         program_.scratch = std::max(program_.scratch, select_scratch(s.inputs));
@@ -217,6 +188,8 @@ class Parser {
         s.zero_pads = map(made.dst).padded;
         made.first = begin(made.dst, s.size);
         still_written(made.src);
+        slots_.check(made.src, s.index, columns, s.stride == 1 ? 1 : 4);
+        slots_.fill(made.dst, s.target, rows);
     }
 
     void excite(Instruction& made) {
@@ -224,6 +197,7 @@ class Parser {
         made.src = made.dst = source();
         s.first = read_.next("the first excited channel", 0, map(made.src).channels - 1);
         s.channels = read_.next("excited channels", 1, map(made.src).channels - s.first);
+        slots_.check_range(made.src, s.first, s.channels);
         s.hidden = read_.next("the hidden width of an excitation", 1, 1 << 20);
         s.squeeze = read_.floats("weights of a squeeze", int64_t(s.channels) * s.hidden);
         s.excite = read_.floats("weights of an excitation", int64_t(s.channels) * s.hidden);
@@ -239,6 +213,7 @@ class Parser {
         int32_t flags = read_.next("flags", 0, kFlags);
         s.scale = optional(flags & kAffine, "scales and shifts", 2 * int64_t(changed.channels));
         s.shift = s.scale ? s.scale + changed.channels : nullptr;
+        slots_.spend(changed.channels);
         s.size = changed.size;
         s.zero_pads = changed.padded;
     }
@@ -252,6 +227,7 @@ class Parser {
         s.size = map(made.src).size;
         made.first = begin(made.dst, {1, 1});
         still_written(made.src);
+        slots_.pass(made.src, made.dst, map(made.dst).channels);
     }
 
     void linear(Instruction& made) {
@@ -268,6 +244,8 @@ class Parser {
             refuse("a linear layer reads a map of one pixel and writes another");
         made.first = begin(made.dst, {1, 1});
         still_written(made.src);
+        slots_.check_range(made.src, 0, s.inputs);
+        slots_.fill_range(made.dst, made.rows);
         program_.vector_scratch = std::max<int64_t>(program_.vector_scratch, s.inputs);
     }
 
@@ -280,6 +258,7 @@ class Parser {
         s.scale = optional(flags & kAffine, "scales and shifts", 2 * int64_t(out_channels_));
         s.shift = s.scale ? s.scale + out_channels_ : nullptr;
         s.index = read_.list("the result", out_channels_, map(made.src).channels);
+        slots_.check(made.src, s.index, out_channels_);
         s.size = map(made.src).size;
         program_.output = {out_channels_, s.size.height, s.size.width};
     }
@@ -313,12 +292,12 @@ class Parser {
 
     int32_t source() {
         int32_t index = map_index();
-        if (!map(index).written) refuse("an instruction reads a map that nothing was written to");
+        if (!slots_.holds(index)) refuse("an instruction reads a map that nothing was written to");
         return index;
     }
 
     void still_written(int32_t index) {
-        if (!map(index).written) refuse("an instruction writes into the memory that it reads");
+        if (!slots_.holds(index)) refuse("an instruction writes into the memory that it reads");
     }
 
     Geometry split_size(Geometry size) { return {(size.height + 1) / 2, (size.width + 1) / 2}; }
@@ -331,22 +310,20 @@ class Parser {
         return half;
     }
 
-    // Marks a map as written; true for the first time. A slot then belongs to this map alone.
+    // Lets a map be written; true if its slot held another one, so that nothing of it is written yet.
     bool begin(int32_t index, Geometry size) {
         Map& target = map(index);
         last_ = size;
         bool has_size = target.size.height != 0;
         if (has_size && (target.size.height != size.height || target.size.width != size.width))
             refuse("two instructions write one map at two sizes");
-        if (target.written) return false;
+        if (slots_.holds(index)) return false;
         target.size = size;
         int64_t pad = target.padded ? round_up(size.row() + 1) : 0;
         target.front = pad;
         target.stride = pad + round_up(size.positions()) + (target.padded ? pad + kMaxLanes * kMaxTile : 0);
         if (target.stride > kMostFloats / target.channels) refuse("the maps are too large for these kernels");
-        for (Map& other : program_.maps)
-            if (other.slot == target.slot) other.written = false;
-        target.written = true;
+        slots_.take(index);
         return true;
     }
 
@@ -355,6 +332,7 @@ class Parser {
     Geometry size_, last_{0, 0};
     int32_t out_channels_ = 0;
     Program program_;
+    Slots slots_;
 };
 
 }  // namespace
@@ -365,7 +343,7 @@ Program parse(const int32_t* program, int64_t words, const float* weights, int64
     if (height < 1 || width < 1 || height > (1 << 24) || width > (1 << 24))
         refuse("the images have " + std::to_string(height) + " x " + std::to_string(width) +
                " pixels; at least 1 x 1 are needed");
-    return Parser(Reader(program, words, weights, weight_count), channels, size).parse();
+    return Parser(Reader(program, words, weights, weight_count), words, channels, size).parse();
 }
 
 }  // namespace cnv2

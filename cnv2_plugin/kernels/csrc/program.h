@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -12,7 +11,7 @@ namespace cnv2 {
 
 struct Map {
     int32_t channels = 0, slot = 0;
-    bool padded = false, written = false;
+    bool padded = false;
     Geometry size{0, 0};
     int64_t front = 0, stride = 0;
 };
@@ -21,7 +20,7 @@ struct Instruction {
     int32_t operation = 0;
     int32_t src = -1, dst = -1, followers = 0;
     int32_t loading = kPlain;
-    bool first = false;                   // nothing wrote its target map before
+    bool first = false;                   // its target map takes its slot from another one
     Select select{};
     Spatial spatial{};
     Excite excite{};
@@ -42,7 +41,14 @@ struct Program {
 
 inline int64_t round_up(int64_t value) { return (value + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
 
-[[noreturn]] inline void refuse(const std::string& what) { throw Refusal(what); }
+// Names words and weights by address.
+struct Checked {
+    std::vector<int32_t> words;
+    const float* weights;
+    int64_t weight_count, channels;
+    Geometry size;
+    Program program;
+};
 
 // Reads a program; throws Refusal unless every word of it fits the others, the weights and the images.
 Program parse(const int32_t* program, int64_t words, const float* weights, int64_t weight_count, int64_t channels,

@@ -3,13 +3,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <mutex>
-#include <new>
 #include <thread>
 #include <vector>
 
+#include "memory.h"
 #include "program.h"
 
 namespace cnv2 {
@@ -18,55 +15,6 @@ namespace {
 constexpr int64_t kBandFloats = 48000;
 constexpr int64_t kWorthwhile = 1 << 14;  // multiply-adds or copies that are worth another thread
 constexpr int kSpins = 2000;              // looks at what others do before the processor is offered to them
-
-struct Free {
-    void operator()(float* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<float, Free>;
-
-// Buffers that were used before, so that no call touches fresh pages; as many as were ever used at once.
-class Workspaces {
-  public:
-    struct Entry {
-        Buffer data;
-        int64_t size = 0;
-    };
-
-    Entry take(int64_t floats) {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            for (size_t i = 0; i < kept_.size(); ++i)
-                if (kept_[i].size >= floats) {
-                    Entry entry = std::move(kept_[i]);
-                    kept_.erase(kept_.begin() + i);
-                    return entry;
-                }
-            if (!kept_.empty()) kept_.pop_back();
-        }
-        size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
-        Entry entry{Buffer(static_cast<float*>(std::aligned_alloc(64, bytes))), floats};
-        if (!entry.data) refuse("there is not enough memory for the maps");
-        return entry;
-    }
-
-    // Where there is no memory to keep it, a buffer is freed.
-    void give_back(Entry entry) noexcept {
-        std::lock_guard<std::mutex> lock(mutex_);
-        try {
-            kept_.push_back(std::move(entry));
-        } catch (const std::bad_alloc&) {
-        }
-    }
-
-  private:
-    std::mutex mutex_;
-    std::vector<Entry> kept_;
-};
-
-Workspaces& workspaces() {
-    static Workspaces* all = new Workspaces;  // outlives threads that run while the process ends
-    return *all;
-}
 
 // What all threads do before any of them goes on: an instruction, or what has to precede it.
 struct Step {
@@ -85,7 +33,7 @@ struct Extent {
 class Runner {
   public:
     Runner(const Program& program, int32_t channels, Geometry size, int64_t threads)
-        : program_(program), channels_(channels), size_(size), threads_(threads) {
+        : kernels_(kernels()), program_(program), channels_(channels), size_(size), threads_(threads) {
         int64_t total = 0;
         for (int64_t floats : program.slots) {
             starts_.push_back(total);
@@ -95,10 +43,10 @@ class Runner {
         total += threads * round_up(program.scratch);
         vector_ = total;
         total += round_up(program.vector_scratch);
-        memory_ = workspaces().take(std::max<int64_t>(total, 1));
+        memory_ = take_workspace(std::max<int64_t>(total, 1));
         if (threads > 1) list_steps();
     }
-    ~Runner() { workspaces().give_back(std::move(memory_)); }
+    ~Runner() { give_back(std::move(memory_)); }
     Runner(const Runner&) = delete;
     Runner& operator=(const Runner&) = delete;
 
@@ -143,25 +91,37 @@ class Runner {
     }
 
     // Parts are taken in order, so a thread that waits for earlier ones waits for threads that are at work on them,
-    // however many of the threads that were asked for take part.
+    // however many of the threads that were asked for take part. A part that fails is never done, so nobody waits then.
     void run_steps(const Executor& executor) {
         alignas(64) std::atomic<int64_t> next{0};
         alignas(64) std::atomic<int64_t> done{0};
+        std::atomic<bool> failed{false};
         int64_t total = steps_.back().first + steps_.back().parts;
         parallel_for(executor, threads_, [&](int64_t) {
             const Step* step = steps_.data();
             for (int64_t part; (part = next.fetch_add(1, std::memory_order_relaxed)) < total;) {
                 while (part >= step->first + step->parts) ++step;
-                for (int spins = 0; done.load(std::memory_order_acquire) < step->first; ++spins)
+                for (int spins = 0; done.load(std::memory_order_acquire) < step->first; ++spins) {
+                    if (failed.load(std::memory_order_relaxed)) return;
                     if (spins > kSpins) std::this_thread::yield();
-                int64_t index = part - step->first, begin = index * step->size;
-                if (step->prepares)
-                    prepare(*step->it);
-                else
-                    work(*step->it, begin, std::min(step->count, begin + step->size), index);
+                }
+                try {
+                    run_part(*step, part - step->first);
+                } catch (...) {
+                    failed = true;
+                    throw;
+                }
                 done.fetch_add(1, std::memory_order_acq_rel);
             }
         });
+    }
+
+    void run_part(const Step& step, int64_t index) const {
+        int64_t begin = index * step.size;
+        if (step.prepares)
+            prepare(*step.it);
+        else
+            work(*step.it, begin, std::min(step.count, begin + step.size), index);
     }
 
     bool needs_preparation(const Instruction& it) const {
@@ -171,6 +131,7 @@ class Runner {
     // What surrounds every plane of a padded map is zeroed before the map is written for the first time; what a linear
     // layer reads is gathered.
     void prepare(const Instruction& it) const {
+        fault_point();
         if (it.operation == kLinear) {
             Planes from = planes(it.src);
             for (int32_t c = 0; c < it.linear.inputs; ++c) data()[vector_ + c] = *from.at(c);
@@ -207,24 +168,25 @@ class Runner {
 
     // An instruction on a part of its positions, channels or rows.
     void work(const Instruction& it, int64_t begin, int64_t end, int64_t part) const {
+        fault_point();
         switch (it.operation) {
             case kLoad: load(it, begin, end); break;
             case kPool: {
                 const Map& from = program_.maps[it.src];
-                kernels().pool({planes(it.src).base, from.stride, from.size.row(), planes(it.dst), program_.maps[it.dst].size},
+                kernels_.pool({planes(it.src).base, from.stride, from.size.row(), planes(it.dst), program_.maps[it.dst].size},
                                begin, end);
                 break;
             }
             case kSplit: {
                 const Map& from = program_.maps[it.src];
-                kernels().split({planes(it.src).base, from.stride, from.size.row(), from.size.height, from.size.width,
+                kernels_.split({planes(it.src).base, from.stride, from.size.row(), from.size.height, from.size.width,
                                  planes(it.dst), program_.maps[it.dst].size},
                                 begin, end);
                 break;
             }
             case kMaximum: {
                 const Map& to = program_.maps[it.dst];
-                kernels().maximum({planes(it.src), planes(it.dst), to.size, to.padded}, begin, end);
+                kernels_.maximum({planes(it.src), planes(it.dst), to.size, to.padded}, begin, end);
                 break;
             }
             case kZero: {
@@ -239,34 +201,34 @@ class Runner {
                 Excite excite = it.excite;
                 excite.map = planes(it.src);
                 excite.scratch = data() + vector_;
-                kernels().excite(excite);
+                kernels_.excite(excite);
                 break;
             }
             case kNormalise: {
                 Normalise normalise = it.normalise;
                 normalise.map = planes(it.src);
-                kernels().normalise(normalise, begin, end);
+                kernels_.normalise(normalise, begin, end);
                 break;
             }
             case kAverage: {
                 Average average = it.average;
                 average.src = planes(it.src);
                 average.dst = planes(it.dst);
-                kernels().average(average, begin, end);
+                kernels_.average(average, begin, end);
                 break;
             }
             case kLinear: {
                 Linear linear = it.linear;
                 linear.x = data() + vector_;
                 linear.dst = planes(it.dst);
-                kernels().linear(linear, begin, end);
+                kernels_.linear(linear, begin, end);
                 break;
             }
             default: {
                 Store store = it.store;
                 store.src = planes(it.src);
                 store.dst = output_;
-                kernels().store(store, begin, end);
+                kernels_.store(store, begin, end);
             }
         }
     }
@@ -275,9 +237,9 @@ class Runner {
         const Map& map = program_.maps[it.dst];
         Planes to = planes(it.dst);
         int64_t plane = size_.height * size_.width;
-        if (it.loading == kPooled) return kernels().pool({image_, plane, size_.width, to, map.size}, begin, end);
+        if (it.loading == kPooled) return kernels_.pool({image_, plane, size_.width, to, map.size}, begin, end);
         if (it.loading == kSplitted)
-            return kernels().split({image_, plane, size_.width, size_.height, size_.width, to, map.size}, begin, end);
+            return kernels_.split({image_, plane, size_.width, size_.height, size_.width, to, map.size}, begin, end);
         for (int64_t c = begin; c < end; ++c) {
             float* row = to.at(c);
             for (int64_t y = 0; y < size_.height; ++y, row += size_.row()) {
@@ -293,19 +255,20 @@ class Runner {
         Select select = it.select;
         select.src = planes(it.src);
         select.dst = planes(it.dst);
-        kernels().select(select, begin, end, data() + scratch_ + part * round_up(program_.scratch));
+        kernels_.select(select, begin, end, data() + scratch_ + part * round_up(program_.scratch));
     }
 
     void spatial(const Instruction& it, int64_t begin, int64_t end) const {
         Spatial spatial = it.spatial;
         spatial.src = planes(it.src);
         spatial.dst = planes(it.dst);
-        kernels().spatial(spatial, begin, end);
+        kernels_.spatial(spatial, begin, end);
     }
 
     // A 1x1 convolution, the 3x3 convolution of its result and what follows, band by band, so that what one writes is
     // still in the cache when the next one reads it. The 3x3 convolution stays a row and a position behind.
     void band(const Instruction* it) const {
+        fault_point();
         const Map& hidden = program_.maps[it->dst];
         int64_t all = hidden.size.positions();
         int64_t step = std::max<int64_t>(kBandFloats / (hidden.channels + it->select.groups * it->select.inputs),
@@ -325,6 +288,7 @@ class Runner {
         }
     }
 
+    const Kernels& kernels_;
     const Program& program_;
     int32_t channels_;
     Geometry size_;
@@ -333,46 +297,10 @@ class Runner {
     float* output_ = nullptr;
     std::vector<int64_t> starts_;
     std::vector<Step> steps_;
-    Workspaces::Entry memory_;
+    Workspace memory_;
 };
-
-constexpr size_t kMostKept = 16;
 
 }  // namespace
-
-struct Checked {
-    std::vector<int32_t> words;
-    const float* weights;
-    int64_t weight_count, channels;
-    Geometry size;
-    Program program;  // names words and weights by address
-
-    bool is(const int32_t* other, int64_t count, const float* other_weights, int64_t other_count, const Input& input) const {
-        return weights == other_weights && weight_count == other_count && channels == input.channels &&
-               size.height == input.height && size.width == input.width && int64_t(words.size()) == count &&
-               std::equal(words.begin(), words.end(), other);
-    }
-};
-
-std::shared_ptr<const Checked> Programs::get(const int32_t* words, int64_t count, const float* weights,
-                                             int64_t weight_count, const Input& input) {
-    {
-        std::lock_guard<std::mutex> lock(mutex_);
-        for (auto it = kept_.rbegin(); it != kept_.rend(); ++it) {
-            if (!(*it)->is(words, count, weights, weight_count, input)) continue;
-            std::rotate(kept_.rbegin(), it, it + 1);
-            return kept_.back();
-        }
-    }
-    Geometry size{input.height, input.width};
-    auto made = std::make_shared<Checked>(
-        Checked{std::vector<int32_t>(words, words + count), weights, weight_count, input.channels, size, {}});
-    made->program = parse(made->words.data(), count, weights, weight_count, input.channels, size);
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (kept_.size() == kMostKept) kept_.erase(kept_.begin());
-    kept_.push_back(made);
-    return made;
-}
 
 void run(const Checked& checked, const Input& input, const std::function<float*(const OutputShape&)>& allocate,
          const Executor& executor) {

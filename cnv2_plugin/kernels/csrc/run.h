@@ -7,11 +7,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
+#include "failure.h"
 #include "threads.h"
 
 namespace cnv2 {
@@ -23,11 +21,6 @@ struct Input {
 
 struct OutputShape {
     int64_t channels, height, width;
-};
-
-// What is wrong with a program, its weights or its input, in one sentence.
-struct Refusal : std::runtime_error {
-    using std::runtime_error::runtime_error;
 };
 
 // A program with the size of its images, read and checked.
@@ -42,12 +35,11 @@ class Programs {
                                        const Input& input);
 
   private:
-    std::mutex mutex_;
     std::vector<std::shared_ptr<const Checked>> kept_;  // the last one used last
 };
 
 // Runs a program on contiguous images (N, C, H, W); `allocate` is told the shape of one image's result and gives the
-// memory for all of them. Throws Refusal before anything is written.
+// memory for all of them. Whatever fails on any thread is thrown here once all threads are done.
 void run(const Checked& checked, const Input& input, const std::function<float*(const OutputShape&)>& allocate,
          const Executor& executor);
 

@@ -2,11 +2,11 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <memory>
 #include <mutex>
-#include <system_error>
+#include <new>
 #include <thread>
-#include <vector>
+
+#include "memory.h"
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -30,9 +30,9 @@ class Pool {
         {
             std::lock_guard<std::mutex> lock(mutex_);
             try {
-                while (int64_t(workers_.size()) < helpers) add_worker();
-            } catch (const std::system_error&) {
-                helpers = int64_t(workers_.size());  // no more threads are to be had
+                for (; workers_ < helpers; ++workers_) add_worker();
+            } catch (...) {
+                helpers = workers_;  // no more threads are to be had
             }
             task_ = task;
             count_ = count;
@@ -48,7 +48,7 @@ class Pool {
 
   private:
     void add_worker() {
-        workers_.emplace_back([this, seen = round_.load()]() mutable {
+        std::thread([this, seen = round_.load()]() mutable {
             for (;;) {
                 for (int i = 0; i < kSpins && round_.load(std::memory_order_acquire) == seen; ++i) {
                 }
@@ -62,8 +62,7 @@ class Pool {
                 work();
                 pending_.fetch_sub(1, std::memory_order_acq_rel);
             }
-        });
-        workers_.back().detach();
+        }).detach();
     }
 
     void work() {
@@ -72,19 +71,24 @@ class Pool {
 
     std::mutex calls_, mutex_;
     std::condition_variable wake_;
-    std::vector<std::thread> workers_;
     Task task_{};
-    int64_t count_ = 0, tickets_ = 0;
+    int64_t workers_ = 0, count_ = 0, tickets_ = 0;
     std::atomic<int64_t> next_{0}, pending_{0};
     std::atomic<uint64_t> round_{0};
 };
 
-// Never destroyed: workers may still look at it when the process ends. A forked child has none of the threads and
-// takes a new pool.
-Pool* pool = new Pool;
+// Never destroyed: workers may still look at it when the process ends.
+alignas(Pool) char place[sizeof(Pool)];
+Pool& pool = *new (place) Pool;
 
 #if !defined(_WIN32)
-const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+// A child of a fork has none of the pool's threads, and what they had locked stays locked: it begins with a new pool. All
+// else that calls share is whole, because the lock around it is held while the process forks.
+const int registered = pthread_atfork([] { bookkeeping.lock(); }, [] { bookkeeping.unlock(); },
+                                      [] {
+                                          bookkeeping.unlock();
+                                          new (place) Pool;
+                                      });
 #endif
 
 }  // namespace
@@ -92,7 +96,7 @@ const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; })
 Executor pool_executor(int64_t threads) {
     static thread_local int64_t wanted;
     wanted = threads < 1 ? 1 : threads > 1024 ? 1024 : threads;
-    return {[](void* context, const Task& task, int64_t count) { pool->run(task, count, *static_cast<int64_t*>(context)); },
+    return {[](void* context, const Task& task, int64_t count) { pool.run(task, count, *static_cast<int64_t*>(context)); },
             &wanted, wanted};
 }
 

@@ -1,9 +1,9 @@
 // How work is spread over threads: by the runtime that called, or by a pool of our own.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
-#include <mutex>
 
 namespace cnv2 {
 
@@ -30,17 +30,16 @@ void parallel_for(const Executor& executor, int64_t count, const Function& funct
     }
     struct Shared {
         const Function& function;
-        std::mutex mutex;
+        std::atomic<bool> failed;
         std::exception_ptr failure;
-    } shared{function, {}, nullptr};
+    } shared{function, {false}, nullptr};
     // Nothing may leave a thread of a runtime: the first failure is kept until all threads are done.
     auto one = [](void* self, int64_t i) {
         auto& given = *static_cast<Shared*>(self);
         try {
             given.function(i);
         } catch (...) {
-            std::lock_guard<std::mutex> lock(given.mutex);
-            if (!given.failure) given.failure = std::current_exception();
+            if (!given.failed.exchange(true)) given.failure = std::current_exception();
         }
     };
     executor.run(executor.context, Task{one, &shared}, count);

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "failure.h"
+
+namespace cnv2 {
+
+// Reads words one by one and checks what they name.
+class Reader {
+  public:
+    Reader(const int32_t* words, int64_t count, const float* weights, int64_t weight_count)
+        : word_(words), end_(words + count), weights_(weights), weight_count_(weight_count) {}
+
+    int32_t next(const char* what, int64_t low, int64_t high) {
+        if (word_ == end_) refuse(std::string("the program ends where ") + what + " is expected");
+        int32_t value = *word_++;
+        if (value < low || value > high)
+            refuse(std::string("the program gives ") + std::to_string(value) + " for " + what + ", outside of " +
+                   std::to_string(low) + " to " + std::to_string(high));
+        return value;
+    }
+
+    const int32_t* list(const char* what, int64_t count, int64_t below) {
+        if (count > end_ - word_) refuse(std::string("the program ends within ") + what);
+        uint32_t most = 0;  // of negative words too: they are the largest
+        for (int64_t i = 0; i < count; ++i) most = std::max(most, uint32_t(word_[i]));
+        if (most >= uint32_t(below))
+            refuse(std::string("the program has a channel of ") + what + " outside of the map's " + std::to_string(below));
+        const int32_t* start = word_;
+        word_ += count;
+        return start;
+    }
+
+    const float* floats(const char* what, int64_t count) {
+        int64_t offset = next(what, 0, INT32_MAX);
+        if (count > weight_count_ || offset > weight_count_ - count)
+            refuse(std::string(what) + " reach beyond the " + std::to_string(weight_count_) + " weights");
+        return weights_ ? weights_ + offset : nullptr;
+    }
+
+    void skip() { next("an unused offset", INT32_MIN, INT32_MAX); }
+    bool at_end() const { return word_ == end_; }
+    const int32_t* position() const { return word_; }
+
+  private:
+    const int32_t *word_, *end_;
+    const float* weights_;
+    int64_t weight_count_;
+};
+
+}  // namespace cnv2

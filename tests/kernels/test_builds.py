@@ -1,0 +1,115 @@
+"""The kernels in other builds: every instruction set, sanitizers, faults, forks, wheels."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnv2_plugin.deploy import lower
+from tests.kernels.builds import ROOT, build, run_python, run_tests, sanitized
+from tests.kernels.cases import TINY, finished
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs('kernels')]
+CHECKED = ('-O1', '-g', '-fno-omit-frame-pointer', '-fsanitize=address,undefined', '-fno-sanitize-recover=undefined')
+
+
+def runs_avx2() -> bool:
+    """Whether this processor has AVX2."""
+    flags = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
+    return ' avx2 ' in flags
+
+
+@pytest.mark.parametrize('name', ['baseline', *(['avx2'] if runs_avx2() else [])])
+def test_every_instruction_set_computes_the_same(name):
+    run_tests({'CNV2_KERNELS': name}, '-k', 'not published')
+    code = 'from cnv2_plugin.kernels import instruction_set; print(instruction_set())'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env={**os.environ, 'CNV2_KERNELS': name})  # fmt: skip
+    assert done.stdout.strip() == name
+
+
+@pytest.mark.needs('c++')
+def test_sanitizers_find_nothing(tmp_path):
+    """Workspaces hold NaN before they are written: nothing that a program did not write gets into a result."""
+    library = build(tmp_path / 'checked.so', *CHECKED, '-DCNV2_TESTING', extra=('faults.cpp',))
+    left_out = 'not published and not compiles and not workspace and not forked and not bounded'
+    run_tests(sanitized(library, 'asan', 'ubsan'), '-k', left_out)
+
+
+@pytest.mark.needs('c++', 'onnx', 'onnxruntime')
+def test_whatever_fails_ends_the_call_with_its_reason(tmp_path):
+    """Every allocation and every instruction in turn, on one thread and several; the next call is right."""
+    library = build(tmp_path / 'faults.so', *CHECKED, '-DCNV2_TESTING', extra=('faults.cpp',), baseline=True)
+    told = run_python(sanitized(library, 'asan', 'ubsan'), '-m', 'tests.kernels.faults', str(tmp_path))
+    assert len(told.splitlines()) == 24
+
+
+def write_case(path: Path) -> Path:
+    """A program with images, as run_program.cpp and fork_program.cpp read it."""
+    model = finished('condensenetv2', arch=dict(TINY, growth=(16, 32), head_width=40), num_classes=5)
+    form = lower(model, (3, 96, 96), 'native').fused
+    images = torch.randn(4, 3, 96, 96)
+    sizes = [form.plan.numel(), form.weights.numel(), *images.shape, *form(images).shape[1:]]
+    parts = (torch.tensor(sizes).int(), form.plan, form.weights, images)
+    path.write_bytes(b''.join(part.numpy().tobytes() for part in parts))
+    return path
+
+
+@pytest.mark.needs('c++')
+def test_threads_do_not_race(tmp_path):
+    """Two callers with three threads each under the thread sanitizer."""
+    flags = ('-O1', '-g', '-fsanitize=thread')
+    program = build(tmp_path / 'run_program', *flags, extra=('run_program.cpp',), baseline=True)
+    done = subprocess.run([program, write_case(tmp_path / 'case'), '3'], capture_output=True, text=True)
+    assert done.returncode == 0 and 'WARNING' not in done.stderr, f'{done.stdout}\n{done.stderr[:3000]}'
+
+
+@pytest.mark.needs('c++')
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork here')
+def test_a_thousand_forks_under_load_all_answer(tmp_path):
+    flags = ('-O2', '-g', '-fsanitize=undefined', '-fno-sanitize-recover=undefined')
+    program = build(tmp_path / 'fork_program', *flags, extra=('fork_program.cpp',), baseline=True)
+    done = subprocess.run(
+        [program, write_case(tmp_path / 'case'), '1000'], capture_output=True, text=True, timeout=1200
+    )
+    assert done.stdout.strip() == '1000 of 1000 children answered', f'{done.stdout}\n{done.stderr[:3000]}'
+
+
+@pytest.mark.needs('c++')
+def test_wheels_with_and_without_kernels(tmp_path):
+    """The platform wheel brings the kernels to a machine without a compiler; the pure one does without, and is what a
+    compiler that fails leaves.
+    """
+    for folder, environment in (('platform', {}), ('pure', {'CNV2_NO_KERNELS': '1'}), ('failing', {'CXX': 'false'})):
+        subprocess.run(
+            [sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-build-isolation', '--no-deps', '-w',
+             str(tmp_path / folder), str(ROOT)],
+            check=True, env={**os.environ, **environment},
+        )  # fmt: skip
+    code = (
+        'import cnv2_plugin.kernels as kernels, torch\n'
+        'import cnv2_plugin; print(cnv2_plugin.__file__)\n'
+        'import timm\n'
+        'from cnv2_plugin.deploy import lower\n'
+        'model = timm.create_model("condensenetv2_110_cifar")\n'
+        '[layer.prune_to(layer.num_stages) for layer in model.sparse_layers()]\n'
+        'print("kernels", kernels.available())\n'
+        'runtime = "native" if kernels.available() else "onnxruntime"\n'
+        'print(lower(model, (3, 32, 32), runtime)(torch.zeros(1, 3, 32, 32)).shape)'
+    )
+    tags = {'platform': f'py3-none-linux_{os.uname().machine}', 'pure': 'py3-none-any', 'failing': 'py3-none-any'}
+    for folder, tag in tags.items():
+        (wheel,) = (tmp_path / folder).glob('*.whl')
+        assert wheel.name.endswith(f'{tag}.whl')
+        place = tmp_path / f'{folder}-installed'
+        shutil.unpack_archive(wheel, place, 'zip')
+        done = subprocess.run(
+            [sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path,
+            env={'PATH': '', 'PYTHONPATH': str(place), 'HOME': str(tmp_path)},
+        )  # fmt: skip
+        assert str(place) in done.stdout and f'kernels {folder == "platform"}' in done.stdout, done.stderr[-800:]
+        assert 'torch.Size([1, ' in done.stdout
