@@ -32,10 +32,6 @@ def _layer(graph: Graph, name: str) -> Node:
     return next(node for node in graph.layers() if node.layer == name)
 
 
-def _keep(graph: Graph, name: str) -> bool:
-    return True
-
-
 def _single(graph: Graph, name: str, rewrite: Rewrite) -> bool:
     return apply(graph, rewrite, _layer(graph, name))
 
@@ -79,18 +75,13 @@ def _padded(graph: Graph, name: str) -> bool:
 
 def _plain_dense_rows(graph: Graph, name: str) -> bool:
     """The dense index layer with its convolution in plain layout."""
-    before = set(graph.nodes)
-    if not _single(graph, name, scatter_dense):
-        return False
-    for node in [graph[i] for i in set(graph.nodes) - before]:
-        apply(graph, use_plain_layout, node)
-    return True
+    return _single(graph, name, scatter_dense) and _single(graph, name, use_plain_layout)
 
 
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
-    'select': {'group': _keep, 'padded': _padded, 'dense': _dense, 'dense-apart': _dense_apart},
+    'select': {'group': lambda graph, name: True, 'padded': _padded, 'dense': _dense, 'dense-apart': _dense_apart},
     'spatial': {
-        'group': _keep,
+        'group': lambda graph, name: True,
         'merged2': partial(_single, rewrite=partial(merge_groups, count=2)),
         'columns': partial(_single, rewrite=split_columns),
         'depthwise-sum': partial(_single, rewrite=depthwise_sum),

@@ -20,12 +20,7 @@ def scatter_dense(graph: Graph, node: Node, scatter: ScatterSum, source: Node) -
 
 
 def level_table(index: Tensor, channels: int) -> Tensor:
-    """Return the rows that each channel sums, ``(levels, channels)``, with ``index.numel()`` where there are no more.
-
-    Args:
-        index: channel that each row is added to.
-        channels: number of channels.
-    """
+    """The rows that each channel sums, ``(levels, channels)``, with ``index.numel()`` where there are no more."""
     multiplicity = torch.bincount(index, minlength=channels)
     order = index.argsort(stable=True)
     channel = index[order]

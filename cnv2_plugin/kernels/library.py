@@ -96,14 +96,7 @@ def register_operators(options: 'SessionOptions') -> 'SessionOptions':
 
 
 def run(program: 'Tensor', weights: 'Tensor', images: 'Tensor', result: 'Tensor', threads: int) -> None:
-    """Run a program; all tensors are contiguous and on the CPU.
-
-    Args:
-        program: int32 ``(words,)``.
-        weights: float32 ``(floats,)``.
-        images: float32 ``(N, C, H, W)``.
-        result: float32 ``(N, C', H', W')``, written.
-        threads: number of threads.
+    """Run a program on float32 images, writing ``result``; all tensors are contiguous and on the CPU.
 
     Raises:
         ValueError: the program, its weights or the images do not fit.
