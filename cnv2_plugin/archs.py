@@ -48,13 +48,7 @@ class CondenseNetArch:
     stem_stride: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'layers', _whole_numbers('layers', self.layers))
-        object.__setattr__(self, 'growth', _whole_numbers('growth', self.growth))
-        if len(self.layers) != len(self.growth):
-            raise ValueError(
-                f'arch has {len(self.layers)} blocks in layers={self.layers} but {len(self.growth)} in '
-                f'growth={self.growth}; give one number a block in both.'
-            )
+        _per_stage(self, 'layers', 'growth')
         factors = ('condense_factor', 'sparse_factor', 'bottleneck', 'se_reduction', 'stem_stride')
         _check_counts(self, 'groups_1x1', 'groups_3x3', *factors)
         if not isinstance(self.groups_sfr, int) or self.groups_sfr < 0:
@@ -102,12 +96,7 @@ class ShuffleNetArch:
     sparse_factor: int = 8
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'channels', _whole_numbers('channels', self.channels))
-        object.__setattr__(self, 'repeats', _whole_numbers('repeats', self.repeats))
-        if len(self.channels) != len(self.repeats):
-            raise ValueError(
-                f'arch has channels={self.channels} but repeats={self.repeats}; give one number a stage in both.'
-            )
+        _per_stage(self, 'channels', 'repeats')
         if any(c % 2 for c in self.channels):
             raise ValueError(f'arch has channels={self.channels}; each stage is split in halves, so give even numbers.')
         _check_counts(self, 'stem_width', 'final_width', 'max_groups', 'sparse_factor')
@@ -226,11 +215,17 @@ def variants_of(family: str) -> dict[Union[str, float], Variant]:
     return {v.key: v for v in VARIANTS.values() if v.family == family}
 
 
-def _whole_numbers(name: str, values: Union[int, Iterable[int]]) -> tuple[int, ...]:
-    values = (values,) if isinstance(values, int) else tuple(values)
-    if not values or any(not isinstance(v, int) or v < 1 for v in values):
-        raise ValueError(f'arch has {name}={values!r}; it takes whole numbers of at least 1, one a stage.')
-    return values
+def _per_stage(arch: Arch, first: str, second: str) -> None:
+    """Make tuples of two fields that hold a number for each stage; raise where they do not fit."""
+    for name in (first, second):
+        values = getattr(arch, name)
+        values = (values,) if isinstance(values, int) else tuple(values)
+        if not values or any(not isinstance(v, int) or v < 1 for v in values):
+            raise ValueError(f'arch has {name}={values!r}; it takes whole numbers of at least 1, one a stage.')
+        object.__setattr__(arch, name, values)
+    given, other = getattr(arch, first), getattr(arch, second)
+    if len(given) != len(other):
+        raise ValueError(f'arch has {first}={given} but {second}={other}; give one number a stage in both.')
 
 
 def _check_counts(arch: Any, *names: str, optional: bool = False) -> None:
@@ -241,80 +236,69 @@ def _check_counts(arch: Any, *names: str, optional: bool = False) -> None:
             raise ValueError(f'arch has {name}={value!r}; it takes {accepted}.')
 
 
-def _v2(
-    letter: str, layers: tuple[int, ...], growth: tuple[int, ...], groups: int, head_width: int, published: Published,
-    interpolation: str, url: str, page: str,
-) -> Variant:  # fmt: skip
-    arch = CondenseNetArch(
-        layers, growth, groups, groups, groups, groups, groups, se_from=4, hswish_from=3, head_width=head_width
-    )
+def _v2(key: str, layers: tuple, growth: tuple, groups: int, head_width: int, *published: Any, **more: Any) -> Variant:
+    stages = dict(se_from=4, hswish_from=3, head_width=head_width)
+    arch = CondenseNetArch(layers, growth, groups, groups, groups, groups, groups, **stages)
+    figures = Published(*published, 'arXiv 2104.04382')
+    return Variant(f'condensenetv2_{key}', 'CondenseNetV2', key, arch, figures, **more)
+
+
+def _v1(groups: int, *published: Any, page: str) -> Variant:
+    arch = CondenseNetArch((4, 6, 8, 10, 8), (8, 16, 32, 64, 128), groups, groups, 0, groups)
+    figures = Published(*published, 'arXiv 1711.09224', halved_classifier=True)
+    return Variant(f'condensenet_74_g{groups}', 'CondenseNet', f'74-g{groups}', arch, figures, weights_page=page)
+
+
+def _cifar(version: str, depth: int, layers: int, *published: Any) -> Variant:
+    v2 = version == 'V2'
+    arch = CondenseNetArch((layers,) * 3, (8, 16, 32), *((8, 4) if v2 else (4, 4, 0, 4)), stem_stride=1)
+    source, note = ('arXiv 2104.04382', _CIFAR_NOTE) if v2 else ('arXiv 1711.09224', '')
     return Variant(
-        f'condensenetv2_{letter}', 'CondenseNetV2', letter, arch, published,
-        interpolation=interpolation, url=url, weights_page=page,
+        f'condensenet{version.lower()}_{depth}_cifar', f'CondenseNet{version}', f'{depth}-cifar', arch,
+        Published(*published, source, note=note), 10, (3, 32, 32), 1.0, stats=CIFAR_STATS,
     )  # fmt: skip
 
 
-def _v2_cifar(depth: int, layers: int, published: Published) -> Variant:
-    arch = CondenseNetArch((layers,) * 3, (8, 16, 32), groups_3x3=4, stem_stride=1)
-    return Variant(f'condensenetv2_{depth}_cifar', 'CondenseNetV2', f'{depth}-cifar', arch, published, **_CIFAR)
-
-
-def _v1(groups: int, published: Published, page: str) -> Variant:
-    arch = CondenseNetArch((4, 6, 8, 10, 8), (8, 16, 32, 64, 128), groups, groups, 0, groups)
-    return Variant(f'condensenet_74_g{groups}', 'CondenseNet', f'74-g{groups}', arch, published, weights_page=page)
-
-
-def _v1_cifar(depth: int, layers: int, published: Published) -> Variant:
-    arch = CondenseNetArch((layers,) * 3, (8, 16, 32), 4, 4, 0, 4, stem_stride=1)
-    return Variant(f'condensenet_{depth}_cifar', 'CondenseNet', f'{depth}-cifar', arch, published, **_CIFAR)
-
-
-def _shufflenet(width: float, channels: tuple[int, ...], final_width: int, published: Published) -> list[Variant]:
-    name = f'shufflenetv2_x{str(width).replace(".", "_")}'
+def _shufflenet(width: float, channels: tuple, final_width: int, *published: Any, note: str = '') -> list[Variant]:
+    name, figures = f'shufflenetv2_x{str(width).replace(".", "_")}', Published(*published, _SHUFFLE, note=note)
     plain = ShuffleNetArch(channels, final_width=final_width, with_sfr=False)
     return [
         Variant(f'sfr_{name}', 'SFRShuffleNetV2', width, ShuffleNetArch(channels, final_width=final_width)),
-        Variant(name, 'ShuffleNetV2', width, plain, published),
+        Variant(name, 'ShuffleNetV2', width, plain, figures),
     ]
 
 
-_CIFAR: dict[str, Any] = dict(num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, stats=CIFAR_STATS)
-_V2 = 'arXiv 2104.04382'
-_V1 = 'arXiv 1711.09224'
 _SHUFFLE = 'arXiv 1807.11164, table 8'
 _DRIVE = 'https://drive.google.com/file/d/'
 _DROPBOX = 'https://www.dropbox.com/s/'
-_ROUNDED_NOTE = 'published rounded; torchvision has 1,366,792 too'
 _CIFAR_NOTE = (
     'the exact CIFAR setting is not public; this reconstruction meets the multiply-adds, '
     'the published parameters must contain squeeze-and-excitation and a wider head'
 )
 
 VARIANTS: dict[str, Variant] = {
-    v.name: v
-    for v in (
-        _v2('a', (1, 1, 4, 6, 8), (8, 8, 16, 32, 64), 8, 828, Published(2.0, 46, 35.6, _V2), 'bicubic',
-            '', _DRIVE + '1fhHeAGkdZnOEgv9f-IUCy_uNfc-QHcZ_/view'),
-        _v2('b', (2, 4, 6, 8, 6), (6, 12, 24, 48, 96), 6, 1024, Published(3.6, 146, 28.1, _V2), 'bicubic',
-            '', _DRIVE + '1xFR3GcV1tsGq4tHhPS50XCW7AMnfWs6E/view'),
-        _v2('c', (4, 6, 8, 10, 8), (8, 16, 32, 64, 128), 8, 1024, Published(6.1, 309, 24.1, _V2), 'bilinear',
-            'https://cloud.tsinghua.edu.cn/f/4e4a5246fc6249829ab0/?dl=1',
-            _DRIVE + '12efJqELir4tzPMP-gdsH3Kl6kc5WeJgf/view'),
-        _v2_cifar(110, 12, Published(0.48, 41, 4.65, _V2, note=_CIFAR_NOTE)),
-        _v2_cifar(146, 16, Published(0.78, 62, 4.35, _V2, note=_CIFAR_NOTE)),
-        _v1(4, Published(4.8, 529, 26.2, _V1, halved_classifier=True),
-            _DROPBOX + 'sj26rm4so3uhdmg/converted_condensenet_4.pth.tar?dl=1'),
-        _v1(8, Published(2.9, 274, 29.0, _V1, halved_classifier=True),
-            _DROPBOX + 'aj1xpd6zcnclous/converted_condensenet_8.pth.tar?dl=1'),
-        _v1_cifar(50, 8, Published(0.22, 28.6, 6.22, _V1)),
-        _v1_cifar(74, 12, Published(0.41, 51.9, 5.28, _V1)),
-        _v1_cifar(86, 14, Published(0.52, 65.8, 5.06, _V1)),
-        _v1_cifar(98, 16, Published(0.65, 81.3, 4.83, _V1)),
-        _v1_cifar(110, 18, Published(0.79, 98.2, 4.63, _V1)),
-        _v1_cifar(122, 20, Published(0.95, 116.7, 4.48, _V1)),
-        *_shufflenet(0.5, (48, 96, 192), 1024, Published(1.4, 41, 39.7, _SHUFFLE, note=_ROUNDED_NOTE)),
-        *_shufflenet(1.0, (116, 232, 464), 1024, Published(2.3, 146, 30.6, _SHUFFLE)),
-        *_shufflenet(1.5, (176, 352, 704), 1024, Published(3.5, 299, 27.4, _SHUFFLE)),
-        *_shufflenet(2.0, (244, 488, 976), 2048, Published(7.4, 591, 25.1, _SHUFFLE)),
+    variant.name: variant
+    for variant in (
+        _v2('a', (1, 1, 4, 6, 8), (8, 8, 16, 32, 64), 8, 828, 2.0, 46, 35.6, interpolation='bicubic',
+            weights_page=_DRIVE + '1fhHeAGkdZnOEgv9f-IUCy_uNfc-QHcZ_/view'),
+        _v2('b', (2, 4, 6, 8, 6), (6, 12, 24, 48, 96), 6, 1024, 3.6, 146, 28.1, interpolation='bicubic',
+            weights_page=_DRIVE + '1xFR3GcV1tsGq4tHhPS50XCW7AMnfWs6E/view'),
+        _v2('c', (4, 6, 8, 10, 8), (8, 16, 32, 64, 128), 8, 1024, 6.1, 309, 24.1,
+            url='https://cloud.tsinghua.edu.cn/f/4e4a5246fc6249829ab0/?dl=1',
+            weights_page=_DRIVE + '12efJqELir4tzPMP-gdsH3Kl6kc5WeJgf/view'),
+        _cifar('V2', 110, 12, 0.48, 41, 4.65),
+        _cifar('V2', 146, 16, 0.78, 62, 4.35),
+        _v1(4, 4.8, 529, 26.2, page=_DROPBOX + 'sj26rm4so3uhdmg/converted_condensenet_4.pth.tar?dl=1'),
+        _v1(8, 2.9, 274, 29.0, page=_DROPBOX + 'aj1xpd6zcnclous/converted_condensenet_8.pth.tar?dl=1'),
+        _cifar('', 50, 8, 0.22, 28.6, 6.22),
+        _cifar('', 74, 12, 0.41, 51.9, 5.28),
+        _cifar('', 86, 14, 0.52, 65.8, 5.06),
+        _cifar('', 98, 16, 0.65, 81.3, 4.83),
+        _cifar('', 110, 18, 0.79, 98.2, 4.63),
+        _cifar('', 122, 20, 0.95, 116.7, 4.48),
+        *_shufflenet(0.5, (48, 96, 192), 1024, 1.4, 41, 39.7, note='published rounded; torchvision has 1,366,792 too'),
+        *_shufflenet(1.0, (116, 232, 464), 1024, 2.3, 146, 30.6),
+        *_shufflenet(1.5, (176, 352, 704), 1024, 3.5, 299, 27.4),
+        *_shufflenet(2.0, (244, 488, 976), 2048, 7.4, 591, 25.1),
     )
 }  # fmt: skip

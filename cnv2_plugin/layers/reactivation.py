@@ -26,10 +26,25 @@ NormLayer = Callable[[int], nn.Module]
 ActLayer = Callable[[], nn.Module]
 
 
-class _PreActivation(GroupSparseConv2d):
+class PreActivation(GroupSparseConv2d):
     """BN -> activation -> dropout in front of the masked convolution; the views say which side is grouped.
 
     ``gather`` and ``scatter``, made by the base, are identities until the layer is condensed.
+
+    Args:
+        in_channels: input channels ``I``.
+        out_channels: output channels ``O``.
+        groups: number of groups ``G``; divides the channels of the grouped side.
+        factor: condense factor ``C`` or sparse factor ``S``; pruning takes one stage less.
+        act_layer: makes the activation; ReLU by default.
+        norm_layer: makes the normalisation from a channel count; batch normalisation by default.
+        drop_rate: dropout probability in front of the convolution.
+        eps: ``eps`` of the default normalisation.
+        momentum: ``momentum`` of the default normalisation.
+        deploy: build the group-convolution form directly.
+
+    Raises:
+        ValueError: ``groups`` does not divide the channels of the grouped side, or an argument is out of range.
     """
 
     _side: ClassVar[GroupedSide]
@@ -59,27 +74,13 @@ class _PreActivation(GroupSparseConv2d):
         self.drop = nn.Dropout(drop_rate)
 
 
-class LearnedGroupConv(_PreActivation):
+class LearnedGroupConv(PreActivation):
     """Learned group convolution: BN -> activation -> 1x1 convolution that learns which inputs each group reads.
 
     Output ``o`` is in group ``o mod groups``; after the last stage each group reads ``ceil(I / factor)`` inputs
     (CondenseNet, section 3). The deployed form gathers those inputs, normalises and activates the gathered
-    channels, applies a group convolution and shuffles the outputs back to the interleaved order.
-
-    Args:
-        in_channels: input channels ``I``.
-        out_channels: output channels ``O``, a multiple of ``groups``.
-        groups: number of groups ``G``.
-        factor: condense factor ``C``; pruning takes ``C - 1`` stages.
-        act_layer: makes the activation; ReLU by default.
-        norm_layer: makes the normalisation from a channel count; batch normalisation by default.
-        drop_rate: dropout probability in front of the convolution.
-        eps: ``eps`` of the default normalisation.
-        momentum: ``momentum`` of the default normalisation.
-        deploy: build the group-convolution form directly.
-
-    Raises:
-        ValueError: ``groups`` does not divide ``out_channels``, or an argument is out of range.
+    channels, applies a group convolution and shuffles the outputs back to the interleaved order. Arguments are those of
+    :class:`PreActivation`.
 
     Example:
         >>> layer = LearnedGroupConv(16, 32, groups=4, factor=4)
@@ -99,27 +100,13 @@ class LearnedGroupConv(_PreActivation):
         self.norm = gather_norm(self.norm, kept)
 
 
-class SparseFeatureReactivation(_PreActivation):
+class SparseFeatureReactivation(PreActivation):
     """Sparse feature reactivation: BN -> activation -> 1x1 convolution that learns which features to update.
 
     Input ``i`` is in group ``i mod groups``; after the last stage each group updates ``ceil(O / factor)`` outputs,
     the others get 0 (CondenseNetV2, section 3.2). Add the result to the old features. The deployed form brings the
-    inputs into group order, applies a group convolution, and sums the rows that belong to one feature.
-
-    Args:
-        in_channels: channels ``I`` of the new features, a multiple of ``groups``.
-        out_channels: channels ``O`` of the old features.
-        groups: number of groups ``G``.
-        factor: sparse factor ``S``; pruning takes ``S - 1`` stages.
-        act_layer: makes the activation; ReLU by default.
-        norm_layer: makes the normalisation from a channel count; batch normalisation by default.
-        drop_rate: dropout probability in front of the convolution.
-        eps: ``eps`` of the default normalisation.
-        momentum: ``momentum`` of the default normalisation.
-        deploy: build the group-convolution form directly.
-
-    Raises:
-        ValueError: ``groups`` does not divide ``in_channels``, or an argument is out of range.
+    inputs into group order, applies a group convolution, and sums the rows that belong to one feature. Arguments are
+    those of :class:`PreActivation`.
 
     Example:
         >>> layer = SparseFeatureReactivation(16, 100, groups=4, factor=8)

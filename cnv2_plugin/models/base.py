@@ -1,12 +1,16 @@
-"""Shared by every trunk: the check of its images, its parts, condensing, and initial weights."""
+"""Shared by every trunk: its stages, the check of its images, its parts, condensing, and initial weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.types import Device
+from torch.utils.checkpoint import checkpoint
 
 from ..archs import Arch
 from ..layers import GroupSparseConv2d, SparseFeatureReactivation
+from ..layers.reactivation import ActLayer, NormLayer
 from .condense import condense
 
 
@@ -75,6 +79,88 @@ class SparseModelMixin(nn.Module):
     def sparse_layers(self) -> Iterator[GroupSparseConv2d]:
         """The group-sparse layers in forward order."""
         return (m for m in self.modules() if isinstance(m, GroupSparseConv2d))
+
+
+class LayerStage(nn.Module):
+    """Layers that follow one another; with ``grad_checkpointing`` they are computed again for their gradients.
+
+    Args:
+        layers: the layers.
+        out_channels: channels of the last one.
+    """
+
+    grad_checkpointing: bool
+
+    def __init__(self, layers: Iterable[nn.Module], out_channels: int) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.layers = nn.ModuleList(layers)
+        self.out_channels = out_channels
+
+    def run_layers(self, x: Tensor) -> Tensor:
+        """Map features ``(N, C, H, W)`` through every layer."""
+        for layer in self.layers:
+            if self.grad_checkpointing and x.requires_grad and not torch.jit.is_scripting():
+                x = checkpoint(layer, x, use_reentrant=False)
+            else:
+                x = layer(x)
+        return x
+
+
+class LayerTrunk(SparseModelMixin):
+    """A trunk whose stages are :class:`LayerStage`; a family names their class and makes what is around them.
+
+    Attributes:
+        stage_class: of the stages.
+        make_stem: method that makes the stem, and tells its channels and the stride of the first stage's features.
+        make_final: method that makes the part after the last stage, and tells its channels.
+        stage_channels: channels that leave each stage.
+        stage_strides: stride of each stage's features relative to the input.
+        num_features: channels after the last part.
+
+    Args:
+        arch: shape.
+        in_chans: input channels.
+        norm_layer: makes a normalisation from a channel count; batch normalisation by default.
+        act_layer: makes every activation; by default the family's own.
+        deploy: build the group-convolution form.
+        zero_init_sfr: reactivation starts at 0, so that it changes no feature before the first step.
+    """
+
+    stage_class: ClassVar[type[LayerStage]]
+    make_stem: Callable[..., tuple[nn.Module, int, int]]
+    make_final: Callable[..., tuple[nn.Module, int]]
+
+    def __init__(
+        self,
+        arch: Arch,
+        in_chans: int = 3,
+        norm_layer: Optional[NormLayer] = None,
+        act_layer: Optional[ActLayer] = None,
+        deploy: bool = False,
+        device: Device = None,
+        dtype: Optional[torch.dtype] = None,
+        zero_init_sfr: bool = False,
+        layer_options: Optional[dict[str, Any]] = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        options: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act_layer, device=device, dtype=dtype)
+        self.arch, self.deploy = arch, deploy
+        self.stem, channels, stride = self.make_stem(in_chans, **options)
+        stages: list[LayerStage] = []
+        for i in range(arch.num_stages):
+            stages.append(self.stage_class(channels, i, arch, deploy=deploy, **options, **(layer_options or {})))
+            channels = stages[i].out_channels
+        self.stages = nn.Sequential(*stages)
+        self.stage_channels: list[int] = [stage.out_channels for stage in stages]
+        self.stage_strides: list[int] = [stride * 2**i for i in range(len(stages))]
+        final, self.num_features = self.make_final(channels, **options)
+        setattr(self, self.final_attribute, final)
+        self.smallest_input = arch.smallest_input(arch.num_stages)
+        self.apply(init_weights)
+        if zero_init_sfr:
+            start_reactivation_at_zero(self)
 
 
 def has_values(x: Tensor) -> bool:

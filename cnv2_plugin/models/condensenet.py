@@ -9,12 +9,11 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 from torch.types import Device
-from torch.utils.checkpoint import checkpoint
 
 from ..archs import CondenseNetArch
 from ..layers import LearnedGroupConv, SparseFeatureReactivation, SpatialGroupConv2d, SqueezeExcite
 from ..layers.reactivation import ActLayer, NormLayer
-from .base import SparseModelMixin, check_size, init_weights, start_reactivation_at_zero
+from .base import LayerStage, LayerTrunk, check_size
 
 
 class DenseLayer(nn.Module):
@@ -74,120 +73,79 @@ class DenseLayer(nn.Module):
         return torch.cat((x, new), 1)
 
 
-class DenseStage(nn.Module):
+class DenseStage(LayerStage):
     """An optional 2x2 average pool, then dense layers; ``out_channels`` is ``c`` plus ``k`` a layer.
 
     Raises:
         ImageSizeError: features of less than 2 x 2 pixels are to be pooled (checked as in ``forward_stem``).
     """
 
-    grad_checkpointing: bool
-
     def __init__(
         self,
         in_channels: int,
         index: int,
         arch: CondenseNetArch,
-        downsample: bool,
         act_layer: Optional[ActLayer] = None,
         **layer_options: Any,
     ) -> None:
-        super().__init__()
-        growth, block = arch.growth[index], index + 1
+        growth, count, block = arch.growth[index], arch.layers[index], index + 1
         if act_layer is None:
             hswish = arch.hswish_from is not None and block >= arch.hswish_from
             act_layer = nn.Hardswish if hswish else partial(nn.ReLU, inplace=True)
         with_se = arch.se_from is not None and block >= arch.se_from
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.pool = nn.AvgPool2d(2, 2) if downsample else nn.Identity()
-        self.layers = nn.ModuleList(
+        layers = (
             DenseLayer(in_channels + i * growth, growth, arch, act_layer, with_se, **layer_options)
-            for i in range(arch.layers[index])
+            for i in range(count)
         )
-        self.out_channels = in_channels + arch.layers[index] * growth
+        super().__init__(layers, in_channels + count * growth)
+        self.downsample = index > 0
+        self.pool = nn.AvgPool2d(2, 2) if self.downsample else nn.Identity()
         self.smallest_input = arch.smallest_input(arch.num_stages)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, c, H, W)`` to ``(N, out_channels, H', W')``."""
         if self.downsample and not torch.jit.is_scripting():
             check_size(x, 2, self.smallest_input, 'the features in front of a stage that halves them are')
-        x = self.pool(x)
-        for layer in self.layers:
-            if self.grad_checkpointing and x.requires_grad and not torch.jit.is_scripting():
-                x = checkpoint(layer, x, use_reentrant=False)
-            else:
-                x = layer(x)
-        return x
+        return self.run_layers(self.pool(x))
 
 
-class CondenseNetTrunk(SparseModelMixin, nn.Module):
+class CondenseNetTrunk(LayerTrunk):
     """Stem, stages and last normalisation of CondenseNet (no SFR) and CondenseNetV2.
 
     Dense features are pre-activation: what leaves a stage is normalised by each reader. ``norm`` (BN -> ReLU) follows
     the last stage only.
 
     Attributes:
-        final_attribute: name of the part after the last stage.
         stem: 3x3 convolution to ``2 * k_1`` channels, stride ``arch.stem_stride``.
         stages: dense stages; every stage but the first begins with a 2x2 average pool.
         norm: batch normalisation and ReLU of the last stage's features.
-        stage_channels: channels that leave each stage.
-        stage_strides: stride of each stage's features relative to the input.
         smallest_input: height and width that leave one pixel after the last pool.
 
     Args:
         arch: shape.
         in_chans: input channels.
         lgc_drop_rate: dropout probability inside the learned group convolutions.
-        norm_layer: makes a normalisation from a channel count; batch normalisation by default.
-        act_layer: makes every activation of the trunk; by default the arch's own (hard-swish from
+        **options: see :class:`LayerTrunk`; activations are the arch's own by default (hard-swish from
             ``arch.hswish_from``, ReLU before it and after the last stage).
-        deploy: build the group-convolution form.
-        zero_init_sfr: reactivation starts at 0, so that it changes no feature before the first step.
     """
 
     final_attribute = 'norm'
+    stage_class = DenseStage
+    arch: CondenseNetArch
 
-    def __init__(
-        self,
-        arch: CondenseNetArch,
-        in_chans: int = 3,
-        lgc_drop_rate: float = 0.0,
-        norm_layer: Optional[NormLayer] = None,
-        act_layer: Optional[ActLayer] = None,
-        deploy: bool = False,
-        device: Device = None,
-        dtype: Optional[torch.dtype] = None,
-        zero_init_sfr: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        channels = 2 * arch.growth[0]
-        self.arch = arch
-        self.deploy = deploy
-        self.stem = nn.Conv2d(in_chans, channels, 3, arch.stem_stride, padding=1, bias=False, **dd)
-        stages = []
-        self.stage_channels: list[int] = []
-        self.stage_strides: list[int] = []
-        for i in range(len(arch.layers)):
-            stage = DenseStage(
-                channels, i, arch, downsample=i > 0, act_layer=act_layer,
-                norm_layer=norm_layer, drop_rate=lgc_drop_rate, deploy=deploy, **dd,
-            )  # fmt: skip
-            channels = stage.out_channels
-            stages.append(stage)
-            self.stage_channels.append(channels)
-            self.stage_strides.append(arch.stem_stride * 2**i)
-        self.stages = nn.Sequential(*stages)
+    def __init__(self, arch: CondenseNetArch, in_chans: int = 3, lgc_drop_rate: float = 0.0, **options: Any) -> None:
+        super().__init__(arch, in_chans, layer_options=dict(drop_rate=lgc_drop_rate), **options)
+
+    def make_stem(self, in_chans: int, device: Device, dtype: Optional[torch.dtype], **_: Any) -> tuple:
+        channels, stride = 2 * self.arch.growth[0], self.arch.stem_stride
+        conv = nn.Conv2d(in_chans, channels, 3, stride, padding=1, bias=False, device=device, dtype=dtype)
+        return conv, channels, stride
+
+    def make_final(
+        self, channels: int, norm_layer: Optional[NormLayer], act_layer: Optional[ActLayer], **dd: Any
+    ) -> tuple[nn.Module, int]:
         norm = nn.BatchNorm2d(channels, **dd) if norm_layer is None else norm_layer(channels)
-        self.norm = nn.Sequential(norm, nn.ReLU(inplace=True) if act_layer is None else act_layer())
-        self.num_features = channels
-        self.smallest_input = arch.smallest_input(arch.num_stages)
-        self.apply(init_weights)
-        if zero_init_sfr:
-            start_reactivation_at_zero(self)
+        return nn.Sequential(norm, nn.ReLU(inplace=True) if act_layer is None else act_layer()), channels
 
     def forward_final(self, x: Tensor) -> Tensor:
         """Normalise and activate the last stage's features ``(N, num_features, H, W)``."""

@@ -7,13 +7,12 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 from torch.types import Device
-from torch.utils.checkpoint import checkpoint
 
 from ..archs import ShuffleNetArch
 from ..layers import SparseFeatureReactivation, largest_divisor
 from ..layers.permute import ChannelShuffle
 from ..layers.reactivation import ActLayer, NormLayer
-from .base import SparseModelMixin, init_weights, start_reactivation_at_zero
+from .base import LayerStage, LayerTrunk
 
 
 def conv_norm(
@@ -103,87 +102,43 @@ class ShuffleUnit(nn.Module):
         return self.shuffle(torch.cat((left, new), 1))
 
 
-class ShuffleStage(nn.Module):
+class ShuffleStage(LayerStage):
     """Units of one width, the first of which halves height and width."""
 
-    grad_checkpointing: bool
-
     def __init__(self, in_channels: int, index: int, arch: ShuffleNetArch, **unit_options: Any) -> None:
-        super().__init__()
-        self.out_channels = arch.channels[index]
-        self.grad_checkpointing = False
-        self.layers = nn.ModuleList(
-            ShuffleUnit(self.out_channels if i else in_channels, self.out_channels, 1 if i else 2, arch, **unit_options)
+        width = arch.channels[index]
+        units = (
+            ShuffleUnit(width if i else in_channels, width, 1 if i else 2, arch, **unit_options)
             for i in range(arch.repeats[index])
         )
+        super().__init__(units, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, out_channels, H / 2, W / 2)``."""
-        for layer in self.layers:
-            if self.grad_checkpointing and x.requires_grad and not torch.jit.is_scripting():
-                x = checkpoint(layer, x, use_reentrant=False)
-            else:
-                x = layer(x)
-        return x
+        return self.run_layers(x)
 
 
-class ShuffleNetTrunk(SparseModelMixin, nn.Module):
-    """Stem, stages and last 1x1 convolution of ShuffleNetV2 (table 5) and SFR-ShuffleNetV2.
+class ShuffleNetTrunk(LayerTrunk):
+    """Stem, stages and last 1x1 convolution of ShuffleNetV2 (table 5) and SFR-ShuffleNetV2; see :class:`LayerTrunk`.
 
     Attributes:
-        final_attribute: name of the part after the last stage.
         stem: 3x3 convolution of stride 2, normalisation, ReLU, 3x3 max pool of stride 2.
         stages: stages of units, each halving the size.
         final: 1x1 convolution to ``arch.final_width``, normalisation and ReLU of the last stage's features.
-        stage_channels: channels that leave each stage.
-        stage_strides: stride of each stage's features relative to the input.
-        num_features: channels after ``final``.
         smallest_input: 1, as every convolution and pool is padded.
-
-    Args:
-        arch: shape.
-        in_chans: input channels.
-        norm_layer: makes a normalisation from a channel count; batch normalisation by default.
-        act_layer: makes every activation; ReLU by default.
-        deploy: build the group-convolution form of reactivation.
-        zero_init_sfr: reactivation starts at 0, so that it changes no feature before the first step.
     """
 
     final_attribute = 'final'
+    stage_class = ShuffleStage
+    arch: ShuffleNetArch
 
-    def __init__(
-        self,
-        arch: ShuffleNetArch,
-        in_chans: int = 3,
-        norm_layer: Optional[NormLayer] = None,
-        act_layer: Optional[ActLayer] = None,
-        deploy: bool = False,
-        device: Device = None,
-        dtype: Optional[torch.dtype] = None,
-        zero_init_sfr: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        layers: dict[str, Any] = dict(norm_layer=norm_layer, act_layer=act_layer, **dd)
-        self.arch = arch
-        self.deploy = deploy
-        self.stem = conv_norm(in_chans, arch.stem_width, 3, 2, **layers)
-        self.stem.add_module('pool', nn.MaxPool2d(3, 2, padding=1))
-        channels = arch.stem_width
-        stages = []
-        for i in range(len(arch.channels)):
-            stages.append(ShuffleStage(channels, i, arch, deploy=deploy, **layers))
-            channels = arch.channels[i]
-        self.stages = nn.Sequential(*stages)
-        self.stage_channels: list[int] = list(arch.channels)
-        self.stage_strides: list[int] = [8 * 2**i for i in range(len(stages))]
-        self.final = conv_norm(channels, arch.final_width, 1, **layers)
-        self.num_features = arch.final_width
-        self.smallest_input = arch.smallest_input(arch.num_stages)
-        self.apply(init_weights)
-        if zero_init_sfr:
-            start_reactivation_at_zero(self)
+    def make_stem(self, in_chans: int, **options: Any) -> tuple[nn.Module, int, int]:
+        stem = conv_norm(in_chans, self.arch.stem_width, 3, 2, **options)
+        stem.add_module('pool', nn.MaxPool2d(3, 2, padding=1))
+        return stem, self.arch.stem_width, 8
+
+    def make_final(self, channels: int, **options: Any) -> tuple[nn.Module, int]:
+        return conv_norm(channels, self.arch.final_width, 1, **options), self.arch.final_width
 
     def forward_final(self, x: Tensor) -> Tensor:
         """Map the last stage's features to ``(N, num_features, H, W)``."""
