@@ -27,6 +27,7 @@ COMMANDS = {
     'export': 'another name for deploy',
     'heatmap': 'draw which older features each layer reads (LGC) and reactivates (SFR), for one model or two',
     'import-official': "turn a file that the papers' authors released into a checkpoint of ours, exactly",
+    'predict': 'answer for images with a deployed ONNX file, without PyTorch',
     'report': 'write one self-contained HTML page: shapes, cost, sparsity, maps, training curve, deployment, latency',
     'run': 'run a script with our models registered and, where asked, its training sparsified',
     'sparsity': 'report kept weights, features that are never reused or never reactivated, and how often others are',

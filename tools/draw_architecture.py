@@ -12,7 +12,7 @@ PICTURE = ROOT / 'docs/images/architecture.svg'
 LEVELS = (
     ('cli',),
     ('commands',),
-    ('toolkits', 'analysis', 'registry'),
+    ('toolkits', 'analysis', 'registry', 'serving'),
     ('benchmark', 'lowering'),
     ('deploy',),
     ('kernels',),
@@ -22,7 +22,7 @@ LEVELS = (
     ('layers',),
     ('archs', 'config_files'),
 )
-"""Rooms from top to bottom; a room may import those below it."""
+"""Rooms from top to bottom; a room may import those below it. ``serving`` stands apart: it takes the kernels alone."""
 
 WIDTH, STEP, BOX = 780, 74, (150, 36)
 

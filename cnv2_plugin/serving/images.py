@@ -1,0 +1,103 @@
+"""From an image to the input of a file, as the test pipeline of its config does it."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+import numpy
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .metadata import Description
+
+ImageLike = Union[str, Path, Image.Image, numpy.ndarray]
+_FILTERS = {name: getattr(Image.Resampling, name.upper()) for name in ('nearest', 'bilinear', 'bicubic', 'lanczos')}
+
+
+class Prepared(NamedTuple):
+    """The input of a file, and how to come back: size of the original, its scale in the input, and the region used."""
+
+    array: numpy.ndarray
+    original: tuple[int, int]
+    scale: tuple[float, float]
+    inside: tuple[int, int]
+
+
+def open_image(source: ImageLike, mode: str = 'RGB') -> Image.Image:
+    """Read an image from a path, Pillow or ``uint8 (H, W)``, ``(H, W, 1)`` or RGB ``(H, W, 3)``, upright.
+
+    Raises:
+        ValueError: it is no readable image.
+        TypeError: it is of another type.
+    """
+    if isinstance(source, numpy.ndarray):
+        if source.dtype != numpy.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (1,), (3,)):
+            raise TypeError(f'an image is {source.dtype} {source.shape}; it takes uint8 (H, W), (H, W, 1) or (H, W, 3).')
+        if not source.size:
+            raise ValueError(f'an image has the shape {source.shape}; it takes at least one pixel.')
+        source = Image.fromarray(numpy.ascontiguousarray(source[..., 0] if source.shape[2:] == (1,) else source))
+    elif isinstance(source, (str, os.PathLike)):
+        try:
+            with Image.open(source) as file:
+                file.load()
+                source = file
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = 'there is no such file' if isinstance(error, FileNotFoundError) else error
+            raise ValueError(f'{source} is no readable image ({reason}); leave it out.') from error
+    elif not isinstance(source, Image.Image):
+        raise TypeError(f'an image is a {type(source).__name__}; it takes a path, a Pillow image or a uint8 array.')
+    source = ImageOps.exif_transpose(source)
+    if source.mode.startswith('I;16'):
+        source = Image.fromarray((numpy.asarray(source) >> 8).astype(numpy.uint8))
+    return source.convert(mode)
+
+
+def prepare(image: Image.Image, to: Description) -> Prepared:
+    """Resize, crop or pad, and normalise."""
+    width, height = image.size
+    new = _new_size(height, width, to)
+    pixels = numpy.asarray(_resized(image, new, to), numpy.float32).reshape(*new, to.channels)
+    if to.channel_order == 'BGR':
+        pixels = pixels[..., ::-1]
+    mean, std = numpy.float32(to.mean), numpy.float32(to.std)
+    target = to.size
+    if to.is_free and to.kind != 'classifier':
+        target = tuple(-(-side // to.stride) * to.stride for side in new)
+    pixels = _crop(pixels, target)
+    inside = pixels.shape[:2]
+    edges = [(0, want - have) for want, have in zip(target, inside)] + [(0, 0)]
+    if to.pad_value is not None:
+        pixels = numpy.pad(pixels, edges, constant_values=to.pad_value)
+    pixels = (pixels - mean) / std
+    if to.pad_value is None:
+        pixels = numpy.pad(pixels, edges)
+    array = numpy.ascontiguousarray(pixels.transpose(2, 0, 1), numpy.float32)
+    return Prepared(array, (height, width), (new[1] / width, new[0] / height), inside)
+
+
+def _new_size(height: int, width: int, to: Description) -> tuple[int, int]:
+    way, *sides = to.resize
+    if way == 'short':
+        short = min(height, width)
+        return tuple(max(1, sides[0] if side == short else int(sides[0] * side / short)) for side in (height, width))
+    if way == 'inside':
+        scale = min(max(sides) / max(height, width), min(sides) / min(height, width))
+        return tuple(max(1, math.floor(side * scale + 0.5)) for side in (height, width))
+    return tuple(sides)
+
+
+def _resized(image: Image.Image, new: tuple[int, int], to: Description) -> Image.Image:
+    """Resize as Pillow does, or as OpenCV, which takes single points without averaging, and is met to one grey level."""
+    size, kind = (new[1], new[0]), _FILTERS[to.interpolation]
+    if size == image.size:
+        return image
+    if to.backend == 'pillow':
+        return image.resize(size, kind)
+    across, down = image.width / size[0], image.height / size[1]
+    return image.transform(size, Image.Transform.AFFINE, (across, 0, 0, 0, down, 0), kind)
+
+
+def _crop(pixels: numpy.ndarray, target: tuple[int, ...]) -> Any:
+    """Cut out the centre where an image is larger than the input."""
+    starts = [max(0, round((have - want) / 2)) for have, want in zip(pixels.shape, target)]
+    return pixels[starts[0] : starts[0] + target[0], starts[1] : starts[1] + target[1]]
