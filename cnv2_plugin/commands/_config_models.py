@@ -83,8 +83,8 @@ def plain_meta(checkpoint: dict) -> dict:
 
 def onnx_metadata(cfg, meta: dict) -> dict:
     """What a user of the ONNX file must know about its input and classes."""
-    preprocessing = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    names = ('mean', 'std', 'to_rgb', 'bgr_to_rgb', 'pad_size_divisor')
-    found = {name: preprocessing[name] for name in names if name in preprocessing}
+    from ..toolkits.openmmlab.preprocessing import preprocessing
+
+    found = preprocessing(cfg)
     classes = meta.get('dataset_meta', {}).get('classes')
     return {**found, 'classes': list(classes)} if classes else found

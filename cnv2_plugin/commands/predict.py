@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     from ._usage import UsageError
 
     if args.top < 1 or not 0 <= args.threshold < 1:
-        raise UsageError(f'--top is {args.top} and --threshold {args.threshold}; they take 1 or more, and 0 to below 1.')
+        raise UsageError(
+            f'--top is {args.top} and --threshold {args.threshold}; they take 1 or more, and 0 to below 1.'
+        )
     model = Model(args.file, args.threads)
     paths = _images(args.images)
     if args.out:

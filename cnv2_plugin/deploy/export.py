@@ -10,6 +10,7 @@ from typing import Any, Literal, Optional, Union
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
 from ..graph.rewrite_scatter import level_table
@@ -116,7 +117,7 @@ def export_onnx(
     with atomic_path(path) as temporary:
         proto = onnxruntime.write(
             exported, temporary, torch.randn(count, *input_size), batch == 'dynamic', output_names,
-            _metadata(model, metadata), optimize,
+            _metadata(model, input_size, metadata), optimize,
         )  # fmt: skip
         report = verify(model, temporary, input_size, batch_size=count)
         report.check(tolerance, 'the ONNX file')
@@ -135,10 +136,11 @@ def _restated(model: nn.Module) -> nn.Module:
     return model
 
 
-def _metadata(model: nn.Module, metadata: Optional[dict[str, Any]]) -> dict[str, Any]:
+def _metadata(model: nn.Module, input_size: tuple[int, int, int], metadata: Optional[dict[str, Any]]) -> dict[str, Any]:
+    """What serving must know, see ``cnv2_plugin.serving.metadata``; timm's networks say it themselves."""
     config = getattr(model, 'pretrained_cfg', None) or {}
     names = {'architecture': 'arch', **{name: name for name in ('mean', 'std', 'interpolation', 'crop_pct')}}
     found = {name: config[key] for key, name in names.items() if config.get(key) is not None}
     if hasattr(model, 'num_classes'):
         found['num_classes'] = model.num_classes
-    return {**found, **(metadata or {})}
+    return {'version': __version__, 'size': list(input_size), **found, **(metadata or {})}

@@ -81,9 +81,7 @@ def classification(logits: numpy.ndarray, about: Description, top: Optional[int]
     )
 
 
-def detection(
-    found: dict[str, numpy.ndarray], image: Prepared, about: Description, threshold: float
-) -> Detection:
+def detection(found: dict[str, numpy.ndarray], image: Prepared, about: Description, threshold: float) -> Detection:
     """The objects of one image from its rows of ``boxes``, ``scores``, ``labels`` and perhaps ``masks``."""
     rows = numpy.flatnonzero((found['labels'] >= 0) & (found['scores'] > threshold))
     height, width = image.original
@@ -110,8 +108,8 @@ def _paste(mask: numpy.ndarray, box: numpy.ndarray, size: tuple[int, int]) -> nu
     """A mask ``(h, w)`` of the inside of a box, as one of the whole image, interpolated between its pixels."""
     left, top, right, bottom = (float(side) for side in box)
     across, down = (have / max(side, 1e-3) for have, side in zip(mask.shape[::-1], (right - left, bottom - top)))
-    data = (across, 0, -left * across, 0, down, -top * down)
-    image = Image.fromarray(numpy.ascontiguousarray(mask, numpy.float32))
+    data = (across, 0, 1 - left * across, 0, down, 1 - top * down)
+    image = Image.fromarray(numpy.pad(mask.astype(numpy.float32), 1))
     return numpy.asarray(image.transform(size[::-1], Image.Transform.AFFINE, data, Image.Resampling.BILINEAR))
 
 

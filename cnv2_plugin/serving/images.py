@@ -32,7 +32,9 @@ def open_image(source: ImageLike, mode: str = 'RGB') -> Image.Image:
     """
     if isinstance(source, numpy.ndarray):
         if source.dtype != numpy.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (1,), (3,)):
-            raise TypeError(f'an image is {source.dtype} {source.shape}; it takes uint8 (H, W), (H, W, 1) or (H, W, 3).')
+            raise TypeError(
+                f'an image is {source.dtype} {source.shape}; it takes uint8 (H, W), (H, W, 1) or (H, W, 3).'
+            )
         if not source.size:
             raise ValueError(f'an image has the shape {source.shape}; it takes at least one pixel.')
         source = Image.fromarray(numpy.ascontiguousarray(source[..., 0] if source.shape[2:] == (1,) else source))
@@ -87,7 +89,7 @@ def _new_size(height: int, width: int, to: Description) -> tuple[int, int]:
 
 
 def _resized(image: Image.Image, new: tuple[int, int], to: Description) -> Image.Image:
-    """Resize as Pillow does, or as OpenCV, which takes single points without averaging, and is met to one grey level."""
+    """Resize as Pillow does, or as OpenCV, which does not average: bilinear, within one grey level of it."""
     size, kind = (new[1], new[0]), _FILTERS[to.interpolation]
     if size == image.size:
         return image

@@ -36,29 +36,12 @@ class FileKindError(ValueError):
 
 @dataclass(frozen=True)
 class Description:
-    """How images become the input of a file, and what its outputs mean.
-
-    Attributes:
-        kind: ``classifier``, ``detector`` or ``segmenter``.
-        channels: of the input, 1 or 3.
-        size: ``(H, W)`` of the input; the largest one where it is free.
-        is_free: whether height and width may be others.
-        mean: of each channel, on a scale of 0 to 255.
-        std: of each channel, on a scale of 0 to 255.
-        channel_order: ``RGB`` or ``BGR``.
-        resize: how the image is resized before it is cropped or padded to the size: way, and edge or height and width.
-        interpolation: name of the filter.
-        backend: whose way of resizing it is: ``pillow`` or ``opencv``.
-        pad_value: grey level of the padding; None for 0 after normalising.
-        stride: what a free height and width have to be multiples of.
-        classes: names; empty where the file has none.
-        mask_threshold: from which value on a pixel belongs to a mask.
-    """
+    """What the table above says; ``size`` is ``(H, W)``, ``mean`` and ``std`` are on a scale of 0 to 255."""
 
     kind: str
     channels: int
     size: tuple[int, int]
-    is_free: bool
+    is_free: bool  # whether height and width may be others
     mean: tuple[float, ...]
     std: tuple[float, ...]
     channel_order: str

@@ -93,7 +93,9 @@ class Model:
         try:
             results = self._session.run(None, {self._input: numpy.stack(arrays)})
         except Exception as error:  # ONNX Runtime has a dozen types that share none but this
-            raise RuntimeError(f'{self.path} cannot be run; deploy it again with this version. ({_line(error)})') from error
+            raise RuntimeError(
+                f'{self.path} cannot be run; deploy it again with this version. ({_line(error)})'
+            ) from error
         found = dict(zip(self._outputs, results))
         for i, image in enumerate(images):
             rows = {name: values[i] for name, values in found.items()}
