@@ -4,6 +4,7 @@ CondenseNet, section 3.2); the optimiser's state and the averaged weights are ca
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,19 +60,16 @@ def pack_model(model: nn.Module, optimizer: Optimizers = None, ema: Averages = N
             the weight's shape. Nothing is changed then.
         TypeError: if an optimiser has no parameters. Nothing is changed then.
     """
-    layers = {name: layer for name, layer in _training_layers(model).items() if _packs(layer)}
-    _check_finished(layers)
-    averages = [_matching(layers, averaged_copy(average)) for average in as_list(ema)]
-    optimizers = _checked(layers, optimizer)
-    before = {name: layer.conv.weight for name, layer in layers.items()}
-    for name, layer in layers.items():
-        for average in averages:
-            average[name].mask.copy_(layer.mask)
-            average[name].stage.copy_(layer.stage)
-            average[name].switch_to_packed()
-        layer.switch_to_packed()
-        _carry_over(before[name], layer.conv.weight, layer.pack_weight, optimizers)
-    sizes = [sum(weight.numel() for weight in weights) for weights in (before.values(), _weights(layers))]
+    masked = {name: layer for name, layer in _training_layers(model).items() if not layer.packed}
+    layers = {name: layer for name, layer in masked.items() if layer.kept_per_group() < layer.num_units}
+    unfinished = [f'{n} (stage {int(m.stage)} of {m.num_stages})' for n, m in layers.items() if not m.is_finished()]
+    if unfinished:
+        more = f' and {len(unfinished) - 4} more' if len(unfinished) > 4 else ''
+        raise UnfinishedPruningError(
+            f'Pruning is not finished in {", ".join(unfinished[:4])}{more}; pack_model belongs behind the last '
+            f'stage: wait until StagedSparsifier.finished.'
+        )
+    sizes = _switch(layers, optimizer, ema, GroupSparseConv2d.switch_to_packed, GroupSparseConv2d.pack_weight)
     return PackedTraining(tuple(layers), *sizes)
 
 
@@ -92,14 +90,7 @@ def restore_masked(model: nn.Module, optimizer: Optimizers = None, ema: Averages
         TypeError: as for :func:`pack_model`.
     """
     layers = {name: layer for name, layer in _training_layers(model).items() if layer.packed}
-    averages = [_matching(layers, averaged_copy(average)) for average in as_list(ema)]
-    optimizers = _checked(layers, optimizer)
-    for name, layer in layers.items():
-        for average in averages:
-            average[name].switch_to_masked()
-        packed = layer.conv.weight
-        layer.switch_to_masked()
-        _carry_over(packed, layer.conv.weight, layer.unpack_weight, optimizers)
+    _switch(layers, optimizer, ema, GroupSparseConv2d.switch_to_masked, GroupSparseConv2d.unpack_weight)
 
 
 def masked_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -111,12 +102,11 @@ def masked_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> dic
     """
     layers = _training_layers(model)
     masked = dict(state_dict)
-    for key, value in state_dict.items():
-        name = plain_name(key.removesuffix('.conv.weight'))
-        layer = layers.get(name) if key.endswith('.conv.weight') else None
-        mask = state_dict.get(f'{key.removesuffix("conv.weight")}mask')
-        if layer is not None and mask is not None and value.shape != mask.shape:
-            masked[key] = layer.unpack_weight(value, mask)
+    for key, mask in state_dict.items():
+        prefix, _, last = key.rpartition('.')
+        weight = f'{prefix}.conv.weight'
+        if last == 'mask' and weight in masked and plain_name(prefix) in layers and masked[weight].shape != mask.shape:
+            masked[weight] = layers[plain_name(prefix)].unpack_weight(masked[weight], mask)
     return masked
 
 
@@ -155,22 +145,27 @@ def _training_layers(model: nn.Module) -> dict[str, GroupSparseConv2d]:
     }
 
 
-def _packs(layer: GroupSparseConv2d) -> bool:
-    return not layer.packed and layer.kept_per_group() < layer.num_units
-
-
-def _weights(layers: Layers) -> Iterable[Tensor]:
-    return (layer.conv.weight for layer in layers.values())
-
-
-def _check_finished(layers: Layers) -> None:
-    unfinished = [f'{n} (stage {int(m.stage)} of {m.num_stages})' for n, m in layers.items() if not m.is_finished()]
-    if unfinished:
-        more = f' and {len(unfinished) - 4} more' if len(unfinished) > 4 else ''
-        raise UnfinishedPruningError(
-            f'Pruning is not finished in {", ".join(unfinished[:4])}{more}; pack_model belongs behind the last '
-            f'stage: wait until StagedSparsifier.finished.'
-        )
+def _switch(
+    layers: Layers,
+    optimizer: Optimizers,
+    ema: Averages,
+    switch: Callable[[GroupSparseConv2d], None],
+    convert: Callable[[GroupSparseConv2d, Tensor], Tensor],
+) -> tuple[int, int]:
+    """Switch layers and averages of them, with the gradients and the optimisers' state; weights before and after."""
+    averages = [_matching(layers, averaged_copy(average)) for average in as_list(ema)]
+    optimizers = _checked(layers, optimizer)
+    sizes = 0, 0
+    for name, layer in layers.items():
+        old = layer.conv.weight
+        for theirs in (average[name] for average in averages):
+            theirs.mask.copy_(layer.mask)
+            theirs.stage.copy_(layer.stage)
+            switch(theirs)
+        switch(layer)
+        _carry_over(old, layer.conv.weight, partial(convert, layer), optimizers)
+        sizes = sizes[0] + old.numel(), sizes[1] + layer.conv.weight.numel()
+    return sizes
 
 
 def _matching(layers: Layers, average: nn.Module) -> dict[str, GroupSparseConv2d]:

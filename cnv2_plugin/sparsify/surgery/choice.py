@@ -1,17 +1,16 @@
 """Chooses among the layers that surgery could change, by the multiply-adds or the latency that the network may take."""
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import replace
 from typing import Literal, Optional, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...layers import GroupSparseConv2d
-from ...models.modes import evaluating, in_eval
-from .probe import run
+from ...models.modes import in_eval
+from .probe import Probe
 from .report import LayerPlan, NetworkLatency, ReactivationPlan, ReactivationReport, SkippedLayer, SurgeryReport
 
 Target = Literal['multiply-adds', 'latency']
@@ -110,6 +109,7 @@ def choose_learned_groups(
 def choose_reactivations(
     model: nn.Module,
     report: ReactivationReport,
+    seen: Probe,
     input_size: tuple[int, int, int],
     at_most: Optional[float],
     latency: Optional[LatencyModel],
@@ -120,7 +120,8 @@ def choose_reactivations(
     Args:
         model: the network without them.
         report: on all of them.
-        input_size: ``(C, H, W)`` of an image.
+        seen: observations of it on one image.
+        input_size: ``(C, H, W)`` of the image.
         at_most: share of the dense network's multiply-adds or latency that the network may take.
         latency: tells the latency; None where the multiply-adds matter.
         changed: makes a copy of the network with the reactivations of these names.
@@ -132,7 +133,7 @@ def choose_reactivations(
     order = sorted(range(len(costs)), key=lambda i: costs[i])
     if latency is None:
         dense: float = report.mult_adds_before
-        before = dense - _saved_by_pruning(model, input_size)
+        before = dense - seen.prunable
     else:
         dense, before = latency.networks([_dense_copy(model), finish_at_random(deepcopy(model))], input_size)
 
@@ -195,24 +196,6 @@ def _search(
         counts = counts[counts.index(count) + 1 :]
         realised = max((after - before) / (sum(costs[:count]) or 1e-9), 0.1)
     return 0, first
-
-
-def _saved_by_pruning(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-adds of one image that the masked layers of a network will save once pruned."""
-    saved = 0
-
-    def visit(layer: GroupSparseConv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal saved
-        share = 1 - layer.kept_per_group() / layer.num_units
-        positions = output.numel() // layer.out_channels
-        saved += round(layer.in_channels * layer.out_channels * share) * positions
-
-    with ExitStack() as hooks, evaluating(model), torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, GroupSparseConv2d) and not module.deploy:
-                hooks.enter_context(module.register_forward_hook(visit))
-        run(model, input_size)
-    return saved
 
 
 def _dense_copy(model: nn.Module) -> nn.Module:

@@ -226,15 +226,15 @@ def _refused_by_use(
     name: str, conv: nn.Conv2d, owners: Counter, chosen: Callable[[str], bool], seen: Probe
 ) -> Optional[str]:
     """Why one of the right kind is left alone; reading the weight of other kinds may change their state."""
-    positions = seen.positions.get(name, 0)
+    positions, order = seen.positions.get(name, 0), [*seen.positions]
     least = MIN_SHARE_POOLED if positions == 1 else MIN_SHARE
     refusals = {
         'its weight is shared with another layer': owners[id(conv.weight)] > 1,
         'left out by include and exclude': not chosen(name),
         'frozen (requires_grad=False)': not conv.weight.requires_grad,
         'not reached by a forward pass': positions == 0,
-        'the first layer': seen.order[:1] == [name],
-        'a last layer': seen.order[-1:] == [name] or name in seen.outputs,
+        'the first layer': order[:1] == [name],
+        'a last layer': order[-1:] == [name] or name in seen.outputs,
         'too small a share of the multiply-adds to matter': conv.weight.numel() * positions < least * seen.mult_adds,
     }
     return next((reason for reason, refused in refusals.items() if refused), None)

@@ -1,15 +1,20 @@
 """One forward pass that tells how every layer of an unknown network is used."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Union
+from functools import partial
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ...layers import GroupSparseConv2d
 from ...models.modes import evaluating
 from ...models.multiply_adds import counted
+
+Call = tuple[tuple[int, ...], int]
+"""Shape of a module's input, and number of its calls."""
 
 
 @dataclass
@@ -19,55 +24,51 @@ class Probe:
     Attributes:
         positions: output positions of each convolution and linear layer, summed over its calls, by name.
         input_sizes: height and width of the largest input of each convolution, by name.
-        order: names of convolutions and linear layers in the order of their first call.
         outputs: names of those whose result is an output of the network as it is.
+        calls: of the modules that are called with one tensor ``(N, C, H, W)``, always of one shape.
         mult_adds: multiply-adds of the whole pass.
+        prunable: how many of them masked layers will save once pruned.
     """
 
     positions: dict[str, int] = field(default_factory=dict)
     input_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    order: list[str] = field(default_factory=list)
     outputs: set[str] = field(default_factory=set)
+    calls: dict[nn.Module, Call] = field(default_factory=dict)
     mult_adds: int = 0
+    prunable: int = 0
 
 
 def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
-    """Run a model on one image of zeros, in eval mode, on its own device.
-
-    Args:
-        model: left as it is.
-        input_size: ``(C, H, W)``.
+    """Run a model on one image ``(C, H, W)`` of zeros, in eval mode, on its own device, and leave it as it is.
 
     Raises:
         ValueError: if the model does not take such an image.
     """
     found = Probe()
     produced: list[tuple[str, Tensor]] = []
+    inputs: dict[nn.Module, list[Optional[tuple[int, ...]]]] = {}
 
-    def visitor(name: str, layer: Union[nn.Conv2d, nn.Linear]) -> Callable[[nn.Module, Any, Any], None]:
-        def visit(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                return
-            if name not in found.positions:
-                found.order.append(name)
-            channels = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+    def visit(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim() == 4
+        inputs.setdefault(module, []).append(tuple(args[0].shape) if single else None)
+        if isinstance(module, GroupSparseConv2d) and not module.deploy:
+            share = 1 - module.kept_per_group() / module.num_units
+            positions = output.numel() // module.out_channels
+            found.prunable += round(module.in_channels * module.out_channels * share) * positions
+        elif isinstance(module, (nn.Conv2d, nn.Linear)) and isinstance(output, Tensor):
+            channels = module.out_channels if isinstance(module, nn.Conv2d) else module.out_features
             found.positions[name] = found.positions.get(name, 0) + output.numel() // channels
             if isinstance(module, nn.Conv2d):
-                found.input_sizes[name] = max(found.input_sizes.get(name, (0, 0)), tuple(inputs[0].shape[2:]))
+                found.input_sizes[name] = max(found.input_sizes.get(name, (0, 0)), tuple(args[0].shape[2:]))
             produced.append((name, output))
 
-        return visit
-
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    handles = [layer.register_forward_hook(visitor(name, layer)) for name, layer in layers.items()]
-    try:
-        with evaluating(model):
-            outputs, found.mult_adds = counted(model, lambda: run(model, input_size))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model):
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(partial(visit, name), with_kwargs=True))
+        outputs, found.mult_adds = counted(model, lambda: run(model, input_size))
     results = {id(t) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) for t in (leaf, leaf._base)}
     found.outputs = {name for name, output in produced if id(output) in results}
+    found.calls = {m: (shapes[0], len(shapes)) for m, shapes in inputs.items() if shapes[0] and len({*shapes}) == 1}
     return found
 
 

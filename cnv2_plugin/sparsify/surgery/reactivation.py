@@ -2,25 +2,20 @@
 
 import operator
 from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ...layers import SparseFeatureReactivation, kept_units
-from ...models.modes import evaluating
 from .choice import LatencyModel, Target, choose_reactivations, latency_for
 from .learned_groups import MIN_CHANNELS, Patterns, check_whole_numbers, groups_for, name_filter
-from .probe import probe, run
+from .probe import Call, probe
 from .report import ReactivationPlan, ReactivationReport
 from .sites import KINDS, Site, called, concatenated, convolutions_of, find_sites
 from .tracing import UntraceableError, trace, with_forward
-
-Call = tuple[tuple[int, ...], int]
-"""Shape of a module's input, and number of its calls."""
 
 
 class AddedReactivation(SparseFeatureReactivation):
@@ -96,7 +91,7 @@ def add_reactivation(
     if not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f'kinds is {kinds!r}; it takes any of {", ".join(map(repr, KINDS))}.')
     chosen = name_filter(include, exclude, [name for name, _ in model.named_modules()])
-    before = probe(model, input_size).mult_adds
+    seen = probe(model, input_size)
 
     def change(network: nn.Module, wanted: Optional[Collection[str]] = None) -> _Changes:
         changes = _Changes(groups, factor, kinds, min_channels, wanted)
@@ -111,8 +106,8 @@ def add_reactivation(
     every = change(model)
     if not every.plans:
         raise ValueError(_nothing_to_do(model, every.refused))
-    report = ReactivationReport(tuple(every.plans), every.refused, before)
-    report = choose_reactivations(model, report, input_size, at_most, teller, changed)
+    report = ReactivationReport(tuple(every.plans), every.refused, seen.mult_adds)
+    report = choose_reactivations(model, report, seen, input_size, at_most, teller, changed)
     if len(report.layers) == len(every.plans):
         every.apply()
     elif report.layers:
@@ -135,7 +130,7 @@ class _Changes:
 
     def collect(self, model: nn.Module, chosen: Callable[[str], bool], input_size: tuple[int, int, int]) -> None:
         """Look at all chosen modules, inner ones first."""
-        calls = _single_tensor_calls(model, input_size)
+        calls = probe(model, input_size).calls
         done: set[nn.Module] = set()
         for name, module in _inside_out(model):
             if module in calls and chosen(name):
@@ -234,26 +229,6 @@ def _inside_out(model: nn.Module) -> list[tuple[str, nn.Module]]:
         and any(p.requires_grad for p in module.parameters())
     ]
     return sorted(found, key=lambda item: -(item[0].count('.') + bool(item[0])))
-
-
-def _single_tensor_calls(model: nn.Module, input_size: tuple[int, int, int]) -> dict[nn.Module, Call]:
-    """Shape of the input, and number of calls, of the modules that are called with one tensor ``(N, C, H, W)``."""
-    seen: dict[nn.Module, Call] = {}
-    other: set[nn.Module] = set()
-
-    def visit(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() != 4:
-            other.add(module)
-            return
-        shape, calls = seen.get(module, (tuple(args[0].shape), 0))
-        other.update([module] if shape != args[0].shape else [])
-        seen[module] = (shape, calls + 1)
-
-    with ExitStack() as hooks, evaluating(model), torch.no_grad():
-        for module in model.modules():
-            hooks.enter_context(module.register_forward_pre_hook(visit, with_kwargs=True))
-        run(model, input_size)
-    return {module: call for module, call in seen.items() if module not in other}
 
 
 def _nothing_to_do(model: nn.Module, refused: dict[str, str]) -> str:

@@ -9,93 +9,53 @@ from .sites import KINDS
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """A convolution that learns groups.
-
-    Attributes:
-        name: of the module.
-        in_channels: input channels.
-        out_channels: output channels.
-        groups: chosen number of groups.
-        factor: condense factor.
-        mult_adds_before: multiply-adds of one image, dense.
-        mult_adds_after: multiply-adds of one image, condensed.
-        input_size: height and width of its input (of the largest one, where it is called several times).
-        stride: of the convolution.
-        latency_before: milliseconds of the dense convolution, where latency was asked for.
-        latency_after: milliseconds of the condensed one.
-    """
+    """A convolution that learns groups; multiply-adds are those of one image."""
 
     name: str
     in_channels: int
     out_channels: int
     groups: int
     factor: int
-    mult_adds_before: int
-    mult_adds_after: int
-    input_size: tuple[int, ...] = (1, 1)
+    mult_adds_before: int  # dense
+    mult_adds_after: int  # condensed
+    input_size: tuple[int, ...] = (1, 1)  # height and width of its largest input
     stride: tuple[int, ...] = (1, 1)
-    latency_before: Optional[float] = None
-    latency_after: Optional[float] = None
+    latency_before: Optional[float] = None  # milliseconds of the dense convolution, where latency was asked for
+    latency_after: Optional[float] = None  # milliseconds of the condensed one
 
 
 @dataclass(frozen=True)
 class SkippedLayer:
-    """A convolution that stays as it is.
-
-    Attributes:
-        name: of the module.
-        reason: why.
-        share: latency of the condensed convolution over that of the dense one, where that is why.
-    """
+    """A convolution that stays as it is, and why."""
 
     name: str
     reason: str
-    share: Optional[float] = None
+    share: Optional[float] = None  # latency of the condensed over that of the dense one, where that is why
 
 
 @dataclass(frozen=True)
 class ReactivationPlan:
-    """One added reactivation.
+    """One added reactivation."""
 
-    Attributes:
-        name: of the new layer.
-        kind: how the network reuses the features, see :data:`KINDS`.
-        in_channels: channels of the later features.
-        out_channels: channels of the earlier features that they reactivate.
-        groups: chosen number of groups.
-        factor: sparse factor.
-        mult_adds: multiply-adds that it adds to one image, once pruned.
-        size: height and width of the features.
-    """
-
-    name: str
-    kind: str
-    in_channels: int
-    out_channels: int
+    name: str  # of the new layer
+    kind: str  # how the network reuses the features: 'dense', 'split', 'cross-stage' or 'residual'
+    in_channels: int  # of the later features
+    out_channels: int  # of the earlier features that they reactivate
     groups: int
     factor: int
-    mult_adds: int
-    size: tuple[int, ...] = (1, 1)
+    mult_adds: int  # that it adds to one image, once pruned
+    size: tuple[int, ...] = (1, 1)  # height and width of the features
 
 
 @dataclass(frozen=True)
 class NetworkLatency:
-    """Latency of the whole network as it would be exported, in milliseconds.
-
-    Attributes:
-        runtime: name of the runtime.
-        dense: with all learned groups dense.
-        before: as it was, pruned.
-        after: changed and pruned; ``before`` where the network is left alone.
-        tried: with the layers of the last try, be they taken or not; None where no layer is faster.
-        tried_layers: how many layers that are.
-    """
+    """Latency of the whole network as it would be exported, in milliseconds."""
 
     runtime: str
-    dense: float
-    before: float
-    after: float
-    tried: Optional[float] = None
+    dense: float  # with all learned groups dense
+    before: float  # as it was, pruned
+    after: float  # changed and pruned; that of before where the network is left alone
+    tried: Optional[float] = None  # with the layers of the last try, taken or not; None where no layer is faster
     tried_layers: int = 0
 
     @property
@@ -142,9 +102,7 @@ class SurgeryReport:
     @property
     def share(self) -> float:
         """What is left of the latency where layers were chosen by it, of the multiply-adds otherwise."""
-        if self.latency is not None:
-            return self.latency.share
-        return self.mult_adds_after / max(self.mult_adds_before, 1)
+        return self.latency.share if self.latency else self.mult_adds_after / max(self.mult_adds_before, 1)
 
     @property
     def reached(self) -> bool:
@@ -162,13 +120,16 @@ class SurgeryReport:
             lines.append(self._latency_line(self.latency))
         if not self.reached:
             lines.append(f'At most {self.at_most:.2f} was asked for; {self.share:.2f} is what these layers can reach.')
-        reasons: dict[str, list[SkippedLayer]] = {}
-        for layer in self.skipped:
-            reasons.setdefault(layer.reason, []).append(layer)
-        return '\n'.join([*lines, *(_stays(reason, layers) for reason, layers in reasons.items())])
+        for reason in dict.fromkeys(layer.reason for layer in self.skipped):
+            layers = [layer for layer in self.skipped if layer.reason == reason]
+            shares = [layer.share for layer in layers if layer.share is not None]
+            figures = f' ({min(shares):.2f} to {max(shares):.2f} of their latency)' if shares else ''
+            more = f' and {len(layers) - 3} more' if len(layers) > 3 else ''
+            shown = ', '.join(layer.name for layer in layers[:3])
+            lines.append(f'{len(layers)} stay, {reason}{figures}: {shown}{more}.')
+        return '\n'.join(lines)
 
-    @staticmethod
-    def _latency_line(found: NetworkLatency) -> str:
+    def _latency_line(self, found: NetworkLatency) -> str:
         if found.after < found.before:
             text = f'In {found.runtime} {found.before:.3f} ms become {found.after:.3f} ms'
             return f'{text} ({found.share:.2f} of the latency).'
@@ -220,10 +181,3 @@ class ReactivationReport:
                 f'dense one: {", ".join(self.left_out[:3])}{" ..." * (len(self.left_out) > 3)}.'
             )
         return '\n'.join([*lines, *(f'{name}: {reason}.' for name, reason in self.refused.items())])
-
-
-def _stays(reason: str, layers: list[SkippedLayer]) -> str:
-    shown = ', '.join(layer.name for layer in layers[:3]) + (f' and {len(layers) - 3} more' if len(layers) > 3 else '')
-    shares = [layer.share for layer in layers if layer.share is not None]
-    figures = f' ({min(shares):.2f} to {max(shares):.2f} of their latency)' if shares else ''
-    return f'{len(layers)} stay, {reason}{figures}: {shown}.'

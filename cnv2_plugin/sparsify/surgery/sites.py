@@ -36,12 +36,7 @@ class Site:
 
 
 def find_sites(graph: fx.Graph, module: nn.Module) -> list[Site]:
-    """List the reuses in a graph whose nodes have a ``shape`` in their ``meta``, in the order of execution.
-
-    Args:
-        graph: traced from ``module``.
-        module: looked up for what the graph calls.
-    """
+    """List the reuses in the graph of a module, whose nodes have a ``shape`` in ``meta``, in the order of execution."""
     ways = _Ways(graph, module)
     return [site for node in graph.nodes if (site := _site(node, ways)) is not None]
 
@@ -125,12 +120,9 @@ class _Ways:
 
     def ancestors(self, node: fx.Node) -> list[fx.Node]:
         """Nodes with a way to ``node``, the nearest first."""
-        found, queue = [], list(node.all_input_nodes)
-        while queue:
-            current = queue.pop(0)
-            if current not in found:
-                found.append(current)
-                queue.extend(current.all_input_nodes)
+        found = list(node.all_input_nodes)
+        for current in found:
+            found.extend(n for n in current.all_input_nodes if n not in found)
         return found
 
     def _from(self, start: fx.Node) -> dict[fx.Node, int]:
@@ -147,9 +139,7 @@ class _Ways:
 
 def _convolutions_in(node: fx.Node, module: nn.Module) -> int:
     layer = called(node, module)
-    if layer is None:
-        return 0
-    return 1 if isinstance(layer, GroupSparseConv2d) else convolutions_of(layer)
+    return 1 if isinstance(layer, GroupSparseConv2d) else convolutions_of(layer) if layer else 0
 
 
 def called(node: fx.Node, module: nn.Module) -> Optional[nn.Module]:

@@ -15,14 +15,8 @@ from .sites import convolutions_of
 
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 _TRACING_ERRORS = (
-    fx.proxy.TraceError,
-    TypeError,
-    RuntimeError,
-    ValueError,
-    AttributeError,
-    LookupError,
-    AssertionError,
-)
+    fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError, LookupError, AssertionError
+)  # fmt: skip
 
 
 class UntraceableError(ValueError):
@@ -32,10 +26,7 @@ class UntraceableError(ValueError):
 def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx.Graph:
     """Trace the graph of a module called with one tensor, every node with its ``shape`` in ``meta``.
 
-    Args:
-        module: left as it is; runs once, in eval mode.
-        whole: modules that are not looked into.
-        example: input.
+    The module is left as it is, and runs once on ``example``, in eval mode; ``whole`` modules are not looked into.
 
     Raises:
         UntraceableError: if control flow or code depends on values, or on training mode.
