@@ -88,7 +88,7 @@ def _options(args: argparse.Namespace) -> Optional[dict[str, Any]]:
         SparsificationSchedule(options.get('sparse_fraction', 0.5), options.get('start', 0.0))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return dict(options, total_steps=_total_steps(args))
+    return dict(options, total_steps=_total_steps(args), steps_per_epoch=args.steps_per_epoch)
 
 
 def _total_steps(args: argparse.Namespace) -> int:

@@ -104,6 +104,14 @@ class GroupSparseConv2d(nn.Module):
         super().__setstate__(state)
         LIVING.add(self)
 
+    def reset_parameters(self) -> None:
+        """Start again, masked and at stage 0, with a new convolution; a condensed layer stays condensed."""
+        self.switch_to_masked()
+        self.conv.reset_parameters()
+        if self.state != 'condensed':
+            self.mask.fill_(True)
+            self.stage.zero_()
+
     @property
     def deploy(self) -> bool:
         """Whether the layer is condensed."""

@@ -14,6 +14,8 @@ from .wrappers import as_list, averaged_copy, optimizers_in, refuse_sharded
 STATE_KEY = 'staged_sparsifier'
 """Entry of the optimiser's first parameter group that carries the sparsifier's state through checkpoints."""
 
+_MARK = '_drives_staged_sparsifier'
+
 Optimizers = Union[torch.optim.Optimizer, Iterable[torch.optim.Optimizer], None]
 Averages = Union[nn.Module, Iterable[nn.Module], None]
 OnChange = Optional[Callable[[StagedSparsifier], None]]
@@ -30,7 +32,7 @@ class AttachedSparsifier:
     restored with the optimiser, before or after attaching; masks and stages are in the model's own state dict.
 
     With ``group_lasso`` the gradient of the group lasso is added to the weights' gradients before each step. Do not
-    add ``sparsifier.regularization()`` to the loss then, and do not call ``sparsifier.step()``.
+    add ``sparsifier.regularization()`` to the loss then. ``sparsifier.step()`` raises while it is attached.
 
     Args:
         sparsifier: of the model that the optimiser trains.
@@ -42,7 +44,7 @@ class AttachedSparsifier:
     Raises:
         TypeError: if the optimiser has no step hooks.
         ValueError: if the optimiser trains no sparse layer of the model, an average is not of the model, or the
-            optimiser carries the state of a sparsifier with other settings.
+            optimiser carries the state of a sparsifier with other settings, or is attached already.
         RuntimeError: if the weights are sharded over processes.
     """
 
@@ -57,15 +59,35 @@ class AttachedSparsifier:
         self.sparsifier = sparsifier
         self.averages = [averaged_copy(average) for average in as_list(ema)]
         self.on_change = on_change
-        self._hooks: list[Any] = []
         for copy in self.averages:
             if not same_sparse_layers(sparsifier.model, copy):
                 raise ValueError(
                     f'the averaged {type(copy).__name__} has other sparse layers than the model; give the average of '
                     f'this model.'
                 )
-        self.optimizer = None if optimizer is None else self._attach(optimizer)
+        self._hooks: list[Any] = []
+        self._levels = [] if optimizer is None else _levels_that_train(sparsifier, optimizer)
+        self.optimizer = self._levels[-1] if self._levels else None
+        if self.optimizer is not None:
+            if sparsifier.driver is not None or hasattr(self.optimizer, _MARK):
+                raise ValueError(
+                    f'{type(self.optimizer).__name__} or the sparsifier is attached already, and a second time would '
+                    f'count every step twice; go on with the sparsifier that is attached, or call its driver.detach().'
+                )
+            saved = self.optimizer.param_groups[0].pop(STATE_KEY, None)
+            if saved is not None:
+                sparsifier.load_state_dict(saved)
+            self._register(self.optimizer)
+            sparsifier.driver = self
         self.update_averages()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_hooks': bool(self._hooks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _hooks=[])
+        if state['_hooks']:
+            self._register(state['optimizer'])
 
     def set_progress(self, progress: float) -> bool:
         """Do the stages that are due at a progress between 0 and 1, in the averaged copies too.
@@ -84,24 +106,21 @@ class AttachedSparsifier:
         """Remove the hooks; masks and stages stay, and the optimiser keeps the state for a later sparsifier."""
         for hook in self._hooks:
             hook.remove()
-        if self._hooks and self.optimizer:
+        if self._hooks and self.optimizer is not None:
             self.optimizer.param_groups[0][STATE_KEY] = self.sparsifier.state_dict()
-            self._hooks = []
+            delattr(self.optimizer, _MARK)
+            self.sparsifier.driver = None
+        self._hooks = []
 
-    def _attach(self, given: Optimizers) -> torch.optim.Optimizer:
-        levels = _levels_that_train(self.sparsifier, given)
-        optimizer = levels[-1]
-        saved = optimizer.param_groups[0].pop(STATE_KEY, None)
-        if saved is not None:
-            self.sparsifier.load_state_dict(saved)
-        self._hooks = [optimizer.register_step_post_hook(self._after_step)]
-        if self.sparsifier.group_lasso:
-            self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
-        for level in levels:
+    def _register(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow an optimiser; copies and unpickled ones are followed anew, as they leave their hooks behind."""
+        setattr(optimizer, _MARK, True)
+        self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
+        for level in self._levels:
             with suppress(AttributeError):  # wrappers without hooks of their own hand on the state of what is inside
                 self._hooks.append(level.register_state_dict_post_hook(self._save))
                 self._hooks.append(level.register_load_state_dict_pre_hook(self._load))
-        return optimizer
 
     def _follow(self, changed: bool) -> bool:
         if changed:
@@ -122,10 +141,12 @@ class AttachedSparsifier:
         return {**state, 'param_groups': [first, *others]}
 
     def _after_step(self, *_: Any) -> None:
-        self._follow(self.sparsifier.step())
+        self._follow(self.sparsifier.count_step())
 
     def _before_step(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> Optional[tuple]:
         """Add the lasso now, or behind the backward pass of the closure (Lightning, L-BFGS)."""
+        if not self.sparsifier.group_lasso:
+            return None
         closure = kwargs.get('closure', args[1] if len(args) > 1 else None)
         if closure is None:
             self._add_group_lasso()
@@ -205,7 +226,8 @@ def _levels_that_train(sparsifier: StagedSparsifier, given: Optimizers) -> list[
     """The first optimiser that trains sparse layers, and those that it wraps, the innermost last.
 
     One inside that trains only some of these layers, such as the share of a process in ``ZeroRedundancyOptimizer``, is
-    left out: its steps end before all weights are there.
+    left out: its steps end before all weights are there. Where all sparse layers are frozen, their parameters may join
+    later (Lightning's ``BackboneFinetuning``), and the steps of the first optimiser count.
     """
     weights = {id(layer.conv.weight) for layer in sparsifier.layers.values()}
     names = ' and '.join(type(optimizer).__name__ for optimizer in as_list(given))
@@ -216,6 +238,8 @@ def _levels_that_train(sparsifier: StagedSparsifier, given: Optimizers) -> list[
         trained = [len({id(p) for group in o.param_groups for p in group['params']} & weights) for o in chain]
         if any(trained):
             return [optimizer for optimizer, count in zip(chain, trained) if count == max(trained)]
+    if not any(layer.conv.weight.requires_grad for layer in sparsifier.layers.values()):
+        return next(chain for chain in chains if chain)
     raise ValueError(
         f'{names} trains no sparse layer of {type(sparsifier.model).__name__}; give the optimiser that was made with '
         f'the parameters of this model.'

@@ -1,9 +1,10 @@
 """Drives every group-sparse layer of a model through its pruning stages."""
 
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from ..layers import GroupSparseConv2d
 from .schedule import SparsificationSchedule
@@ -17,8 +18,9 @@ class StagedSparsifier:
     """Prunes the group-sparse layers of a model as training goes on.
 
     Masks and stages live in the model's own state dict, so a model restored from a checkpoint has them; this object
-    adds the number of steps done. Layers that are ahead of the schedule (fine-tuning from pruned weights)
-    stay as they are.
+    adds the number of steps done. Layers that are ahead of the schedule (fine-tuning from pruned weights) stay as they
+    are. A copy of the network inside the model that no gradient reaches, such as a momentum teacher, gets the masks of
+    the layers that train.
 
     Args:
         model: plain, compiled, or wrapped by DDP; its layers are changed in place.
@@ -26,6 +28,7 @@ class StagedSparsifier:
         sparse_fraction: share of training in which the stages happen.
         group_lasso: weight of the group lasso in :meth:`regularization`.
         start: share of training before the first stages, see :class:`.schedule.SparsificationSchedule`.
+        steps_per_epoch: where it is known, a resumed training tells more epochs from another batch size.
 
     Raises:
         ValueError: if the model has no group-sparse layer, the pruning part has fewer steps than stages, or an option
@@ -48,6 +51,7 @@ class StagedSparsifier:
         sparse_fraction: float = 0.5,
         group_lasso: float = 0.0,
         start: float = 0.0,
+        steps_per_epoch: Optional[int] = None,
     ) -> None:
         if not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(
@@ -66,17 +70,38 @@ class StagedSparsifier:
         self.total_steps = total_steps
         self.group_lasso = group_lasso
         self.steps_done = 0
+        self.steps_per_epoch = steps_per_epoch
+        self.driver: Any = None
+        self._trained: set[str] = set()
+        self._watched: dict[str, Tensor] = {}
         self._check_enough_steps()
+        self._watch()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_watched': {}}  # copies of weights have no hooks
 
     def step(self) -> bool:
         """Count one optimiser step and do the stages that are due.
+
+        Call it after steps that were taken only: one that ``GradScaler`` skips is no progress.
 
         Returns:
             Whether any mask changed.
 
         Raises:
             ValueError: as for :meth:`set_progress`.
+            RuntimeError: if the sparsifier is attached to an optimiser, which counts by itself.
         """
+        if self.driver is not None:
+            raise RuntimeError(
+                f'the sparsifier is attached to {type(self.driver.optimizer).__name__}, whose steps it counts by '
+                f'itself; remove the call of step(), or call driver.detach() first.'
+            )
+        return self.count_step()
+
+    def count_step(self) -> bool:
+        """Do :meth:`step` for the driver of an attached sparsifier."""
+        self._watch()
         self.steps_done += 1
         return self.set_progress(min(self.steps_done / self.total_steps, 1.0))
 
@@ -96,8 +121,13 @@ class StagedSparsifier:
         due = {name: stage for name, stage in due.items() if stage > self._stage(name)}
         for name in due:
             self.layers[name].check_finite(name)
+        leaders = {name: leader for name in due if (leader := self._leader(self.layers[name], name)) is not None}
         for name, stage in due.items():
-            self.layers[name].prune_to(stage)
+            if name not in leaders:
+                self.layers[name].prune_to(stage)
+        for name, leader in leaders.items():
+            self.layers[name].mask.copy_(leader.mask)
+            self.layers[name].stage.copy_(leader.stage)
         return bool(due)
 
     def regularization(self) -> Tensor:
@@ -130,30 +160,64 @@ class StagedSparsifier:
         state: dict[str, Any] = dict(
             steps_done=self.steps_done, total_steps=self.total_steps, sparse_fraction=self.schedule.sparse_fraction
         )
-        if self.schedule.start:
-            state['start'] = self.schedule.start
+        for name, value in (('start', self.schedule.start), ('steps_per_epoch', self.steps_per_epoch)):
+            if value:
+                state[name] = value
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state; load the model's state dict too, it holds the masks.
 
+        A training that was cut short keeps its progress where ``total_steps`` is another, as with a changed batch size,
+        or its steps where ``steps_per_epoch`` is the same. One that was done goes on with its final masks where
+        ``total_steps`` is larger.
+
         Raises:
-            ValueError: if the state is of a training with another length or pruning part, or of something else.
+            ValueError: if the state is of a training with another pruning part, of one that was done after more steps
+                than this one has, or of something else.
         """
         missing = [name for name in ('steps_done', 'total_steps', 'sparse_fraction') if name not in state]
         if missing:
             raise ValueError(
                 f'the saved state lacks {", ".join(missing)}; give what StagedSparsifier.state_dict() returned.'
             )
-        settings = {**PAPERS, **self.state_dict()}
-        del settings['steps_done']
-        for name, own in settings.items():
+        for name, own in {**PAPERS, **self.state_dict()}.items():
             saved = state.get(name, PAPERS.get(name))
-            if saved != own:
+            if saved != own and name not in ('steps_done', 'total_steps', 'steps_per_epoch'):
                 raise ValueError(
                     f'the saved sparsifier has {name}={saved} but this one {own}; resume with the same value.'
                 )
-        self.steps_done = state['steps_done']
+        done, length = state['steps_done'], state['total_steps']
+        epochs_differ = self.steps_per_epoch is not None and state.get('steps_per_epoch') == self.steps_per_epoch
+        if done >= length or epochs_differ:
+            if length > self.total_steps and done >= self.total_steps:
+                raise ValueError(
+                    f'the saved training took {done} of total_steps={length}, and this one has {self.total_steps}; '
+                    f'give more steps to go on with its masks.'
+                )
+            self.steps_done = done
+        else:
+            self.steps_done = round(done * self.total_steps / length)
+
+    def _watch(self) -> None:
+        """Notice the first gradient of each weight, to know which layers train."""
+        for name, layer in self.layers.items():
+            weight = layer.conv.weight
+            if name not in self._trained and weight.requires_grad and self._watched.get(name) is not weight:
+                self._watched[name] = weight
+                weight.register_hook(lambda _, name=name: self._trained.add(name))
+
+    def _leader(self, layer: GroupSparseConv2d, name: str) -> Optional[GroupSparseConv2d]:
+        """The layer that trains of which one without gradients is a copy, or an average."""
+        trained = [] if name in self._trained else [self.layers[other] for other in self._trained]
+        weight = layer.conv.weight.detach().flatten()
+        likeness = {
+            other: float(cosine_similarity(weight, other.conv.weight.detach().flatten(), 0))
+            for other in trained
+            if other.grouping == layer.grouping and other.state == 'masked'
+        }
+        best = max(likeness, key=lambda other: likeness[other], default=None)
+        return best if best is not None and likeness[best] > 0.5 else None
 
     def _unfinished(self) -> dict[str, GroupSparseConv2d]:
         return {name: layer for name, layer in self.layers.items() if self._stage(name) < layer.num_stages}

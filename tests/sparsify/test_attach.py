@@ -88,19 +88,39 @@ def test_a_checkpoint_of_a_sparsified_training_loads_where_nothing_is_attached()
     train(model, other, 1)
 
 
-def test_resuming_with_another_length_is_refused():
+@pytest.mark.parametrize('when', ['before', 'after'])
+@pytest.mark.parametrize('length, done', [(40, 10), (10, 2), (60, 15)])
+def test_another_length_keeps_the_progress(length, done, when):
+    """Other batch sizes and more epochs change the number of steps."""
     model = network()
     optimizer = sgd(model)
     attach_sparsifier(model, optimizer, 20)
-    train(model, optimizer, 3)
+    train(model, optimizer, 5)
+    again = sgd(model)
+    if when == 'after':
+        sparsifier = attach_sparsifier(model, again, length)
+    again.load_state_dict(optimizer.state_dict())
+    if when == 'before':
+        sparsifier = attach_sparsifier(model, again, length)
+    assert sparsifier.steps_done == done and not sparsifier.finished
+    train(model, again, length - done)
+    assert sparsifier.finished and sparsifier.steps_done == length
+
+
+def test_a_training_that_was_done_goes_on_with_its_final_masks():
+    model = network()
+    optimizer = sgd(model)
+    attach_sparsifier(model, optimizer, 20)
+    train(model, optimizer, 20)
+    final = masks(model)
     again = sgd(model)
     again.load_state_dict(optimizer.state_dict())
-    with pytest.raises(ValueError, match='total_steps=20 but this one 30'):
-        attach_sparsifier(model, again, 30)
-    other = sgd(model)
-    attach_sparsifier(model, other, 30)
-    with pytest.raises(ValueError, match='total_steps=20 but this one 30'):
-        other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match='total_steps=20.* 15.*more steps'):
+        attach_sparsifier(model, again, 15)
+    again.load_state_dict(optimizer.state_dict())
+    sparsifier = attach_sparsifier(model, again, 50)
+    train(model, again, 30)
+    assert sparsifier.steps_done == 50 and sparsifier.finished and same_masks(masks(model), final)
 
 
 def test_steps_that_the_scaler_skips_do_not_count():

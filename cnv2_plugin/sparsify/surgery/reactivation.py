@@ -29,6 +29,11 @@ class AddedReactivation(SparseFeatureReactivation):
         super().__init__(*args, **kwargs)
         nn.init.zeros_(self.conv.weight)
 
+    def reset_parameters(self) -> None:
+        """Start again, without any effect on the network."""
+        super().reset_parameters()
+        nn.init.zeros_(self.conv.weight)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if not any(key.startswith(prefix) for key in state_dict):
             state_dict.update({f'{prefix}{key}': value for key, value in self.state_dict().items()})
