@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Optional, Union
 
 import torch
-from torch import nn
 
 from ..archs import VARIANTS
 from ..deploy.condense import condense
@@ -17,6 +16,7 @@ from ..deploy.timing import Progress, interleave, onnx_session
 from ..kernels import available
 from ..models.multiply_adds import count_mult_adds
 from .latency import pinned, random_finished
+from .peers import make_peer
 from .runtimes import exported
 
 LIMIT = 600_000_000
@@ -89,6 +89,8 @@ def measure_front(
     Raises:
         ValueError: a network without published ImageNet accuracy, or an unknown peer.
     """
+    from timm.utils.model import reparameterize_model
+
     ours = {name: v.published for name, v in VARIANTS.items() if v.published and v.input_size[1] == 224}
     known = {name: 100 - figures.top1_error for name, figures in ours.items() if figures.top1_error}
     unknown = [name for name in models if name not in known] + [name for name in peers if name not in PUBLISHED]
@@ -105,7 +107,8 @@ def measure_front(
         for name in peers:
             report(f'preparing {name}')
             height, top1 = PUBLISHED[name]
-            model = _peer(name)
+            torch.manual_seed(0)
+            model = reparameterize_model(make_peer(name))
             work = count_mult_adds(model, (3, height, height))
             if work <= LIMIT:
                 prepared = exported('onnxruntime')(model, torch.randn(1, 3, height, height), 1, place, False)
@@ -133,18 +136,6 @@ def nearest_peer(point: Point, points: Sequence[Point]) -> Optional[Point]:
     """The fastest peer that is at least as accurate, or None."""
     rivals = [other for other in points if other.form == 'peer' and other.top1 >= point.top1]
     return min(rivals, key=lambda other: other.milliseconds, default=None)
-
-
-def _peer(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    if name.startswith('shufflenet'):
-        import torchvision
-
-        return getattr(torchvision.models, name)(weights=None).eval()
-    import timm
-    from timm.utils.model import reparameterize_model
-
-    return reparameterize_model(timm.create_model(name).eval())
 
 
 def _forms(name: str, place: Path):

@@ -34,21 +34,22 @@ def nearest_peers(
         raise ValueError(f'there are no peers {", ".join(unknown)}; choose from {", ".join(PEERS)}.')
     chosen = {}
     for family in families:
-        made = {name: _make(name).eval() for name in PEERS[family]}
+        made = {name: make_peer(name) for name in PEERS[family]}
         distance = {name: abs(_count(model, input_size, family) - mult_adds) for name, model in made.items()}
         name = min(distance, key=distance.get)
         chosen[name] = made[name]
     return chosen
 
 
-def _make(name: str) -> nn.Module:
-    if name in PEERS['ShuffleNetV2']:
+def make_peer(name: str) -> nn.Module:
+    """A network of torchvision (ShuffleNetV2) or timm with random weights, in eval mode."""
+    if name.startswith('shufflenet'):
         import torchvision
 
-        return getattr(torchvision.models, name)(weights=None)
+        return getattr(torchvision.models, name)(weights=None).eval()
     import timm
 
-    return timm.create_model(name)
+    return timm.create_model(name).eval()
 
 
 def _count(model: nn.Module, input_size: tuple[int, int, int], family: str) -> int:

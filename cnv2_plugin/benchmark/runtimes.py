@@ -19,16 +19,10 @@ from ..kernels import available, onnxruntime_library
 
 @dataclass(frozen=True)
 class Prepared:
-    """Something to time.
-
-    Attributes:
-        run: computes the output.
-        size: bytes of the exported file, or of parameters and buffers where there is none.
-        file: exported file, if any.
-    """
+    """Something to time."""
 
     run: Runner
-    size: int
+    size: int  # bytes of the exported file, or of parameters and buffers where there is none
     file: Optional[Path] = None
 
 

@@ -15,14 +15,7 @@ class OversizedError(ValueError):
 
 
 def check_archive(path: Path) -> None:
-    """Refuse an archive of ``torch.save`` whose members unpack to more than the file, or are damaged; other files pass.
-
-    PyTorch itself does not look at the checksums.
-
-    Raises:
-        OversizedError: the archive is compressed, or its members claim more bytes than the file has.
-        zipfile.BadZipFile: a checksum does not agree.
-    """
+    """Refuse an archive whose members unpack to more than the file, or whose checksums, unread by PyTorch, disagree."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -41,9 +34,6 @@ def check_no_tar(path: Path) -> None:
     """Refuse the tar archives that PyTorch wrote before 0.1.10.
 
     Weights-only loading before PyTorch 2.6 runs code from them (CVE-2025-32434), later versions refuse them.
-
-    Raises:
-        tarfile.TarError: it is one.
     """
     if tarfile.is_tarfile(path):
         raise tarfile.TarError(f'{path} is a tar archive')
@@ -54,9 +44,6 @@ def check_old_format(path: Path) -> None:
 
     That format names the size of each tensor in front of its bytes, and reading allocates what is named; here it is
     read with tensors that have no memory. Whatever else is wrong with the file, reading it says.
-
-    Raises:
-        OversizedError: a tensor is announced with more bytes than the file has.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -69,11 +69,7 @@ def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
 
 
 def check_target(path: Union[str, Path]) -> None:
-    """Raise where no file of that name can be written, before the work for it begins.
-
-    Raises:
-        OSError: the folder does not exist or cannot be written, or ``path`` is a folder.
-    """
+    """Raise ``OSError`` where no file of that name can be written, before the work for it begins."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f'{path} is a folder; give the name of a file.')
@@ -90,15 +86,7 @@ def check_folder(path: Union[str, Path]) -> None:
 
 
 def check_finite(state_dict: Mapping[str, Any], source: Union[str, Path]) -> None:
-    """Raise where weights or statistics are NaN or infinite.
-
-    Args:
-        state_dict: tensors by name.
-        source: where they are from, for the message.
-
-    Raises:
-        CheckpointError: so they are; names the first tensor.
-    """
+    """Raise ``CheckpointError``, with the name of the first tensor, where any holds NaN or infinite values."""
     floats = {k: v for k, v in state_dict.items() if isinstance(v, Tensor) and v.is_floating_point()}
     broken = [name for name, value in floats.items() if not bool(value.isfinite().all())]
     if broken:
@@ -109,12 +97,7 @@ def check_finite(state_dict: Mapping[str, Any], source: Union[str, Path]) -> Non
 
 
 def misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Where the names or shapes of tensors differ, in words behind "the checkpoint"; empty where they agree.
-
-    Args:
-        own: state dict of a model, which may be on the meta device.
-        given: what the model is to load.
-    """
+    """Where names or shapes of a model's own and given tensors differ, in words behind "the checkpoint", or ``''``."""
     for fault, keys in (
         ('lacks', [key for key in own if key not in given]),
         ('has unknown', [key for key in given if key not in own]),

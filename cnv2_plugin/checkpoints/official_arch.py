@@ -18,28 +18,23 @@ LAYER = re.compile(r'features\.denseblock_(\d+)\.denselayer_(\d+)\.')
 
 @dataclass
 class Layout:
-    """A released file as far as its tensors tell.
-
-    Attributes:
-        family: ``'CondenseNetV2'`` or ``'CondenseNet'``.
-        form: ``'training'`` (masks) or ``'converted'`` (index layers).
-        known: fields of the shape that the tensors settle.
-        choices: fields that the tensors narrow down to several values.
-    """
+    """A released file as far as its tensors tell: fields of the shape that they settle, or narrow down to choices."""
 
     family: str
-    form: str
+    form: str  # 'training' (masks) or 'converted' (index layers)
     known: dict[str, Any] = field(default_factory=dict)
     choices: dict[str, list[int]] = field(default_factory=dict)
 
 
 def read_layout(state: Mapping[str, Tensor]) -> Layout:
-    """Read family, form and shape off the names and shapes of the tensors.
-
-    Raises:
-        CheckpointError: these are not the tensors of a CondenseNet or CondenseNetV2.
-    """
-    _check_family(state)
+    """Family, form and shape by the names and shapes of tensors; raises ``CheckpointError`` for other networks'."""
+    if 'stem.weight' in state and any(key.startswith('stages.') for key in state):
+        raise CheckpointError('the file is in our own form already; load it into the model as it is.')
+    if not any(LAYER.match(key) for key in state):
+        raise CheckpointError(
+            f'the file holds no CondenseNet or CondenseNetV2: there is no features.denseblock_1.denselayer_1 among its '
+            f'keys (such as {", ".join(list(state)[:3])}); give a file that the authors released or their code wrote.'
+        )
     masked = [key for key in state if key.endswith('._mask')]
     indexed = [key for key in state if key.endswith('.index') and LAYER.match(key)]
     if masked and indexed:
@@ -58,19 +53,9 @@ def read_layout(state: Mapping[str, Tensor]) -> Layout:
     _read_groups(state, blocks, layout, 'conv_1', ('groups_1x1', 'condense_factor'))
     if family == 'CondenseNetV2':
         _read_groups(state, blocks, layout, 'sfr', ('groups_sfr', 'sparse_factor'))
-    if family == 'CondenseNet':
+    else:
         layout.known.update(groups_sfr=0, hswish_from=None)
     return layout
-
-
-def _check_family(state: Mapping[str, Tensor]) -> None:
-    if 'stem.weight' in state and any(key.startswith('stages.') for key in state):
-        raise CheckpointError('the file is in our own form already; load it into the model as it is.')
-    if not any(LAYER.match(key) for key in state):
-        raise CheckpointError(
-            f'the file holds no CondenseNet or CondenseNetV2: there is no features.denseblock_1.denselayer_1 among its '
-            f'keys (such as {", ".join(list(state)[:3])}); give a file that the authors released or their code wrote.'
-        )
 
 
 def _blocks(state: Mapping[str, Tensor]) -> list[list[str]]:
@@ -202,11 +187,7 @@ def shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> tuple[int, 
 
 
 def read_mask(state: Mapping[str, Tensor], prefix: str) -> Tensor:
-    """The mask of a layer as a bool matrix ``(O, I)``; averaged masks that have settled are rounded.
-
-    Raises:
-        CheckpointError: it is missing, of another shape than the weight, or holds values besides 0 and 1.
-    """
+    """The mask of a layer as a bool matrix ``(O, I)``; averaged masks that have settled are rounded."""
     weight = shape(state, f'{prefix}.conv.weight', 4)
     if shape(state, f'{prefix}._mask', 4) != weight:
         raise CheckpointError(
@@ -235,17 +216,7 @@ def read_count(state: Mapping[str, Tensor], key: str) -> int:
 
 
 def settle_arch(layout: Layout, args: Any, overrides: Mapping[str, Any]) -> CondenseNetArch:
-    """The shape: what the tensors tell, then overrides, then the file's ``args``, then a published network that agrees.
-
-    Args:
-        layout: what the tensors tell.
-        args: the ``args`` of a training file, or None.
-        overrides: fields of the shape that the caller gives.
-
-    Raises:
-        CheckpointError: sources disagree, or fields are left that nothing tells; names them.
-        ValueError: an override is no field of the shape.
-    """
+    """The shape: what the tensors tell, then overrides, the file's ``args``, or a published network that agrees."""
     names = [f.name for f in fields(CondenseNetArch)]
     unknown = sorted(set(overrides) - set(names))
     if unknown:

@@ -49,14 +49,7 @@ def read_norm(source: ReadOnce, prefix: str, channels: int) -> dict[str, Tensor]
 
 
 def read_sparse(source: ReadOnce, prefix: str, layer: GroupSparseConv2d, converted: bool) -> dict[str, Tensor]:
-    """A learned sparse convolution as our state dict: ``conv.weight``, ``mask``, ``stage``, ``norm.*``.
-
-    Args:
-        source: the file.
-        prefix: of the layer's keys there.
-        layer: the layer in our training form; may be on the meta device.
-        converted: whether the file has index layers instead of masks.
-    """
+    """A learned sparse convolution as our state dict; ``layer`` may be on the meta device."""
     outputs, inputs = layer.conv.weight.shape[:2]
     if converted:
         read = _converted_sfr if isinstance(layer, SparseFeatureReactivation) else _converted_lgc

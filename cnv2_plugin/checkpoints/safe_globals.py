@@ -16,11 +16,7 @@ _admitted: list[Admitted] = [argparse.Namespace]
 
 
 def admit(entries: Iterable[Admitted]) -> None:
-    """Let :func:`cnv2_plugin.checkpoints.load_checkpoint` read these too.
-
-    Args:
-        entries: classes without behaviour, and functions that can be called with anything.
-    """
+    """Let ``load_checkpoint`` read these too: classes without behaviour, functions that anything can be given to."""
     _admitted.extend(entry for entry in entries if entry not in _admitted)
 
 

@@ -1,9 +1,9 @@
 """What surgery is worth in a runtime: single layers and whole networks, measured on this machine."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from .timing import Progress, interleave
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+Pair = tuple[float, float]
 
 RUNTIMES = ('onnxruntime', 'openvino')
 """Runtimes in which latency can be measured."""
@@ -71,23 +72,13 @@ class RuntimeLatency:
         self.progress = progress or (lambda text: None)
         self._known: dict[tuple, tuple[float, float]] = {}
 
-    def layers(self, layers: Sequence[LayerPlan]) -> list[Optional[tuple[float, float]]]:
+    def layers(self, layers: Sequence[LayerPlan]) -> list[Optional[Pair]]:
         """Milliseconds of each convolution, dense and condensed, with its neighbours; None where time ran out."""
-        deadline = time.monotonic() + self.budget
-        for layer in sorted(layers, key=lambda layer: -layer.mult_adds_before):
-            if _shape(layer) not in self._known and time.monotonic() < deadline:
-                dense, condensed = self._known[_shape(layer)] = self._layer(layer)
-                self.progress(f'{layer.name}: {dense:.3f} ms dense, {condensed:.3f} ms condensed')
-        return [self._known.get(_shape(layer)) for layer in layers]
+        return self._within_budget(layers, self._layer, lambda layer: -layer.mult_adds_before)
 
     def reactivations(self, layers: Sequence[ReactivationPlan]) -> list[Optional[float]]:
         """Milliseconds that each added reactivation takes; None where time ran out."""
-        deadline = time.monotonic() + self.budget
-        for layer in sorted(layers, key=lambda layer: -layer.mult_adds):
-            if _shape(layer) not in self._known and time.monotonic() < deadline:
-                without, added = self._known[_shape(layer)] = self._reactivation(layer)
-                self.progress(f'{layer.name}: {added - without:.3f} ms')
-        known = [self._known.get(_shape(layer)) for layer in layers]
+        known = self._within_budget(layers, self._reactivation, lambda layer: -layer.mult_adds)
         return [None if found is None else max(found[1] - found[0], 0.0) for found in known]
 
     def networks(self, models: Sequence[nn.Module], input_size: tuple[int, ...]) -> list[float]:
@@ -101,7 +92,15 @@ class RuntimeLatency:
         self.progress(f'whole network: {", ".join(f"{each:.3f} ms" for each in found)}')
         return found
 
-    def _layer(self, layer: LayerPlan) -> tuple[float, float]:
+    def _within_budget(self, layers: Sequence[Any], measure: Callable, order: Callable) -> list[Optional[Pair]]:
+        deadline = time.monotonic() + self.budget
+        for layer in sorted(layers, key=order):
+            if _shape(layer) not in self._known and time.monotonic() < deadline:
+                before, after = self._known[_shape(layer)] = measure(layer)
+                self.progress(f'{layer.name}: {before:.3f} ms before, {after:.3f} ms after')
+        return [self._known.get(_shape(layer)) for layer in layers]
+
+    def _layer(self, layer: LayerPlan) -> Pair:
         shape, stride = (layer.in_channels, layer.out_channels), (layer.stride[0], layer.stride[1])
         sparse = GroupSparseConv2d(*shape, layer.groups, layer.factor, stride=stride)
         parts = nn.Conv2d(*shape, 1, stride), self._lowered(sparse, layer.input_size)
@@ -109,7 +108,7 @@ class RuntimeLatency:
         contenders = [nn.Sequential(before, part, nn.ReLU(), after) for part in parts]
         return self._measure_pair(contenders, _image(layer.in_channels, *layer.input_size))
 
-    def _reactivation(self, layer: ReactivationPlan) -> tuple[float, float]:
+    def _reactivation(self, layer: ReactivationPlan) -> Pair:
         sparse = SparseFeatureReactivation(layer.in_channels, layer.out_channels, layer.groups, layer.factor)
         contenders = [_Reused(part, layer) for part in (None, self._lowered(sparse, layer.size))]
         return self._measure_pair(contenders, _image(layer.in_channels + layer.out_channels, *layer.size))
@@ -124,7 +123,7 @@ class RuntimeLatency:
             clean_up(rewritten, [RUNTIME_WORKAROUNDS[self.runtime]])
         return LoweredGraph(rewritten)
 
-    def _measure_pair(self, modules: Iterable[nn.Module], image: Tensor) -> tuple[float, float]:
+    def _measure_pair(self, modules: Iterable[nn.Module], image: Tensor) -> Pair:
         first, second = self._measure([to_proto(module, image, trace=True) for module in modules], image)
         return first, second
 
@@ -166,11 +165,7 @@ def _depthwise(channels: int) -> nn.Module:
 
 
 def _exported(model: nn.Module, image: Tensor, runtime: str) -> 'ModelProto':
-    """A finished network as ONNX.
-
-    Raises:
-        ValueError: it cannot be exported.
-    """
+    """A finished network as ONNX; raises ``ValueError`` where it cannot be exported."""
     try:
         channels, height, width = image.shape[1:]
         return to_proto(lower(model, (channels, height, width), runtime), image)

@@ -15,12 +15,7 @@ from .verify import VerifyReport, verify
 
 @dataclass(frozen=True)
 class Output:
-    """Files that are written together.
-
-    Attributes:
-        paths: the files, or one folder.
-        write: called with the condensed model and a temporary path for each of ``paths``; returns a report or None.
-    """
+    """Files, or a folder, written together: ``write`` takes the condensed model and a temporary path for each."""
 
     paths: tuple[Path, ...]
     write: Callable[..., Any]

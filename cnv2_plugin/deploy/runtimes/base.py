@@ -84,11 +84,7 @@ RUNTIMES: dict[str, Runtime] = {
 
 
 def runtime_named(name: str) -> Runtime:
-    """The runtime of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The runtime of that name; raises ``ValueError`` where there is none."""
     if name not in RUNTIMES:
         raise ValueError(f'there is no runtime {name!r}; choose from {", ".join(RUNTIMES)}.')
     return RUNTIMES[name]
