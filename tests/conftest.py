@@ -1,11 +1,18 @@
 """Tests that need a package or a compiler are skipped, with its name, where it is missing."""
 
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from tests.helpers import has_compiler, lacks_kernels
 
+ROOT = Path(__file__).parents[1]
 HERE = {'c++': has_compiler, 'kernels': lambda: not lacks_kernels()}
 """What is no package: how to tell whether it is there."""
 
@@ -16,3 +23,20 @@ def pytest_runtest_setup(item):
         missing = [name for name in marker.args if not (HERE[name]() if name in HERE else find_spec(name))]
         if missing:
             pytest.skip(f'there is no {", no ".join(missing)} here')
+
+
+@pytest.fixture(scope='session')
+def platform_wheel(tmp_path_factory):
+    """The wheel with kernels, built once for all test processes, from a copy of the checkout."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base) / 'platform_wheel'
+    folder.mkdir(exist_ok=True)
+    unwanted = ('.git', 'data', 'work_dirs', '.venv*', 'build', 'dist', '*.egg-info', '__pycache__', '.*_cache', '*.so')
+    with (folder / 'lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(folder.glob('*.whl')):
+            shutil.copytree(ROOT, folder / 'source', symlinks=True, ignore=shutil.ignore_patterns(*unwanted))
+            options = ['--quiet', '--no-build-isolation', '--no-deps', '-w', folder]
+            subprocess.run([sys.executable, '-m', 'pip', 'wheel', *options, folder / 'source'], check=True)
+    (wheel,) = folder.glob('*.whl')
+    return wheel

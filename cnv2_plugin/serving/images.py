@@ -1,5 +1,6 @@
 """From an image to the input of a file, as the test pipeline of its config does it."""
 
+import io
 import math
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .metadata import Description
 
-ImageLike = Union[str, Path, Image.Image, numpy.ndarray]
+ImageLike = Union[str, Path, bytes, Image.Image, numpy.ndarray]
 _FILTERS = {name: getattr(Image.Resampling, name.upper()) for name in ('nearest', 'bilinear', 'bicubic', 'lanczos')}
 
 
@@ -24,7 +25,7 @@ class Prepared(NamedTuple):
 
 
 def open_image(source: ImageLike, mode: str = 'RGB') -> Image.Image:
-    """Read an image from a path, Pillow or ``uint8 (H, W)``, ``(H, W, 1)`` or RGB ``(H, W, 3)``, upright.
+    """Read an image, upright, from a path, bytes, Pillow, or ``uint8 (H, W)``, ``(H, W, 1)`` or RGB ``(H, W, 3)``.
 
     Raises:
         ValueError: it is no readable image.
@@ -38,16 +39,19 @@ def open_image(source: ImageLike, mode: str = 'RGB') -> Image.Image:
         if not source.size:
             raise ValueError(f'an image has the shape {source.shape}; it takes at least one pixel.')
         source = Image.fromarray(numpy.ascontiguousarray(source[..., 0] if source.shape[2:] == (1,) else source))
-    elif isinstance(source, (str, os.PathLike)):
+    elif isinstance(source, (str, bytes, os.PathLike)):
+        name = 'the image' if isinstance(source, bytes) else source
         try:
-            with Image.open(source) as file:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
                 file.load()
                 source = file
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             reason = 'there is no such file' if isinstance(error, FileNotFoundError) else error
-            raise ValueError(f'{source} is no readable image ({reason}); leave it out.') from error
+            raise ValueError(f'{name} is no readable image ({reason}); leave it out.') from error
     elif not isinstance(source, Image.Image):
-        raise TypeError(f'an image is a {type(source).__name__}; it takes a path, a Pillow image or a uint8 array.')
+        raise TypeError(
+            f'an image is a {type(source).__name__}; it takes a path, bytes, a Pillow image or a uint8 array.'
+        )
     source = ImageOps.exif_transpose(source)
     if source.mode.startswith('I;16'):
         source = Image.fromarray((numpy.asarray(source) >> 8).astype(numpy.uint8))

@@ -58,7 +58,8 @@ class Model:
         """Answer for one image, or with a list for several.
 
         Args:
-            images: path, Pillow image, ``uint8`` array ``(H, W)``, ``(H, W, 1)`` or RGB ``(H, W, 3)``, or several.
+            images: one or several: path, bytes of a file, Pillow image, ``uint8 (H, W)``, ``(H, W, 1)`` or RGB
+                ``(H, W, 3)``.
             top: classes to name, the likeliest first; None for all.
             threshold: objects with at most this score are left out.
 
@@ -66,7 +67,7 @@ class Model:
             ValueError: an image cannot be read.
             TypeError: an image is of another type.
         """
-        one = isinstance(images, (str, os.PathLike)) or hasattr(images, 'getbbox')
+        one = isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, 'getbbox')
         if one or (isinstance(images, numpy.ndarray) and images.ndim < 4):
             return next(self.answers([images], top, threshold))
         return list(self.answers(images, top, threshold))

@@ -16,6 +16,7 @@ NEEDS = {
     'deployment': ('onnx', 'onnxruntime'),
     'method': ('matplotlib',),
     'openmmlab': ('mmdet', 'mmpretrain'),
+    'serving': ('onnx', 'onnxruntime', 'kernels'),
     'speed': ('matplotlib', 'onnx', 'onnxruntime'),
     'surgery': ('matplotlib', 'onnx', 'onnxruntime'),
 }

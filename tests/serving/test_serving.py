@@ -80,8 +80,15 @@ def test_paths_pictures_and_arrays_are_one(deployed, tmp_path):
     exif[0x0112] = 6
     turned.save(tmp_path / 'turned.png', exif=exif)
     Image.fromarray(numpy.dstack([image, image[..., :1]])).save(tmp_path / 'alpha.png')
-    given = [tmp_path / 'a.png', str(tmp_path / 'turned.png'), tmp_path / 'alpha.png', Image.fromarray(image), image]
-    answers = [*model(given), *model(image[None]), model(image), model(given[0]), model(given[3])]
+    given = [
+        tmp_path / 'a.png',
+        (tmp_path / 'a.png').read_bytes(),
+        str(tmp_path / 'turned.png'),
+        tmp_path / 'alpha.png',
+        Image.fromarray(image),
+        image,
+    ]
+    answers = [*model(given), *model(image[None]), model(image), model(given[0]), model(given[1]), model(given[4])]
     assert all(answer.to_dict() == answers[0].to_dict() for answer in answers)
     grey = model(image[..., 0]).to_dict()
     assert grey == model(image[..., :1]).to_dict() == model(numpy.dstack([image[..., 0]] * 3)).to_dict()
