@@ -129,7 +129,8 @@ struct Kernels {
 
 constexpr int64_t kMaxLanes = 16;
 constexpr int64_t kMaxTile = 8;  // vectors side by side in one tile
-inline int64_t select_scratch(int64_t inputs) { return inputs * kMaxTile * kMaxLanes; }
+constexpr int64_t kPanel = 4096;  // floats of packed inputs that stay in the first-level cache
+inline int64_t select_scratch(int64_t inputs) { return inputs * kMaxTile * kMaxLanes + kPanel; }
 
 // Ranges of positions begin at multiples of this, so that no two of them write one vector.
 constexpr int64_t kStep = 16;

@@ -1,5 +1,5 @@
-// Included once for every instruction set, with CNV2_LANES, CNV2_TILE (vectors of accumulators that fit the registers),
-// CNV2_NAME and CNV2_TABLE defined. Vectors are the compiler's own (GCC, Clang), so one text serves every processor.
+// Included once for every instruction set, with CNV2_LANES, CNV2_REGISTERS (vector registers), CNV2_NAME and CNV2_TABLE
+// defined. Vectors are the compiler's own (GCC, Clang), so one text serves every processor.
 
 #include <cmath>
 #include <cstring>
@@ -100,15 +100,16 @@ inline void finish(Vec (&sum)[R][V], int32_t act, bool accumulate, float* const*
 }
 
 // How many vectors the next tile takes of those that are left: never one alone behind a full tile.
-inline int next_tile(int64_t left, int wanted) {
-    if (left <= wanted) return int(left);
+inline int64_t next_tile(int64_t left, int64_t wanted) {
+    if (left <= wanted) return left;
     return left == wanted + 1 && wanted > 2 ? wanted - 1 : wanted;
 }
 
-// Vectors side by side in a tile of so many rows.
-inline int tile_vectors(int rows) {
-    int vectors = CNV2_TILE / rows;
-    return vectors > kMaxTile ? int(kMaxTile) : vectors;
+// Vectors side by side in a tile of so many rows: their sums, the loaded vectors and a weight fit the registers, so that
+// no vector is loaded once for each row.
+constexpr int tile_vectors(int rows) {
+    int vectors = (CNV2_REGISTERS - 1) / (rows + 1);
+    return rows == 1 || vectors > kMaxTile ? int(kMaxTile) : vectors;
 }
 
 void zero_pad_columns(float* plane, const Geometry& size, int64_t begin, int64_t end) {
@@ -121,19 +122,21 @@ void zero_pad_columns(float* plane, const Geometry& size, int64_t begin, int64_t
 
 // ---- 1x1 ----
 
-struct SelectTile {
-    const float* x;                  // packed: [inputs][vectors][N]
+// Rows of one block over a range of positions.
+struct SelectRows {
+    const float* x;                  // packed: [inputs][stride]
+    int64_t stride;
     const float* const* sources;     // not packed: one pointer an input
     int inputs;
     const float *weight, *bias;
     float* const* targets;
-    int64_t position;
+    int64_t position, vectors;       // the first position, and how many vectors from there
     int act;
     bool accumulate;
 };
 
 template <int R, int V, bool kPacked>
-void select_tile(const SelectTile& t) {
+[[gnu::noinline]] void select_tile(const SelectRows& t, int64_t at) {
     Vec sum[R][V];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -142,9 +145,9 @@ void select_tile(const SelectTile& t) {
         for (int v = 0; v < V; ++v) sum[r][v] = start;
     }
     const float* w = t.weight;
-    const float* packed = t.x;
+    const float* packed = t.x + at;
     for (int k = 0; k < t.inputs; ++k) {
-        const float* source = kPacked ? packed : t.sources[k] + t.position;
+        const float* source = kPacked ? packed : t.sources[k] + t.position + at;
         Vec x[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) x[v] = load(source + v * N);
@@ -155,53 +158,64 @@ void select_tile(const SelectTile& t) {
             for (int v = 0; v < V; ++v) sum[r][v] += weight * x[v];
         }
         w += R;
-        packed += V * N;
+        packed += t.stride;
     }
-    finish(sum, t.act, t.accumulate, t.targets, t.position);
+    finish(sum, t.act, t.accumulate, t.targets, t.position + at);
 }
 
-using SelectFunction = void (*)(const SelectTile&);
-
-// Tiles that do not fit the registers are never asked for.
+// A tile of at most V vectors.
 template <int R, int V, bool kPacked>
-constexpr SelectFunction select_or_null() {
-    if constexpr (R * V <= CNV2_TILE) return select_tile<R, V, kPacked>;
-    return nullptr;
+inline void select_some(const SelectRows& t, int64_t at, int vectors) {
+    if constexpr (V == 1)
+        select_tile<R, V, kPacked>(t, at);
+    else if (vectors == V)
+        select_tile<R, V, kPacked>(t, at);
+    else
+        select_some<R, V - 1, kPacked>(t, at, vectors);
 }
 
-template <bool kPacked, int... I>
-constexpr void fill_select(SelectFunction* table, std::integer_sequence<int, I...>) {
-    ((table[I] = select_or_null<I / kMaxTile + 1, I % kMaxTile + 1, kPacked>()), ...);
-}
-
-struct SelectTable {
-    SelectFunction packed[kRows * kMaxTile] = {}, direct[kRows * kMaxTile] = {};
-    constexpr SelectTable() {
-        fill_select<true>(packed, std::make_integer_sequence<int, kRows * kMaxTile>());
-        fill_select<false>(direct, std::make_integer_sequence<int, kRows * kMaxTile>());
+template <int R, bool kPacked>
+void select_rows(const SelectRows& t) {
+    constexpr int V = tile_vectors(R);
+    for (int64_t v = 0; v < t.vectors;) {
+        int vectors = int(next_tile(t.vectors - v, V));
+        select_some<R, V, kPacked>(t, v * N, vectors);
+        v += vectors;
     }
-};
-constexpr SelectTable kSelect;
+}
+
+using SelectFunction = void (*)(const SelectRows&);
+constexpr SelectFunction kSelectPacked[kRows] = {select_rows<1, true>, select_rows<2, true>, select_rows<3, true>,
+                                                 select_rows<4, true>};
+constexpr SelectFunction kSelectDirect[kRows] = {select_rows<1, false>, select_rows<2, false>, select_rows<3, false>,
+                                                 select_rows<4, false>};
 
 template <int kAct>
-void pack(const Select& s, const int32_t* index, const float* scale, const float* shift, int64_t position, int vectors,
+void pack(const Select& s, const int32_t* index, const float* scale, const float* shift, int64_t position, int64_t vectors,
           float* packed) {
     for (int k = 0; k < s.inputs; ++k) {
         const float* source = s.src.at(index[k]) + position;
         Vec a = all(scale ? scale[k] : 1), b = all(shift ? shift[k] : 0);
-        for (int v = 0; v < vectors; ++v, packed += N) store(packed, activate(load(source + v * N) * a + b, kAct));
+        for (int64_t v = 0; v < vectors; ++v, packed += N) store(packed, activate(load(source + v * N) * a + b, kAct));
     }
 }
 
-using Pack = void (*)(const Select&, const int32_t*, const float*, const float*, int64_t, int, float*);
+using Pack = void (*)(const Select&, const int32_t*, const float*, const float*, int64_t, int64_t, float*);
 constexpr Pack kPack[kActivations] = {pack<kIdentity>, pack<kReLU>, pack<kReLU6>, pack<kHardswish>};
+
+// Vectors that are packed at once: full tiles, as many as stay in the first-level cache while all rows read them.
+inline int64_t panel_vectors(int64_t inputs) {
+    constexpr int64_t kWhole = tile_vectors(kRows);
+    int64_t vectors = kPanel / (inputs * N) / kWhole * kWhole;
+    return vectors < kWhole ? kWhole : vectors;
+}
 
 void select(const Select& s, int64_t begin, int64_t end, float* scratch) {
     constexpr int kTargets = 64;
     bool packs = s.scale || s.act_in != kIdentity;
-    int wanted = tile_vectors(s.rows < kBlock ? s.rows : kBlock);
     const float* sources[kTargets];
     bool direct = !packs && s.inputs <= kTargets;
+    int64_t vectors = (end - begin + N - 1) / N, most = direct ? vectors : panel_vectors(s.inputs);
     for (int g = 0; g < s.groups; ++g) {
         const int32_t *index = s.index + int64_t(g) * s.inputs, *target = s.target + int64_t(g) * s.rows;
         const float* scale = s.scale ? s.scale + int64_t(g) * s.inputs : nullptr;
@@ -210,18 +224,18 @@ void select(const Select& s, int64_t begin, int64_t end, float* scratch) {
         const float* bias = s.bias ? s.bias + int64_t(g) * s.rows : nullptr;
         if (direct)
             for (int k = 0; k < s.inputs; ++k) sources[k] = s.src.at(index[k]);
-        for (int64_t p = begin; p < end;) {
-            int vectors = next_tile((end - p + N - 1) / N, wanted);
-            if (!direct) kPack[s.act_in](s, index, scale, shift, p, vectors, scratch);
-            for (int r = 0; r < s.rows; r += kBlock) {
-                int rows = s.rows - r < kBlock ? s.rows - r : kBlock;
-                float* targets[kBlock];
+        for (int64_t v = 0; v < vectors;) {
+            int64_t position = begin + v * N, panel = next_tile(vectors - v, most);
+            if (!direct) kPack[s.act_in](s, index, scale, shift, position, panel, scratch);
+            for (int r = 0; r < s.rows; r += kRows) {
+                int rows = s.rows - r < kRows ? s.rows - r : kRows;
+                float* targets[kRows];
                 for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
-                SelectTile tile{scratch, sources, s.inputs, weight + int64_t(r) * s.inputs, bias ? bias + r : nullptr,
-                                targets, p, s.act_out, s.accumulate};
-                (direct ? kSelect.direct : kSelect.packed)[(rows - 1) * kMaxTile + vectors - 1](tile);
+                SelectRows some{scratch, panel * N, sources, s.inputs, weight + int64_t(r) * s.inputs,
+                                bias ? bias + r : nullptr, targets, position, panel, s.act_out, s.accumulate};
+                (direct ? kSelectDirect : kSelectPacked)[rows - 1](some);
             }
-            p += int64_t(vectors) * N;
+            v += panel;
         }
         if (s.zero_pads)
             for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(target[r]), s.size, begin, end);
@@ -271,7 +285,7 @@ using SpatialFunction = void (*)(const SpatialTile&);
 
 template <int R, int V>
 constexpr SpatialFunction spatial_or_null() {
-    if constexpr (R * V <= CNV2_TILE) return spatial_tile<R, V>;
+    if constexpr (V <= tile_vectors(R)) return spatial_tile<R, V>;
     return nullptr;
 }
 
@@ -312,7 +326,7 @@ void spatial(const Spatial& s, int64_t begin, int64_t end) {
             SpatialTile tile{taps, s.inputs, s.weight + (int64_t(g) * s.rows + r) * s.inputs * kTaps,
                              bias ? bias + r : nullptr, targets, 0, s.act_out};
             for (int64_t p = begin; p < end;) {
-                int vectors = next_tile((end - p + N - 1) / N, wanted);
+                int vectors = int(next_tile((end - p + N - 1) / N, wanted));
                 tile.position = p;
                 kSpatial.tile[(rows - 1) * kMaxTile + vectors - 1](tile);
                 p += int64_t(vectors) * N;
@@ -385,18 +399,28 @@ void pool(const Pool& s, int64_t begin, int64_t end) {
     }
 }
 
+// One channel's sum waits for each addition, so several channels are summed side by side.
+template <int kChannels>
+void sum_channels(const Planes& map, const Geometry& size, int64_t first, float* sums) {
+    const float* in[kChannels];
+    float sum[kChannels] = {};
+    for (int c = 0; c < kChannels; ++c) in[c] = map.at(first + c);
+    for (int64_t y = 0; y < size.height; ++y)
+        for (int64_t x = 0, p = y * size.row(); x < size.width; ++x, ++p)
+#pragma GCC unroll 8
+            for (int c = 0; c < kChannels; ++c) sum[c] += in[c][p];
+    for (int c = 0; c < kChannels; ++c) sums[c] = sum[c];
+}
+
 void excite(const Excite& s) {
-    int64_t row = s.size.row(), count = s.size.height * s.size.width;
+    int64_t count = s.size.height * s.size.width;
     float *hidden = s.scratch, *gate = s.scratch + s.hidden;
     for (int j = 0; j < s.hidden; ++j) hidden[j] = 0;
+    int summed = 0;
+    for (; summed + 8 <= s.channels; summed += 8) sum_channels<8>(s.map, s.size, s.first + summed, gate + summed);
+    for (; summed < s.channels; ++summed) sum_channels<1>(s.map, s.size, s.first + summed, gate + summed);
     for (int c = 0; c < s.channels; ++c) {
-        const float* plane = s.map.at(s.first + c);
-        float sum = 0;
-        for (int64_t y = 0; y < s.size.height; ++y) {
-            const float* in = plane + y * row;
-            for (int64_t x = 0; x < s.size.width; ++x) sum += in[x];
-        }
-        float mean = sum / count;
+        float mean = gate[c] / count;
         const float* w = s.squeeze + int64_t(c) * s.hidden;
         for (int j = 0; j < s.hidden; ++j) hidden[j] += w[j] * mean;
     }
@@ -431,16 +455,10 @@ void normalise(const Normalise& s, int64_t begin, int64_t end) {
     }
 }
 
-// One channel's sum waits for each addition, so several channels are summed side by side.
 template <int kChannels>
 void average_channels(const Average& s, int64_t first) {
-    const float* in[kChannels];
-    float sum[kChannels] = {};
-    for (int c = 0; c < kChannels; ++c) in[c] = s.src.at(first + c);
-    for (int64_t y = 0; y < s.size.height; ++y)
-        for (int64_t x = 0, p = y * s.size.row(); x < s.size.width; ++x, ++p)
-#pragma GCC unroll 8
-            for (int c = 0; c < kChannels; ++c) sum[c] += in[c][p];
+    float sum[kChannels];
+    sum_channels<kChannels>(s.src, s.size, first, sum);
     for (int c = 0; c < kChannels; ++c) {
         float* out = s.dst.at(first + c);
         out[0] = sum[c] / float(s.size.height * s.size.width);
