@@ -21,7 +21,7 @@ def training(model: nn.Module, input_size: Size, runtime: str) -> nn.Module:
     folded = in_eval(deepcopy(model))
     for layer in folded.modules():
         if isinstance(layer, GroupSparseConv2d) and not layer.deploy:
-            layer.conv.weight.data = layer.masked_weight().detach()
+            layer.conv = layer.dense_conv()
             del layer.mask, layer.stage, layer.kept
             layer.state = 'condensed'
     return folded

@@ -1,18 +1,21 @@
 """A graph as a PyTorch module: for eager use, ``torch.compile``, ``torch.export`` and every exporter behind them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 from torch.types import Device
 
 from ..layers import ChannelGather, ChannelScatterSum, SqueezeExcite
+from ..layers.convolutions import convolutions_last
 from . import ops
 from .ir import Graph, Node
+
+fx.wrap('folded_avg_pool')
 
 TINY = 1e-30
 """Stands for an ``eps`` of 0, which some versions of PyTorch refuse; 1 and this are 1 in every precision."""
@@ -47,6 +50,15 @@ class PlainConv(nn.Module):
         return y.reshape(-1, self.conv.out_channels, height, width)
 
 
+def folded_avg_pool(x: Tensor, size: int, stride: int) -> Tensor:
+    """Average pooling of ``(N, C, H, W)`` with bands of rows as further channels."""
+    channels, height, width = x.shape[1:]
+    bands = ops.AveragePool(size, stride).folding(channels, height)
+    folded = x.reshape(-1, channels * bands, height // bands, width) if bands > 1 else x
+    y = F.avg_pool2d(folded, size, stride)
+    return y.reshape(-1, channels, y.size(2) * bands, y.size(3)) if bands > 1 else y
+
+
 class FoldedAvgPool2d(nn.Module):
     """Average pooling with bands of rows as further channels."""
 
@@ -56,11 +68,7 @@ class FoldedAvgPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, C, H', W')``."""
-        channels, height, width = x.shape[1:]
-        bands = self.pool.folding(channels, height)
-        folded = x.reshape(-1, channels * bands, height // bands, width) if bands > 1 else x
-        y = F.avg_pool2d(folded, self.pool.size, self.pool.stride)
-        return y.reshape(-1, channels, y.size(2) * bands, y.size(3)) if bands > 1 else y
+        return folded_avg_pool(x, self.pool.size, self.pool.stride)
 
     def extra_repr(self) -> str:
         return f'{self.pool.size}, {self.pool.stride}'
@@ -111,6 +119,14 @@ def _filled(kind: type, *args: Any, weight: Tensor, bias: Optional[Tensor], **op
     return layer
 
 
+class Operations(nn.ModuleList):
+    """Modules that are called one by one, not in a chain."""
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules, convolutions last."""
+        return convolutions_last(super().named_children())
+
+
 class LoweredGraph(nn.Module):
     """Runs the operations of a graph one after the other, with constants of a type on a device.
 
@@ -123,7 +139,7 @@ class LoweredGraph(nn.Module):
 
     def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32, device: Device = 'cpu') -> None:
         super().__init__()
-        self.operations = nn.ModuleList()
+        self.operations = Operations()
         self.steps: list[tuple[int, ...]] = []
         self.choices: dict[str, str] = {}
         place: dict[int, int] = {}

@@ -1,13 +1,62 @@
-"""The convolutions of training: the masked and the packed 1x1 convolution as functions, and the 3x3 group convolution.
+"""The masked and the packed 1x1 convolution: as functions, and as the convolution inside a layer that trains.
 
 Channels keep their original order, so nothing around them changes. TorchScript compiles the functions too.
 """
 
-from typing import Optional
+from collections.abc import Iterable, Iterator
+from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+fx.wrap('packed_conv')
+
+
+def convolutions_last(children: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, nn.Module]]:
+    """Order named children so that none follows a convolution.
+
+    Fusers (mmcv's) take a normalisation that follows a convolution for one that reads it.
+    """
+    return iter(sorted(children, key=lambda child: isinstance(child[1], nn.Conv2d)))
+
+
+class SparseConv2d(nn.Conv2d):
+    """The convolution inside a masked or packed layer, which tells it what survives whenever it calls it.
+
+    Whatever attaches to a convolution (hooks, ``torch.nn.utils.prune``, weight normalisation, adapters) takes part.
+
+    Args:
+        in_channels: inputs of the weight.
+        out_channels: outputs of the weight.
+        unit_groups: groups of the layer.
+        num_units: channels of the side that is not grouped.
+        grouped_side: ``'outputs'`` or ``'inputs'``.
+        packed: the weight holds surviving entries only.
+        **options: of ``nn.Conv2d``.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, unit_groups: int, num_units: int, grouped_side: str, packed: bool,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(in_channels, out_channels, 1, groups=unit_groups if packed else 1, **options)
+        self.unit_groups, self.num_units, self.grouped_side, self.packed = unit_groups, num_units, grouped_side, packed
+
+    def forward(self, x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
+        """Map ``(N, I, H, W)`` to ``(N, O, H, W)``.
+
+        Args:
+            x: features.
+            mask: of a masked layer, ``(O, I, 1, 1)``.
+            kept: units of each group of a packed layer.
+        """
+        stride = (self.stride[0], self.stride[1])
+        if self.packed:
+            return packed_conv(
+                x, self.weight, self.bias, stride, kept, self.unit_groups, self.num_units, self.grouped_side
+            )
+        return F.conv2d(x, masked_weight(self.weight, mask, self.unit_groups, self.grouped_side), self.bias, stride)
 
 
 def masked_weight(weight: Tensor, mask: Tensor, groups: int, grouped_side: str) -> Tensor:

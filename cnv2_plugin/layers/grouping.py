@@ -6,7 +6,7 @@ from typing import Any, Literal, Optional
 import torch
 from torch import Tensor, nn
 
-from .convolutions import unpacked_weight
+from .convolutions import SparseConv2d, unpacked_weight
 from .permute import ChannelGather, ChannelScatterSum, ChannelShuffle
 
 GroupedSide = Literal['outputs', 'inputs']
@@ -145,9 +145,17 @@ class Grouping:
         Args:
             **options: ``stride``, ``dilation``, ``bias``, ``device`` and ``dtype`` of the convolution.
         """
+        return nn.Conv2d(*self._surviving(), 1, groups=self.groups, **options)
+
+    def sparse_conv(self, packed: bool, **options: Any) -> SparseConv2d:
+        """The convolution of a masked or packed layer; options as of :meth:`group_conv`."""
+        channels = self._surviving() if packed else (self.in_channels, self.out_channels)
+        return SparseConv2d(*channels, self.groups, self.num_units, self.grouped_side, packed, **options)
+
+    def _surviving(self) -> tuple[int, int]:
+        """Inputs and outputs of the group convolution over the units that are left in the end."""
         kept = self.groups * self.kept_per_group()
-        channels = (kept, self.out_channels) if self.grouped_side == 'outputs' else (self.in_channels, kept)
-        return nn.Conv2d(*channels, 1, groups=self.groups, **options)
+        return (kept, self.out_channels) if self.grouped_side == 'outputs' else (self.in_channels, kept)
 
     def gather(self, kept: Tensor) -> nn.Module:
         """Bring the inputs into the order of :meth:`group_conv`: those of every group, or group by group."""

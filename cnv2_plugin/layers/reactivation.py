@@ -10,7 +10,7 @@ LGC chooses which old features a new layer reads: all outputs of a group ``o mod
 :meth:`.Grouping.next_mask`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import ClassVar, Optional
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
+from .convolutions import convolutions_last
 from .grouping import GroupedSide
 from .norm import gather_norm
 from .sparse import GroupSparseConv2d
@@ -72,6 +73,10 @@ class PreActivation(GroupSparseConv2d):
         self.norm = norm_layer(self.conv.in_channels)
         self.act = nn.ReLU(inplace=True) if act_layer is None else act_layer()
         self.drop = nn.Dropout(drop_rate)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The parts, the convolution last, which reads all others."""
+        return convolutions_last(super().named_children())
 
 
 class LearnedGroupConv(PreActivation):

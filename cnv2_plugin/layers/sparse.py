@@ -5,10 +5,9 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.types import Device
 
-from .convolutions import masked_weight, packed_conv
+from .convolutions import SparseConv2d, masked_weight
 from .grouping import GroupedSide, Grouping
 from .state_dicts import adopt_other_state, adopt_plain_conv, state_dict_faults
 
@@ -95,7 +94,7 @@ class GroupSparseConv2d(nn.Module):
             kept = torch.arange(groups * self.kept_per_group()).remainder(self.num_units).to(device)
             self.gather, self.scatter = self.grouping.gather(kept), self.grouping.scatter(kept)
             return
-        self.conv = nn.Conv2d(in_channels, out_channels, 1, **options)
+        self.conv = self.grouping.sparse_conv(False, **options)
         self.register_buffer('mask', torch.ones(self.conv.weight.shape, dtype=torch.bool, device=device))
         self.register_buffer('stage', torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer('kept', torch.zeros(0, dtype=torch.int64, device=device), persistent=False)
@@ -127,16 +126,25 @@ class GroupSparseConv2d(nn.Module):
         return self.scatter(self._convolve(self.gather(x)))
 
     def _convolve(self, x: Tensor) -> Tensor:
-        conv = self.conv
         if not hasattr(self, 'mask'):  # condensed; TorchScript resolves this when it compiles, a comparison it does not
-            return conv(x)
-        if self.state == 'packed':
-            stride = (conv.stride[0], conv.stride[1])
-            return packed_conv(
-                x, conv.weight, conv.bias, stride, self.kept, self.groups, self.num_units, self.grouped_side
+            return self.conv(x)
+        if not torch.jit.is_scripting():
+            self._check_conv()
+        return self.conv(x, self.mask, self.kept)
+
+    def _check_conv(self) -> None:
+        """Raise where something took the place of the convolution, or asks for more of it, that knows no mask."""
+        conv, name = self.conv, f'{self._short()}.conv'
+        if type(conv) is not SparseConv2d and not any(isinstance(part, SparseConv2d) for part in conv.modules()):
+            raise TypeError(
+                f'{name} is a {type(conv).__module__}.{type(conv).__name__}, which does not know which weights are '
+                f'pruned; finish pruning and call switch_to_deploy() on the layer or model before replacing it.'
             )
-        weight = masked_weight(conv.weight, self.mask, self.groups, self.grouped_side)
-        return F.conv2d(x, weight, conv.bias, conv.stride)
+        if getattr(conv, 'qconfig', None) is not None:
+            raise TypeError(
+                f'{name} has a qconfig, but eager quantisation-aware training does not see masks; finish pruning, '
+                f'condense the model and then prepare it, or set qconfig = None on this layer.'
+            )
 
     def masked_weight(self) -> Tensor:
         """The weight ``(O, I, 1, 1)`` with pruned entries zero; gradients reach surviving weights only.
@@ -237,6 +245,7 @@ class GroupSparseConv2d(nn.Module):
         if self.state == 'condensed':
             return
         self._check_finished('condensing')
+        self._check_plain()
         kept = self.grouping.kept_index(self.mask)
         weight = self.conv.weight if self.state == 'packed' else self.grouping.pack(self.conv.weight, kept)
         self._condense_norm(kept)
@@ -262,9 +271,10 @@ class GroupSparseConv2d(nn.Module):
         if self.state != 'masked' or self.kept_per_group() == self.num_units:
             return
         self._check_finished('packing')
+        self._check_plain()
         self.kept = self.grouping.kept_index(self.mask)
         weight = self.grouping.pack(self.conv.weight, self.kept)
-        self.conv = replacement_conv(self.grouping.group_conv(**_options(self.conv)), weight, self.conv)
+        self.conv = replacement_conv(self.grouping.sparse_conv(True, **_options(self.conv)), weight, self.conv)
         self.state = 'packed'
 
     def switch_to_masked(self) -> None:
@@ -273,9 +283,18 @@ class GroupSparseConv2d(nn.Module):
             return
         weight = self.grouping.unpack(self.conv.weight, self.kept)
         self.kept = self.kept.new_zeros(0)
-        dense = nn.Conv2d(self.in_channels, self.out_channels, 1, **_options(self.conv))
-        self.conv = replacement_conv(dense, weight, self.conv)
+        self._check_plain()
+        self.conv = replacement_conv(self.grouping.sparse_conv(False, **_options(self.conv)), weight, self.conv)
         self.state = 'masked'
+
+    def dense_conv(self) -> nn.Conv2d:
+        """A standard convolution that computes what this masked or packed one does, pruned weights 0.
+
+        Raises:
+            RuntimeError: the layer is condensed.
+        """
+        dense = nn.Conv2d(self.in_channels, self.out_channels, 1, **_options(self.conv))
+        return replacement_conv(dense, self.masked_weight(), self.conv)
 
     def _condense_norm(self, kept: Tensor) -> None:
         """For views with a normalisation in front: called when the gathered channels are known."""
@@ -283,10 +302,23 @@ class GroupSparseConv2d(nn.Module):
     def _check_finished(self, action: str) -> None:
         if not self.is_finished():
             raise UnfinishedPruningError(
-                f'{type(self).__name__}({self.in_channels}, {self.out_channels}) is at pruning stage {int(self.stage)} '
-                f'of {self.num_stages}; finish the sparsification schedule, or call prune_to({self.num_stages}), '
-                f'before {action} it.'
+                f'{self._short()} is at pruning stage {int(self.stage)} of {self.num_stages}; finish the '
+                f'sparsification schedule, or call prune_to({self.num_stages}), before {action} it.'
             )
+
+    def _check_plain(self) -> None:
+        """Raise before another convolution would take the place of one that does more than its class says."""
+        conv = self.conv
+        attached = conv._forward_hooks or conv._forward_pre_hooks or 'forward' in vars(conv)
+        if not isinstance(conv, SparseConv2d) or type(conv).forward is not SparseConv2d.forward or attached:
+            raise TypeError(
+                f'{self._short()}.conv ({type(conv).__module__}.{type(conv).__name__}) has a hook, a forward or a '
+                f'class of somebody else, which would be lost; remove or merge that first (handle.remove(), '
+                f'prune.remove, remove_weight_norm, merge_and_unload).'
+            )
+
+    def _short(self) -> str:
+        return f'{type(self).__name__}({self.in_channels}, {self.out_channels})'
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,

@@ -204,7 +204,7 @@ def _dense_copy(model: nn.Module) -> nn.Module:
     for parent in list(copy.modules()):
         for name, child in parent.named_children():
             if type(child) is GroupSparseConv2d and not child.deploy and not child.packed:
-                setattr(parent, name, child.conv)
+                setattr(parent, name, child.dense_conv())
     return finish_at_random(copy)
 
 
