@@ -1,9 +1,10 @@
-"""``cnv2 test``: evaluate a checkpoint of an MMPretrain or MMDetection config, as trained or condensed."""
+"""``cnv2 test``: evaluate a checkpoint of an MMPretrain or MMDetection config, as trained, condensed or deployed."""
 
 import argparse
 from pathlib import Path
 
 from ._output import print_table, write_json
+from ._usage import UsageError
 from .train import add_launch_arguments, open_config
 
 PRINTS_TABLES = True
@@ -12,7 +13,8 @@ PRINTS_TABLES = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 test``."""
     parser.add_argument('config', help='config file, or cnv2_plugin::NAME')
-    parser.add_argument('checkpoint', help='checkpoint that fits the config')
+    parser.add_argument('checkpoint', help='checkpoint that fits the config, or the .onnx file of a whole '
+                        'detector')  # fmt: skip
     parser.add_argument('--deploy', action='store_true', help='condense the model first, and evaluate that')
     parser.add_argument('--work-dir', help='folder for logs; work_dirs/<config> by default')
     parser.add_argument('--out', help='JSON file to write the metrics to')
@@ -32,8 +34,15 @@ def run(args: argparse.Namespace) -> None:
     cfg = open_config(args)
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ValueError(f'{args.config} has no test_dataloader or no test_evaluator; there is nothing to test with.')
-    cfg.load_from = args.checkpoint
+    onnx = args.checkpoint.endswith('.onnx')
+    if onnx and args.deploy:
+        raise UsageError('--deploy condenses a checkpoint; an .onnx file is deployed already, so leave it out.')
+    cfg.load_from = None if onnx else args.checkpoint
     cfg.resume = False
+    if onnx:
+        preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+        cfg.model = dict(type='OnnxDetector', file=args.checkpoint, data_preprocessor=preprocessor)
+        cfg.custom_hooks = []
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'SwitchToDeployHook']
     cfg.custom_hooks = hooks + [dict(type='SwitchToDeployHook', after_train=False)] if args.deploy else hooks
     if args.show_dir:

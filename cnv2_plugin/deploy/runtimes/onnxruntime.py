@@ -43,13 +43,18 @@ def write(
         metadata: plain values stored in the file.
         pool: write means over height and width as GlobalAveragePool.
     """
+    proto = to_proto(model, example, dynamic, output_names, pool)
+    save(proto, path, metadata)
+    return proto
+
+
+def save(proto: 'ModelProto', path: Path, metadata: Optional[Mapping[str, Any]] = None) -> None:
+    """Write and check a model, with plain values about it."""
     import onnx
 
-    proto = to_proto(model, example, dynamic, output_names, pool)
     onnx.helper.set_model_props(proto, {key: _text(value) for key, value in (metadata or {}).items()})
     onnx.save(proto, str(path))
     onnx.checker.check_model(str(path), full_check=True)
-    return proto
 
 
 def load(model: Union[Path, bytes], threads: int = 1) -> Loaded:
@@ -62,7 +67,7 @@ def load(model: Union[Path, bytes], threads: int = 1) -> Loaded:
 def to_proto(
     model: nn.Module,
     example: Tensor,
-    dynamic: bool = False,
+    dynamic: Union[bool, dict[int, str]] = False,
     output_names: Optional[list[str]] = None,
     pool: bool = True,
     trace: bool = torch.__version__ < '2.6',
@@ -70,7 +75,8 @@ def to_proto(
     """An ONNX model of a module; see :func:`write` for the arguments.
 
     With ``trace`` it goes through TorchScript, which takes a small part of the time, as it always does before
-    PyTorch 2.6: the other exporter takes neither dynamic shapes nor operators of our own there.
+    PyTorch 2.6: the other exporter takes neither dynamic shapes nor operators of our own there. Traced models may take
+    images of any size: ``dynamic`` then names the axes of the input.
     """
     with torch.no_grad():
         outputs = model(example)
@@ -78,14 +84,14 @@ def to_proto(
         output_names = ['logits'] if isinstance(outputs, Tensor) else [f'output_{i}' for i in range(len(outputs))]
     export = _trace if trace else _export
     with _quiet():
-        proto = export(model, example, dynamic, output_names)
+        proto = export(model, example, {0: 'batch'} if dynamic is True else dynamic or {}, output_names)
     if pool:
         _pool_globally(proto)
     _strip(proto)
     return proto
 
 
-def _export(model: nn.Module, example: Tensor, dynamic: bool, output_names: list[str]) -> 'ModelProto':
+def _export(model: nn.Module, example: Tensor, dynamic: dict[int, str], output_names: list[str]) -> 'ModelProto':
     """Go through ``torch.export``."""
     import onnxscript
     from onnx.defs import OpSchema
@@ -112,7 +118,7 @@ def _export(model: nn.Module, example: Tensor, dynamic: bool, output_names: list
     return program.model_proto
 
 
-def _trace(model: nn.Module, example: Tensor, dynamic: bool, output_names: list[str]) -> 'ModelProto':
+def _trace(model: nn.Module, example: Tensor, dynamic: dict[int, str], output_names: list[str]) -> 'ModelProto':
     """Go through TorchScript."""
     import onnx
 
@@ -126,7 +132,7 @@ def _trace(model: nn.Module, example: Tensor, dynamic: bool, output_names: list[
     old: dict[str, Any] = {} if torch.__version__ < '2.5' else dict(dynamo=False)
     torch.onnx.export(
         model, (example,), file, opset_version=OPSET, input_names=['input'], output_names=output_names,
-        dynamic_axes={name: {0: 'batch'} for name in ('input', *output_names)} if dynamic else None,
+        dynamic_axes={'input': dynamic, **{name: {0: 'batch'} for name in output_names if 0 in dynamic}},
         **old,
     )  # fmt: skip
     return onnx.load_model_from_string(file.getvalue())
@@ -171,6 +177,18 @@ def _pool_globally(proto: 'ModelProto') -> None:
         if axes in ([2, 3], [-2, -1]) and keeps:
             node.op_type = 'GlobalAveragePool'
             del node.input[1:], node.attribute[:]
+
+
+def metadata_of(session: Any) -> dict[str, Any]:
+    """The plain values stored in the file of a session."""
+
+    def value_of(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    return {key: value_of(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
 
 
 def _text(value: Any) -> str:

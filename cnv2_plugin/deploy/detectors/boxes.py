@@ -1,0 +1,102 @@
+"""What the post-processing of all detectors is made of: decoding, sorting and non-maximum suppression in fixed shapes.
+
+Boxes ``(N, P, 4)`` have scores ``(N, P)``; one that is out has the score -1, so that no shape depends on values.
+"""
+
+from typing import Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Size = Union[int, Tensor]
+"""Sizes are tensors while the exporter traces."""
+OUT = -1.0
+"""Score of a box that is out. A score of 0 is in: sigmoids underflow."""
+
+torch.library.define('cnv2_plugin::nms_keep', '(Tensor boxes, Tensor scores, float iou) -> Tensor')
+nms_keep = torch.ops.cnv2_plugin.nms_keep.default
+
+
+@torch.library.impl('cnv2_plugin::nms_keep', 'cpu')
+def _(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
+    from torchvision.ops import nms
+
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for image in range(len(boxes)):
+        valid = (scores[image] >= 0).nonzero()[:, 0]
+        kept[image, valid[nms(boxes[image, valid], scores[image, valid], iou)]] = True
+    return kept
+
+
+def write_as_standard_operators(opset: int) -> None:
+    """Tell the exporter to write our operator as NonMaxSuppression, and its list of indices as a mask."""
+    import onnx
+
+    def keep(g, boxes, scores, iou):  # type: ignore  # PyTorch 2.4 reads annotations here
+        def constant(value):  # type: ignore
+            return g.op('Constant', value_t=torch.tensor(value))
+
+        shape = g.op('Shape', scores)
+        found = g.op(
+            'NonMaxSuppression', boxes, g.op('Unsqueeze', scores, constant([1])), g.op('Gather', shape, constant([1])),
+            g.op('Cast', iou, to_i=onnx.TensorProto.FLOAT), constant([OUT / 2]),
+        )  # fmt: skip
+        where = g.op('Gather', found, constant([0, 2]), axis_i=1)
+        ones = g.op('Expand', constant([1]), g.op('Shape', found, start_i=0, end_i=1))
+        kept = g.op('ScatterND', g.op('Expand', constant([0]), shape), where, ones)
+        return g.op('Cast', kept, to_i=onnx.TensorProto.BOOL)
+
+    torch.onnx.register_custom_op_symbolic('cnv2_plugin::nms_keep', keep, opset)
+
+
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
+    """Scores after suppression within groups, which mmcv moves apart by the largest coordinate."""
+    valid = (scores >= 0).unsqueeze(-1)
+    largest = torch.where(valid, boxes, torch.zeros_like(boxes)).amax((1, 2))
+    moved = boxes + (groups.to(boxes) * (largest.unsqueeze(1) + 1)).unsqueeze(-1)
+    return keep_where(nms_keep(moved, scores, iou), scores)
+
+
+def keep_where(condition: Tensor, scores: Tensor) -> Tensor:
+    """Scores in which those that do not meet the condition are out."""
+    return torch.where(condition, scores, torch.full_like(scores, OUT))
+
+
+def large_enough(boxes: Tensor, scores: Tensor, least: float) -> Tensor:
+    """Scores in which boxes that are not larger than ``least`` both ways are out; all are in below 0."""
+    return keep_where(((boxes[..., 2:] - boxes[..., :2]) > least).all(-1), scores) if least >= 0 else scores
+
+
+def best(boxes: Tensor, scores: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` boxes of the highest scores; rows that stay empty are 0, 0 and -1."""
+    scores, order = F.pad(scores, (0, count), value=OUT).topk(count)
+    boxes, labels = rows(F.pad(boxes, (0, 0, 0, count)), order), F.pad(labels, (0, count)).gather(1, order)
+    empty = scores < 0
+    return boxes.masked_fill(empty.unsqueeze(-1), 0), scores.clamp(min=0), labels.masked_fill(empty, -1)
+
+
+def rows(x: Tensor, order: Tensor) -> Tensor:
+    """Rows ``(N, K, C)`` of ``(N, P, C)``."""
+    return x.gather(1, order.unsqueeze(-1).expand(-1, -1, x.size(-1)))
+
+
+def at_most(count: int, size: Size) -> Size:
+    """The smaller one, also of a size that a trace follows."""
+    return torch.minimum(size, torch.tensor(count)) if isinstance(size, Tensor) else min(count, size)
+
+
+def flat(maps: Tensor, channels: int) -> Tensor:
+    """``(N, A * C, H, W)`` as ``(N, H * W * A, C)``."""
+    return maps.permute(0, 2, 3, 1).reshape(maps.size(0), -1, channels)
+
+
+def clip(boxes: Tensor, size: tuple[Size, Size]) -> Tensor:
+    """Boxes within the image of that height and width."""
+    x, y = boxes[..., 0::2].clamp(0, size[1]), boxes[..., 1::2].clamp(0, size[0])
+    return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
+
+
+def centred(centres: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes of a size around centres, both ``(..., 2)``."""
+    return torch.cat((centres - sizes / 2, centres + sizes / 2), -1)

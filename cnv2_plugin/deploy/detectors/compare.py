@@ -1,0 +1,122 @@
+"""Boxes of a file against those of the detector's own ``predict``."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models.modes import evaluating
+from ..verify import VerificationError
+
+SHARE = 0.01
+"""Of the boxes, so many may be decided otherwise: a score or overlap at a threshold turns on the last digit."""
+
+
+@dataclass(frozen=True)
+class BoxReport:
+    """How far the boxes of a file are from those of ``predict``.
+
+    Attributes:
+        images: compared.
+        boxes: compared, all of ``predict``'s that the file has room for.
+        unmatched: boxes of either side without a partner of the same class within the tolerances.
+        max_box: largest difference of a coordinate between partners, in pixels.
+        max_score: largest difference of their scores.
+        max_mask: largest share of an image's pixels that differ in the masks of partners.
+    """
+
+    images: int
+    boxes: int
+    unmatched: int
+    max_box: float
+    max_score: float
+    max_mask: float
+
+    def check(self) -> None:
+        """Raise where more boxes differ than numerics explain.
+
+        Raises:
+            VerificationError: so they do.
+        """
+        if self.unmatched > SHARE * self.boxes or self.max_mask > SHARE:
+            raise VerificationError(
+                f'{self.unmatched} of {self.boxes} boxes of the ONNX file differ from those of predict (masks by up to '
+                f'{self.max_mask:.1%} of the pixels); nothing was written.'
+            )
+
+
+def compare(
+    model: nn.Module,
+    run: Callable[[Tensor], list[Tensor]],
+    batches: Iterable[Tensor],
+    box_tolerance: float = 1e-2,
+    score_tolerance: float = 1e-5,
+) -> BoxReport:
+    """Compare a file with a detector.
+
+    Args:
+        model: of MMDetection.
+        run: the file, from images to its outputs.
+        batches: normalised images ``(N, C, H, W)``.
+        box_tolerance: in pixels.
+        score_tolerance: absolute.
+    """
+    images = boxes = unmatched = 0
+    worst = [0.0, 0.0, 0.0]
+    for batch in batches:
+        outputs = run(batch)
+        for i, sample in enumerate(predict(model, batch)):
+            images += 1
+            expected = sample.pred_instances[: outputs[1].size(1)]
+            actual = [output[i][outputs[2][i] >= 0] for output in outputs]
+            partners = _partners(expected, *actual[:3], box_tolerance, score_tolerance)
+            boxes += len(expected)
+            unmatched += len(expected) + len(actual[0]) - 2 * len(partners)
+            for a, b in partners:
+                worst[0] = max(worst[0], (expected.bboxes[a] - actual[0][b]).abs().max().item())
+                worst[1] = max(worst[1], (expected.scores[a] - actual[1][b]).abs().item())
+                if len(actual) > 3:
+                    size, threshold = tuple(batch.shape[-2:]), model.roi_head.test_cfg.mask_thr_binary
+                    pasted = paste(actual[3][b : b + 1], actual[0][b : b + 1], size, threshold)
+                    worst[2] = max(worst[2], (pasted[0] != expected.masks[a]).float().mean().item())
+    return BoxReport(images, boxes, unmatched, *worst)
+
+
+def predict(model: nn.Module, images: Tensor) -> list[Any]:
+    """What the detector predicts for normalised images, in pixels of them."""
+    from mmdet.structures import DetDataSample
+
+    size = tuple(images.shape[-2:])
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+    samples = [DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), border=[0.0] * 4)) for _ in images]
+    with evaluating(model), torch.no_grad():
+        return model.predict(images, samples, rescale=False)
+
+
+def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
+    """Masks ``(K, h, w)`` of boxes as bools ``(K, H, W)`` of an image of that height and width."""
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+
+    pasted = torch.zeros(len(masks), *size, dtype=torch.bool)
+    for i in range(len(masks)):
+        found, (rows, columns) = _do_paste_mask(masks[i : i + 1, None], boxes[i : i + 1], *size)
+        pasted[i, rows, columns] = found[0] >= threshold
+    return pasted
+
+
+def _partners(
+    expected: Any, boxes: Tensor, scores: Tensor, labels: Tensor, box_tolerance: float, score_tolerance: float
+) -> list[tuple[int, int]]:
+    """Pairs of boxes that agree, none twice; the closest one is taken."""
+    far = (expected.bboxes[:, None] - boxes).abs().amax(-1) / box_tolerance
+    far = torch.maximum(far, (expected.scores[:, None] - scores).abs() / score_tolerance)
+    far[expected.labels[:, None] != labels] = torch.inf
+    pairs = []
+    for a in range(len(far)):
+        b = int(far[a].argmin()) if far.size(1) else 0
+        if far.size(1) and far[a, b] <= 1:
+            pairs.append((a, b))
+            far[:, b] = torch.inf
+    return pairs

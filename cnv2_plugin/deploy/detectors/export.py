@@ -1,0 +1,140 @@
+"""A whole detector in one ONNX file, checked against its own ``predict`` before the file gets its name."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+import torch
+from torch import Tensor, nn
+
+from ... import __version__
+from ...checkpoints import atomic_path
+from ...checkpoints.io import check_target
+from ...graph.model_parts import replace_module
+from ...graph.module import FoldedAvgPool2d
+from ...models.modes import in_eval
+from ..lower import lower
+from ..runtimes import onnxruntime
+from .boxes import write_as_standard_operators
+from .compare import BoxReport, compare
+from .registry import UnsupportedDetectorError, adapt
+from .whole import WholeDetector
+
+
+@dataclass(frozen=True)
+class DetectorReport:
+    """What was written.
+
+    Attributes:
+        path: the ONNX file.
+        size: its bytes.
+        outputs: their names.
+        count: boxes of an image, K.
+        verification: the file in ONNX Runtime against ``predict``.
+    """
+
+    path: Path
+    size: int
+    outputs: tuple[str, ...]
+    count: int
+    verification: BoxReport
+
+
+def export_detector(
+    model: nn.Module,
+    path: Union[str, Path],
+    input_size: tuple[int, int, int] = (3, 320, 320),
+    batch: Union[int, Literal['dynamic']] = 'dynamic',
+    fixed_size: bool = False,
+    native: bool = False,
+    images: Optional[Iterable[Tensor]] = None,
+    metadata: Optional[Mapping[str, Any]] = None,
+) -> DetectorReport:
+    """Write a detector of MMDetection as one ONNX file, from ``input (N, 3, H, W)``, normalised, to what it finds.
+
+    ``boxes (N, K, 4)`` are in pixels of the input, ``scores (N, K)`` fall, ``labels (N, K)`` are int64, ``masks
+    (N, K, h, w)`` of models that have them are to be pasted into the boxes; an empty row has score 0 and label -1. K is
+    ``max_per_img`` of the test config, or 300. Post-processing is that of the test config.
+
+    Args:
+        model: finished, on the CPU in float32; left as it is.
+        path: file to write.
+        input_size: ``(C, H, W)``, multiples of the backbone's stride.
+        batch: ``'dynamic'``, or a fixed number of images.
+        fixed_size: take no images of another height and width.
+        native: put what the native kernels compute into their operator; see :func:`cnv2_plugin.deploy.export_onnx`.
+        images: batches of normalised images to compare with ``predict``; random ones by default.
+        metadata: plain values stored in the file beside those of the model's data preprocessor.
+
+    Raises:
+        UnsupportedDetectorError: a part of the detector, or a setting of its test config, is not known.
+        UnfinishedPruningError: pruning is not finished.
+        KernelsMissingError: ``native``, and the kernels are not built.
+        ValueError: sizes do not fit.
+        VerificationError: the file does not agree with ``predict``; nothing is written.
+    """
+    if batch != 'dynamic' and (not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"batch is {batch!r}; it takes 'dynamic' or a whole number of at least 1.")
+    check_target(path)
+    whole: WholeDetector = in_eval(adapt(model))
+    stride = _stride(whole, input_size)
+    lowered = in_eval(lower(whole, input_size, 'native' if native else 'onnxruntime'))
+    count = 2 if batch == 'dynamic' else batch
+    dims = {0: 'batch'} if batch == 'dynamic' else {}
+    if not fixed_size:
+        dims |= {2: 'height', 3: 'width'}
+    with atomic_path(path) as temporary:
+        example = torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
+        proto = _proto(lowered, example, dims, whole.names, type(model))
+        onnxruntime.save(proto, temporary, {**_metadata(model, whole, input_size, stride), **(metadata or {})})
+        report = compare(model, onnxruntime.load(temporary), images or _random(example, stride, fixed_size))
+        report.check()
+        size = temporary.stat().st_size
+    return DetectorReport(Path(path), size, tuple(whole.names), whole.count, report)
+
+
+def _proto(lowered: nn.Module, example: Tensor, dims: dict[int, str], names: list[str], kind: type) -> Any:
+    write_as_standard_operators(onnxruntime.OPSET)
+    if 2 in dims:
+        for name, module in list(lowered.named_modules()):
+            if isinstance(module, FoldedAvgPool2d):  # how it folds depends on the height
+                replace_module(lowered, name, nn.AvgPool2d(module.pool.size, module.pool.stride))
+    try:
+        return onnxruntime.to_proto(lowered, example, dims, names, trace=True)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise UnsupportedDetectorError(
+            f'{kind.__name__} has an operator that PyTorch cannot write as ONNX; export its backbone and neck. '
+            f'({str(error).splitlines()[0]})'
+        ) from error
+
+
+def _stride(whole: WholeDetector, input_size: tuple[int, int, int]) -> int:
+    """The largest stride of the backbone, by which sizes have to be divisible."""
+    if len(input_size) != 3 or any(size < 1 for size in input_size):
+        raise ValueError(f'input_size is {tuple(input_size)}; it takes three positive numbers (C, H, W).')
+    with torch.no_grad():
+        height = min(maps.size(2) for maps in whole.backbone(torch.zeros(1, *input_size)))
+    stride = -(-input_size[1] // height)
+    if any(size % stride for size in input_size[1:]):
+        raise ValueError(f'input_size is {tuple(input_size)}; height and width take multiples of {stride}.')
+    return stride
+
+
+def _random(example: Tensor, stride: int, fixed_size: bool) -> list[Tensor]:
+    """The example, and images of another size where the file takes them."""
+    if fixed_size:
+        return [example]
+    height, width = example.shape[2:]
+    return [example, torch.randn(len(example), example.size(1), height + stride, width + 2 * stride)]
+
+
+def _metadata(model: Any, whole: WholeDetector, input_size: tuple[int, int, int], stride: int) -> dict[str, Any]:
+    """What a user of the file must know about its input and its boxes."""
+    preprocessor = model.data_preprocessor
+    found = dict(kind='detector', version=__version__, size=list(input_size), stride=stride, clips=whole.clips)
+    if getattr(preprocessor, '_enable_normalize', False):
+        found |= {name: getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')}
+    if 'masks' in whole.names:
+        found['mask_thr_binary'] = model.roi_head.test_cfg.mask_thr_binary
+    return {**found, 'channel_order': 'RGB' if getattr(preprocessor, '_channel_conversion', False) else 'BGR'}

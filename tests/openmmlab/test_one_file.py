@@ -1,0 +1,108 @@
+"""A whole detector in one ONNX file finds what the detector's own predict finds."""
+
+import onnx
+import pytest
+import torch
+
+from cnv2_plugin.deploy.detectors import UnsupportedDetectorError, compare, export_detector
+from cnv2_plugin.deploy.runtimes import onnxruntime
+
+from .detectors import DETECTORS, detector
+
+SIZE = (3, 64, 96)
+NATIVE = pytest.param(True, marks=pytest.mark.needs('kernels'), id='native')
+FAST = ('retinanet', 'faster_rcnn')
+
+
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randn(*size, generator=generator) for size in ((2, 3, 64, 96), (1, 3, 128, 64), (3, 3, 96, 160))]
+
+
+@pytest.mark.parametrize(
+    'name', [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS]
+)
+@pytest.mark.parametrize('native', [pytest.param(False, id='standard'), NATIVE])
+def test_a_file_finds_what_predict_finds(tmp_path, name, native):
+    model = detector(name)
+    report = export_detector(model, tmp_path / 'd.onnx', SIZE, native=native)
+    assert report.path == tmp_path / 'd.onnx' and report.verification.boxes
+    found = compare(model, onnxruntime.load(tmp_path / 'd.onnx'), batches())
+    assert found.images == 6 and found.boxes > 60 and found.unmatched == 0
+    assert found.max_box < 1e-2 and found.max_score < 1e-5 and found.max_mask < 1e-3
+    proto = onnx.load(tmp_path / 'd.onnx')
+    assert {node.domain for node in proto.graph.node} == ({'', 'cnv2_plugin'} if native else {''})
+    names = ['boxes', 'scores', 'labels', *(['masks'] if 'mask' in name else [])]
+    assert [item.name for item in proto.graph.input] == ['input']
+    assert [item.name for item in proto.graph.output] == names == list(report.outputs)
+
+
+def test_rows_without_a_box_are_zero_and_minus_one(tmp_path):
+    model = detector('retinanet', dict(score_thr=0.99))
+    export_detector(model, tmp_path / 'd.onnx', SIZE)
+    boxes, scores, labels = onnxruntime.load(tmp_path / 'd.onnx')(batches()[0])
+    assert boxes.shape == (2, 30, 4) and scores.shape == labels.shape == (2, 30) and labels.dtype == torch.int64
+    empty = labels < 0
+    assert empty.any() and (labels[empty] == -1).all() and not scores[empty].any() and not boxes[empty].any()
+
+
+@pytest.mark.parametrize(
+    ('name', 'test_cfg', 'head', 'named'),
+    [
+        ('retinanet', dict(nms=dict(type='soft_nms', iou_threshold=0.5)), {}, 'soft_nms'),
+        ('retinanet', dict(nms_pre=-1), {}, 'nms_pre=-1'),
+        ('retinanet', dict(max_per_img=0), {}, 'max_per_img=0'),
+        ('retinanet', {}, dict(bbox_coder=dict(type='TBLRBBoxCoder')), 'TBLRBBoxCoder'),
+        ('atss', {}, dict(type='PAAHead', reg_decoded_bbox=False), 'PAAHead'),
+        ('fcos', {}, dict(type='FoveaHead', norm_on_bbox=None), 'FoveaHead'),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(tmp_path, name, test_cfg, head, named):
+    model = detector(name, test_cfg, **head)
+    with pytest.raises(UnsupportedDetectorError, match=named):
+        export_detector(model, tmp_path / 'd.onnx', SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_overridden_decoding_is_refused_by_name(tmp_path):
+    model = detector('retinanet')
+
+    class Halved(type(model.bbox_head)):
+        def _bbox_post_process(self, results, **options):
+            results.scores = results.scores / 2
+            return super()._bbox_post_process(results, **options)
+
+    model.bbox_head.__class__ = Halved
+    with pytest.raises(UnsupportedDetectorError, match='Halved overrides _bbox_post_process'):
+        export_detector(model, tmp_path / 'd.onnx', SIZE)
+
+
+def test_fixed_batch_and_size_stand_in_the_file(tmp_path):
+    model = detector('retinanet')
+    report = export_detector(model, tmp_path / 'd.onnx', SIZE, batch=1, fixed_size=True)
+    session = onnxruntime.onnx_session(tmp_path / 'd.onnx')
+    assert session.get_inputs()[0].shape == [1, *SIZE] and report.verification.images == 1
+    told = onnxruntime.metadata_of(session)
+    assert told['kind'] == 'detector' and told['size'] == [*SIZE] and told['channel_order'] == 'RGB'
+    assert told['mean'] == [128.0] * 3 and told['std'] == [60.0] * 3 and told['version']
+
+
+def test_sizes_that_do_not_fit_are_refused(tmp_path):
+    model = detector('retinanet')
+    for size, word in (((3, 64, 90), '32'), ((64, 64), 'C, H, W')):
+        with pytest.raises(ValueError, match=word):
+            export_detector(model, tmp_path / 'd.onnx', size)
+    with pytest.raises(ValueError, match='batch'):
+        export_detector(model, tmp_path / 'd.onnx', SIZE, batch=0)
+
+
+@pytest.mark.slow
+@pytest.mark.needs('openvino')
+@pytest.mark.parametrize('name', ['retinanet', 'yolox', 'faster_rcnn'])
+def test_openvino_runs_the_file(tmp_path, name):
+    from cnv2_plugin.deploy.runtimes import openvino
+
+    model = detector(name)
+    export_detector(model, tmp_path / 'd.onnx', SIZE)
+    found = compare(model, openvino.load(tmp_path / 'd.onnx'), batches())
+    assert found.boxes > 60 and found.unmatched == 0 and found.max_box < 1e-2
