@@ -88,3 +88,17 @@ def onnx_metadata(cfg, meta: dict) -> dict:
     found = preprocessing(cfg)
     classes = meta.get('dataset_meta', {}).get('classes')
     return {**found, 'classes': list(classes)} if classes else found
+
+
+def test_images(cfg, model: nn.Module, count: int) -> list[Tensor]:
+    """A batch of images of the config's test set, as its model takes them; none where the files are not here."""
+    from mmengine.dataset import pseudo_collate
+    from mmengine.registry import DATASETS, DefaultScope
+
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+            dataset = DATASETS.build(cfg.test_dataloader.dataset)
+            items = [dataset[i] for i in range(min(count, len(dataset)))]
+    except (OSError, AttributeError):
+        return []
+    return [model.data_preprocessor(pseudo_collate(items))['inputs']]

@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--classifier-keep', type=float,
         help="share of the classifier's inputs to keep, such as 0.5 (CondenseNet's lossy step; all by default)",
     )  # fmt: skip
+    parser.add_argument('--features', action='store_true', help='of a detector, backbone and neck only, as files other '
+                        'than .onnx always hold')  # fmt: skip
     parser.add_argument('--forms', action='store_true', help='print the implementation of every layer')
     parser.add_argument('--quiet', action='store_true', help='no progress')
     add_model_options(parser)
@@ -147,6 +149,8 @@ def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace)
     images = image_batches(args.int8, (batch, *size), source.model.pretrained_cfg) if args.int8 else []
 
     def write(condensed: Any, file: Path, *others: Path) -> list[list]:
+        if is_onnx and source.is_detector and not args.features:
+            return [_whole_detector(paths[0], file, source, batch, args)]
         model, options = view(condensed), dict(tolerance=args.tolerance, native=args.native)
         if is_onnx:
             options.update(optimize=not args.no_optimize, metadata=source.metadata)
@@ -167,6 +171,25 @@ def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace)
         return rows
 
     return Output(paths, write)
+
+
+def _whole_detector(path: Path, file: Path, source: Source, batch: Any, args: argparse.Namespace) -> list:
+    """Write a detector from images to boxes; returns the row that tells of it."""
+    from ..deploy.detectors import export_detector
+    from ._config_models import test_images
+
+    if args.no_optimize:
+        raise UsageError('--no-optimize is for classifiers, and for detectors with --features.')
+    images = test_images(source.cfg, source.model, 2 if batch == 'dynamic' else batch)
+    report = export_detector(
+        source.model, file, source.input_size, batch, bool(args.input), args.native, args.tolerance, images,
+        source.metadata,
+    )  # fmt: skip
+    found = report.verification
+    compared = f'{found.boxes} boxes in {found.images} images as predict finds them, to {found.max_box:.1e} pixels'
+    if found.unmatched:
+        compared += f', but for {found.unmatched} at thresholds'
+    return [path, report.size, f'{found.max_score:.2e}', f'whole detector: {compared}']
 
 
 def _names(paths: Sequence[Path]) -> str:
@@ -202,7 +225,7 @@ def _print_report(source: Source, done: 'Deployment', args: argparse.Namespace) 
             ['max relative difference by that', '', f'{loss.max_rel:.2e}'],
             [f'same top-1 class ({loss.num_inputs} random images)', '', f'{loss.argmax_agreement:.1%}'],
         ]
-    title = 'Deployed; figures and files of backbone and neck' if name.startswith('Features') else 'Deployed'
+    title = 'Deployed; figures of backbone and neck' if source.is_detector else 'Deployed'
     print_table(title, ['', 'as given', 'condensed'], rows, args.markdown)
     given = Path(args.files[-1])
     files = [[given, given.stat().st_size, '', 'as given']] if given.is_file() else []

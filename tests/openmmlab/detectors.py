@@ -13,7 +13,7 @@ from tests.helpers import finish_pruning, randomize_norms
 from .stand_ins import ARCH, CLASSES
 
 WIDTH = 16
-STRIDES = [8, 16, 32]
+STRIDES = [4, 8, 16]
 BACKBONE = dict(
     type='CondenseNetV2', arch={**ARCH, 'layers': (1, 1, 2, 1), 'growth': (4, 8, 12, 8)}, out_indices=(1, 2, 3),
     out_norm=True,
@@ -23,7 +23,7 @@ TEST_CFG = dict(
 )  # fmt: skip
 PLAIN = dict(num_classes=CLASSES, in_channels=WIDTH, stacked_convs=1, feat_channels=WIDTH)
 ANCHORS = dict(
-    type='AnchorGenerator', octave_base_scale=4, scales_per_octave=2, ratios=[0.5, 1.0], strides=STRIDES
+    type='AnchorGenerator', octave_base_scale=6, scales_per_octave=2, ratios=[0.5, 1.0], strides=STRIDES
 )  # fmt: skip
 SQUARES = dict(
     type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=STRIDES
@@ -35,14 +35,14 @@ TOOD = dict(
     PLAIN, stacked_convs=2, anchor_generator=SQUARES, bbox_coder=DELTAS, norm_cfg=dict(type='GN', num_groups=4)
 )  # fmt: skip
 PRIORS = dict(
-    type='AnchorGenerator', scales=[4], ratios=[0.5, 1.0, 2.0], strides=[8, 16, 32]
+    type='AnchorGenerator', scales=[6], ratios=[0.5, 1.0, 2.0], strides=STRIDES
 )  # fmt: skip
 RPN = dict(
     type='RPNHead', in_channels=WIDTH, feat_channels=WIDTH, anchor_generator=PRIORS,
     bbox_coder=dict(type='DeltaXYWHBBoxCoder'), loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True),
     loss_bbox=dict(type='L1Loss'),
 )  # fmt: skip
-RPN_TEST = dict(nms_pre=80, max_per_img=40, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0)
+RPN_TEST = dict(nms_pre=80, max_per_img=40, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=8)
 EXTRACTOR = dict(
     type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0), out_channels=WIDTH,
     featmap_strides=STRIDES, finest_scale=14,
@@ -63,7 +63,7 @@ def dense(**head: object) -> dict:
 
 def two_stage(roi: str = 'StandardRoIHead', **parts: object) -> dict:
     parts = {'bbox_head': box_head(), **parts}
-    rcnn = dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=20, mask_thr_binary=0.5)
+    rcnn = dict(score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5)
     return dict(
         type='TwoStageDetector', rpn_head=RPN, test_cfg=dict(rpn=RPN_TEST, rcnn=rcnn),
         roi_head=dict(type=roi, bbox_roi_extractor=EXTRACTOR, **parts),
@@ -104,9 +104,9 @@ DETECTORS = dict(
         score_thr=0.2, nms=dict(type='nms', iou_threshold=0.6))},
     yolov3={**dense(
         type='YOLOV3Head', num_classes=CLASSES, in_channels=[WIDTH] * 3, out_channels=[WIDTH] * 3,
-        featmap_strides=[32, 16, 8],
+        featmap_strides=STRIDES[::-1],
         anchor_generator=dict(type='YOLOAnchorGenerator', base_sizes=[[(16, 20)], [(24, 30)], [(40, 50)]],
-                              strides=[32, 16, 8])),
+                              strides=STRIDES[::-1])),
         'test_cfg': dict(TEST_CFG, conf_thr=0.3)},
     ssd=dense(
         type='SSDHead', in_channels=[WIDTH] * 3, num_classes=CLASSES, bbox_coder=DELTAS,
@@ -153,7 +153,7 @@ def detector(name: str, test_cfg: Optional[dict] = None, **head: object) -> nn.M
         for module in getattr(model, part, nn.Identity()).modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 fan_in = module.weight[0].numel()
-                module.weight.data = torch.randn(module.weight.shape, generator=generator) * (3 / fan_in) ** 0.5
+                module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
                 if module.bias is not None:
                     module.bias.data.uniform_(-0.5, 0.5, generator=generator)
     return finish_pruning(randomize_norms(model)).eval()

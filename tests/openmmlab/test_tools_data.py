@@ -125,8 +125,8 @@ def test_detector_is_deployed_and_tested_with_equal_metrics(scenes, tmp_path):
         model = finish_pruning(randomize_norms(MODELS.build(cfg.model)))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
     out, onnx = tmp_path / 'x.pth', tmp_path / 'x.onnx'
-    command = ['deploy', str(SCENES), str(tmp_path / 'trained.pth'), '--out', str(out), '--onnx', str(onnx)]
-    assert main(command) == 0
+    command = ['deploy', str(SCENES), str(tmp_path / 'trained.pth'), '--out']
+    assert main([*command, str(out), '--onnx', str(onnx), '--features']) == 0
     outputs = onnxruntime.InferenceSession(onnx).run(None, {'input': numpy.zeros((1, 3, 160, 160), numpy.float32)})
     assert [output.shape for output in outputs] == [(1, 48, side, side) for side in (20, 10, 5)]
     metrics = {}
@@ -141,3 +141,30 @@ def test_detector_is_deployed_and_tested_with_equal_metrics(scenes, tmp_path):
         metrics[name] = json.loads(metric.read_text())
     assert metrics['trained'] == metrics['deployed'] == metrics['condensed']
     assert len(list(tmp_path.rglob('painted/*.png'))) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('native', [False, pytest.param(True, marks=pytest.mark.needs('kernels'))])
+def test_the_file_of_a_detector_has_the_metrics_of_its_checkpoint(scenes, tmp_path, native, capsys):
+    torch.manual_seed(0)
+    data = [f'{name}.dataset.data_root={scenes}' for name in ('train_dataloader', 'val_dataloader', 'test_dataloader')]
+    data += [f'{name}.ann_file={scenes}/annotations/val.json' for name in ('val_evaluator', 'test_evaluator')]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = finish_pruning(MODELS.build(Config.fromfile(SCENES).model))
+    head = model.bbox_head
+    head.retina_cls.bias.data.fill_(0.0)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'trained.pth')
+    (tmp_path / 'c.py').write_text(
+        f'_base_ = {str(SCENES)!r}\ntest_dataloader = dict(dataset=dict(data_root={str(scenes)!r}))\n'
+    )
+    checkpoint, onnx = str(tmp_path / 'trained.pth'), str(tmp_path / 'd.onnx')
+    assert main(['deploy', str(tmp_path / 'c.py'), checkpoint, '--out', onnx, *['--native'][:native]]) == 0
+    assert 'whole detector' in capsys.readouterr().out
+    metrics = []
+    for file in (checkpoint, onnx):
+        out = tmp_path / 'metrics.json'
+        more = ['--out', str(out), '--work-dir', str(tmp_path / 'w'), '--cfg-options', *data]
+        assert main(['test', str(SCENES), file, *more]) == 0
+        metrics.append(json.loads(out.read_text()))
+    assert metrics[0].keys() == metrics[1].keys()
+    assert all(abs(value - metrics[1][name]) <= 1e-3 for name, value in metrics[0].items())

@@ -33,8 +33,8 @@ def write_as_standard_operators(opset: int) -> None:
     """Tell the exporter to write our operator as NonMaxSuppression, and its list of indices as a mask."""
     import onnx
 
-    def keep(g, boxes, scores, iou):  # type: ignore  # PyTorch 2.4 reads annotations here
-        def constant(value):  # type: ignore
+    def keep(g, boxes, scores, iou):  # no annotations: PyTorch 2.4 reads them
+        def constant(value):
             return g.op('Constant', value_t=torch.tensor(value))
 
         shape = g.op('Shape', scores)

@@ -21,7 +21,8 @@ class BoxReport:
     Attributes:
         images: compared.
         boxes: compared, all of ``predict``'s that the file has room for.
-        unmatched: boxes of either side without a partner of the same class within the tolerances.
+        unmatched: boxes of either side without a partner of the same class within the tolerances, but for ties with the
+            last one where there are more than the file has room for.
         max_box: largest difference of a coordinate between partners, in pixels.
         max_score: largest difference of their scores.
         max_mask: largest share of an image's pixels that differ in the masks of partners.
@@ -73,7 +74,10 @@ def compare(
             actual = [output[i][outputs[2][i] >= 0] for output in outputs]
             partners = _partners(expected, *actual[:3], box_tolerance, score_tolerance)
             boxes += len(expected)
-            unmatched += len(expected) + len(actual[0]) - 2 * len(partners)
+            full = len(expected) == outputs[1].size(1)  # those that tie with the last one are as good as it
+            floor = expected.scores.min() + score_tolerance if full else 0.0
+            for scores, taken in zip((expected.scores, actual[1]), zip(*partners) if partners else ((), ())):
+                unmatched += sum(i not in taken and bool(score > floor) for i, score in enumerate(scores))
             for a, b in partners:
                 worst[0] = max(worst[0], (expected.bboxes[a] - actual[0][b]).abs().max().item())
                 worst[1] = max(worst[1], (expected.scores[a] - actual[1][b]).abs().item())
@@ -84,13 +88,15 @@ def compare(
     return BoxReport(images, boxes, unmatched, *worst)
 
 
-def predict(model: nn.Module, images: Tensor) -> list[Any]:
+def predict(model: Any, images: Tensor) -> list[Any]:
     """What the detector predicts for normalised images, in pixels of them."""
     from mmdet.structures import DetDataSample
 
-    size = tuple(images.shape[-2:])
-    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), size)
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), tuple(images.shape[-2:]))
     samples = [DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), border=[0.0] * 4)) for _ in images]
+    head = getattr(model, 'bbox_head', None)
+    if head is not None and not hasattr(head, 'loss_cls'):
+        head.loss_cls = None  # predict of MMDetection 3.3 asks for it, and SSDHead has none
     with evaluating(model), torch.no_grad():
         return model.predict(images, samples, rescale=False)
 

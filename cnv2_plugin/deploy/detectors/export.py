@@ -1,12 +1,13 @@
 """A whole detector in one ONNX file, checked against its own ``predict`` before the file gets its name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ... import __version__
 from ...checkpoints import atomic_path
@@ -48,7 +49,8 @@ def export_detector(
     batch: Union[int, Literal['dynamic']] = 'dynamic',
     fixed_size: bool = False,
     native: bool = False,
-    images: Optional[Iterable[Tensor]] = None,
+    tolerance: float = 1e-5,
+    images: Iterable[Tensor] = (),
     metadata: Optional[Mapping[str, Any]] = None,
 ) -> DetectorReport:
     """Write a detector of MMDetection as one ONNX file, from ``input (N, 3, H, W)``, normalised, to what it finds.
@@ -64,7 +66,9 @@ def export_detector(
         batch: ``'dynamic'``, or a fixed number of images.
         fixed_size: take no images of another height and width.
         native: put what the native kernels compute into their operator; see :func:`cnv2_plugin.deploy.export_onnx`.
-        images: batches of normalised images to compare with ``predict``; random ones by default.
+        tolerance: largest difference of scores that is accepted, and a thousandth of that of coordinates, in pixels.
+        images: batches of normalised images to compare with ``predict`` on, besides random ones; those that the file
+            does not take are left out.
         metadata: plain values stored in the file beside those of the model's data preprocessor.
 
     Raises:
@@ -88,7 +92,8 @@ def export_detector(
         example = torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
         proto = _proto(lowered, example, dims, whole.names, type(model))
         onnxruntime.save(proto, temporary, {**_metadata(model, whole, input_size, stride), **(metadata or {})})
-        report = compare(model, onnxruntime.load(temporary), images or _random(example, stride, fixed_size))
+        batches = [*_fitting(images, example, stride, dims), *_random(example, stride, fixed_size)]
+        report = compare(model, onnxruntime.load(temporary), batches, 1e3 * tolerance, tolerance)
         report.check()
         size = temporary.stat().st_size
     return DetectorReport(Path(path), size, tuple(whole.names), whole.count, report)
@@ -121,12 +126,18 @@ def _stride(whole: WholeDetector, input_size: tuple[int, int, int]) -> int:
     return stride
 
 
+def _fitting(images: Iterable[Tensor], example: Tensor, stride: int, dims: dict[int, str]) -> Iterator[Tensor]:
+    """Images as the file takes them, without those that it does not take."""
+    for batch in images:
+        batch = F.pad(batch, (0, -batch.size(3) % stride, 0, -batch.size(2) % stride))
+        if all(axis in dims or batch.size(axis) == example.size(axis) for axis in range(4)):
+            yield batch
+
+
 def _random(example: Tensor, stride: int, fixed_size: bool) -> list[Tensor]:
     """The example, and images of another size where the file takes them."""
-    if fixed_size:
-        return [example]
-    height, width = example.shape[2:]
-    return [example, torch.randn(len(example), example.size(1), height + stride, width + 2 * stride)]
+    count, channels, height, width = example.shape
+    return [example] + ([] if fixed_size else [torch.randn(count, channels, height + stride, width + 2 * stride)])
 
 
 def _metadata(model: Any, whole: WholeDetector, input_size: tuple[int, int, int], stride: int) -> dict[str, Any]:

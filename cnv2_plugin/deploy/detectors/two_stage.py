@@ -34,15 +34,15 @@ class Pooling(nn.Module):
         rois = torch.cat((image, boxes.reshape(-1, 4)), -1)
         layers = self.extractor.roi_layers
         levels = self.extractor.map_roi_levels(rois, len(layers))
-        total = None
+        found = torch.zeros(())
         for i, (layer, maps) in enumerate(zip(layers, features)):
-            here = (levels == i).to(rois).unsqueeze(-1)
+            here = (levels == i).unsqueeze(-1)
             own = torch.cat((rois[:, :1], rois[:, 1:] * here), -1)
             pooled = roi_align(
                 maps, own, layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
-            ) * here.view(-1, 1, 1, 1)  # fmt: skip
-            total = pooled if total is None else total + pooled
-        return total
+            )  # fmt: skip
+            found = torch.where(here.view(-1, 1, 1, 1), pooled, found)  # not a sum: OpenVINO makes NaN of empty boxes
+        return found
 
 
 @adapts(f'{_HEADS}.bbox_heads.bbox_head.BBoxHead', methods=(*DECODING, 'regress_by_class'))
