@@ -87,7 +87,9 @@ def detection(found: dict[str, numpy.ndarray], image: Prepared, about: Descripti
     height, width = image.original
     across, down = image.scale
     boxes = found['boxes'][rows].astype(numpy.float64) / (across, down, across, down)
-    boxes = numpy.clip(boxes, 0, (width, height, width, height)).astype(numpy.float32)
+    if about.clips:
+        boxes = numpy.clip(boxes, 0, (width, height, width, height))
+    boxes = boxes.astype(numpy.float32)
     labels = found['labels'][rows].astype(numpy.int64)
     masks = None
     if 'masks' in found:

@@ -14,6 +14,7 @@ Values are JSON, or plain text. All but ``mean`` have a default, so that files o
 ``backend``        of the resizing: ``pillow`` or ``opencv``
 ``pad_value``      grey level around smaller images; else 0 after normalising
 ``stride``         what height and width have to be multiples of, where they are free
+``clips``          whether boxes end at the edges of the image; so by default
 ``classes``        names, in the order of the outputs
 =================  ====================================================================================
 """
@@ -50,6 +51,7 @@ class Description:
     backend: str
     pad_value: Optional[float]
     stride: int
+    clips: bool
     classes: tuple[str, ...]
     mask_threshold: float
 
@@ -96,8 +98,8 @@ def describe(path: str, texts: Mapping[str, str], shape: list, outputs: list[str
         tuple(value * scale for value in mean), tuple(value * scale for value in std),
         found.get('channel_order') or ('RGB' if _is_rgb(found) else 'BGR'), _resize(path, found, kind, size),
         found.get('interpolation', 'bilinear'), found.get('backend', 'pillow' if 'arch' in found else 'opencv'),
-        found.get('pad_value'), found.get('pad_size_divisor') or found.get('stride') or 32,
-        tuple(map(str, found.get('classes', ()))), found.get('mask_thr_binary', 0.5),
+        found.get('pad_value'), math.lcm(found.get('pad_size_divisor', 1), found.get('stride', 1 if 'pad_size_divisor' in found else 32)),
+        found.get('clips', True), tuple(map(str, found.get('classes', ()))), found.get('mask_thr_binary', 0.5),
     )  # fmt: skip
 
 
