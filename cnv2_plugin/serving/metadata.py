@@ -98,7 +98,7 @@ def describe(path: str, texts: Mapping[str, str], shape: list, outputs: list[str
         tuple(value * scale for value in mean), tuple(value * scale for value in std),
         found.get('channel_order') or ('RGB' if _is_rgb(found) else 'BGR'), _resize(path, found, kind, size),
         found.get('interpolation', 'bilinear'), found.get('backend', 'pillow' if 'arch' in found else 'opencv'),
-        found.get('pad_value'), math.lcm(found.get('pad_size_divisor', 1), found.get('stride', 1 if 'pad_size_divisor' in found else 32)),
+        found.get('pad_value'), _stride(found),
         found.get('clips', True), tuple(map(str, found.get('classes', ()))), found.get('mask_thr_binary', 0.5),
     )  # fmt: skip
 
@@ -117,6 +117,12 @@ def _numbers(version: str) -> list[int]:
 def _channels(value: Any, channels: int) -> tuple[float, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return values * channels if len(values) == 1 else values
+
+
+def _stride(found: dict) -> int:
+    if not {'pad_size_divisor', 'stride'} & found.keys():
+        return 32
+    return math.lcm(found.get('pad_size_divisor', 1), found.get('stride', 1))
 
 
 def _is_rgb(found: dict) -> bool:
