@@ -37,4 +37,5 @@ def _write(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, colo
 
 def _colour(label: int) -> tuple[int, int, int]:
     """A dark colour of each class, far from those of the next ones."""
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(int(label) * 0.618 % 1, 0.9, 0.7))
+    red, green, blue = colorsys.hsv_to_rgb(int(label) * 0.618 % 1, 0.9, 0.7)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -4,7 +4,7 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import NamedTuple, Union
 
 import numpy
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -65,11 +65,12 @@ def prepare(image: Image.Image, to: Description) -> Prepared:
     pixels = numpy.asarray(_resized(image, new, to), numpy.float32).reshape(*new, to.channels)
     if to.channel_order == 'BGR':
         pixels = pixels[..., ::-1]
-    mean, std = numpy.float32(to.mean), numpy.float32(to.std)
+    mean, std = numpy.array(to.mean, numpy.float32), numpy.array(to.std, numpy.float32)
     target = to.size
     if to.is_free and to.kind != 'classifier':
-        target = tuple(-(-side // to.stride) * to.stride for side in new)
-    pixels = _crop(pixels, target)
+        target = (-(-new[0] // to.stride) * to.stride, -(-new[1] // to.stride) * to.stride)
+    top, left = (max(0, round((have - want) / 2)) for have, want in zip(new, target))
+    pixels = pixels[top : top + target[0], left : left + target[1]]
     inside = pixels.shape[:2]
     edges = [(0, want - have) for want, have in zip(target, inside)] + [(0, 0)]
     if to.pad_value is not None:
@@ -84,12 +85,12 @@ def prepare(image: Image.Image, to: Description) -> Prepared:
 def _new_size(height: int, width: int, to: Description) -> tuple[int, int]:
     way, *sides = to.resize
     if way == 'short':
-        short = min(height, width)
-        return tuple(max(1, sides[0] if side == short else int(sides[0] * side / short)) for side in (height, width))
+        edge = sides[0]
+        return (edge, int(edge * width / height)) if height <= width else (int(edge * height / width), edge)
     if way == 'inside':
         scale = min(max(sides) / max(height, width), min(sides) / min(height, width))
-        return tuple(max(1, math.floor(side * scale + 0.5)) for side in (height, width))
-    return tuple(sides)
+        return max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5))
+    return sides[0], sides[1]
 
 
 def _resized(image: Image.Image, new: tuple[int, int], to: Description) -> Image.Image:
@@ -101,9 +102,3 @@ def _resized(image: Image.Image, new: tuple[int, int], to: Description) -> Image
         return image.resize(size, kind)
     across, down = image.width / size[0], image.height / size[1]
     return image.transform(size, Image.Transform.AFFINE, (across, 0, 0, 0, down, 0), kind)
-
-
-def _crop(pixels: numpy.ndarray, target: tuple[int, ...]) -> Any:
-    """Cut out the centre where an image is larger than the input."""
-    starts = [max(0, round((have - want) / 2)) for have, want in zip(pixels.shape, target)]
-    return pixels[starts[0] : starts[0] + target[0], starts[1] : starts[1] + target[1]]

@@ -80,7 +80,7 @@ def describe(path: str, texts: Mapping[str, str], shape: list, outputs: list[str
             f'{path} was trained behind {", ".join(found["unsupported"])} in its test pipeline, which serving does not '
             f'know; prepare its images yourself and open it with onnxruntime.'
         )
-    kind = found.get('kind') or next((kind for name, kind in _OUTPUTS.items() if name in outputs), None)
+    kind = str(found.get('kind') or next((kind for name, kind in _OUTPUTS.items() if name in outputs), ''))
     if kind not in _OUTPUTS.values() or len(shape) != 4:
         raise FileKindError(
             f'{path} holds {kind or "outputs"} ({", ".join(outputs)}), which serving does not answer with; give a '

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
 
 import numpy
 import onnxruntime
+from PIL.Image import Image
 
 from ..kernels import KernelsMissingError, onnxruntime_library
 from .answers import Classification, Detection, Segmentation, classification, detection, segmentation
@@ -67,9 +68,9 @@ class Model:
             ValueError: an image cannot be read.
             TypeError: an image is of another type.
         """
-        one = isinstance(images, (str, bytes, os.PathLike)) or hasattr(images, 'getbbox')
-        if one or (isinstance(images, numpy.ndarray) and images.ndim < 4):
-            return next(self.answers([images], top, threshold))
+        one = isinstance(images, numpy.ndarray) and images.ndim < 4
+        if one or isinstance(images, (str, bytes, os.PathLike, Image)):
+            return next(self.answers([cast(ImageLike, images)], top, threshold))
         return list(self.answers(images, top, threshold))
 
     def answers(self, images: Iterable[ImageLike], top: Optional[int] = 5, threshold: float = 0.0) -> Iterator[Answer]:
