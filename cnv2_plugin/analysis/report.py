@@ -99,7 +99,7 @@ def _parts(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[str
 def _deployment(model: nn.Module, input_size: tuple[int, int, int]) -> Any:
     """The comparison with the condensed form, or the error that condensing raises."""
     try:
-        return verify(model, condense(model), input_size)
+        return verify(model, condense(model), input_size, exact=True)
     except UnfinishedPruningError as error:
         return error
 

@@ -1,18 +1,30 @@
 """Proof that two forms of one model compute the same."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.native_model import NativeStages
+from ..layers import GroupSparseConv2d
 from ..models.modes import evaluating
 
 Outputs = Union[Tensor, Sequence[Tensor]]
 Runnable = Union[nn.Module, Callable[[Tensor], Outputs], str, Path]
+
+SCALES = (1.0, 1000.0)
+"""Standard deviations of the images: what saturates or is lost beside a large bias at one shows at the other."""
+
+ROUNDING = 1e6
+"""Weight of rounding errors beside a channel's variation: ten times those of the reference are 1e-5."""
+
+SAMPLES = 8
+"""Rows and columns of a module's output that are compared, so that large images take no more memory."""
 
 
 class VerificationError(RuntimeError):
@@ -24,27 +36,34 @@ class VerifyReport:
     """How far a candidate is from its reference.
 
     Attributes:
-        max_abs: largest absolute difference.
-        max_rel: largest absolute difference over the largest absolute reference value, the worst of all outputs.
+        max_abs: largest absolute difference of the outputs.
+        max_rel: largest difference of a channel over how much the channel varies, of all outputs and, where both forms
+            are modules, of all modules that they have in common.
         argmax_agreement: share of positions whose largest channel is the same.
         num_inputs: images compared.
+        where: the output or module of ``max_rel``.
+        fault: what is NaN or infinite, and in which module it appears first; empty where all is finite.
     """
 
     max_abs: float
     max_rel: float
     argmax_agreement: float
     num_inputs: int
+    where: str = ''
+    fault: str = ''
 
     def check(self, tolerance: float, what: str = 'the candidate') -> None:
-        """Raise unless the relative difference is within ``tolerance``.
+        """Raise unless all is finite and the relative difference is within ``tolerance``.
 
         Raises:
             VerificationError: it is not.
         """
+        if self.fault:
+            raise VerificationError(f'{what} cannot be compared: {self.fault}; nothing was written.')
         if not self.max_rel <= tolerance:
             raise VerificationError(
-                f'{what} differs from the reference by {self.max_rel:.3g} relative ({self.max_abs:.3g} absolute), '
-                f'above the tolerance {tolerance:g}; nothing was written.'
+                f'{what} differs from the reference by {self.max_rel:.3g} of what {self.where} varies '
+                f'({self.max_abs:.3g} absolute in the outputs), above the tolerance {tolerance:g}; nothing was written.'
             )
 
 
@@ -55,18 +74,25 @@ def verify(
     num_inputs: int = 4,
     batch_size: int = 1,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: Optional[torch.dtype] = None,
+    exact: bool = False,
 ) -> VerifyReport:
-    """Compare two forms of a model on random normal images.
+    """Compare two forms of a model on random normal images of several scales.
+
+    Differences are taken for each channel over how much that channel varies, so that a large bias or output hides
+    nothing. Modules are run in float64, where rounding hides nothing either, and the output of every module that both
+    have under one name is compared as well. Errors of rounding are known from the reference in both precisions.
 
     Args:
         reference: module, callable, or path of an ONNX file.
         candidate: likewise; modules are run in eval mode and left as they were.
         input_size: ``(C, H, W)``.
-        num_inputs: batches to compare.
+        num_inputs: batches to compare; half of them of each scale.
         batch_size: images in a batch.
         seed: of the images.
-        dtype: of the images.
+        dtype: of the images; by default that of the modules, else float32.
+        exact: the candidate holds the very weights of the reference, none folded and rounded anew, so that in float64
+            both agree to the rounding errors of float64.
 
     Raises:
         ValueError: ``input_size``, ``num_inputs`` or ``batch_size`` does not fit.
@@ -76,28 +102,165 @@ def verify(
         raise ValueError(f'input_size is {tuple(input_size)}; it takes three positive numbers (C, H, W).')
     if num_inputs < 1 or batch_size < 1:
         raise ValueError(f'num_inputs is {num_inputs} and batch_size {batch_size}; both take at least 1.')
-    run_reference, run_candidate = as_runner(reference), as_runner(candidate)
+    comparison = _Comparison(reference, candidate, dtype or _dtype_of(reference) or _dtype_of(candidate), exact)
     generator = torch.Generator().manual_seed(seed)
-    max_abs, max_rel, same, positions = 0.0, 0.0, 0, 0
-    for _ in range(num_inputs):
-        x = torch.randn(batch_size, *input_size, generator=generator, dtype=dtype)
-        expected, actual = run_reference(x), run_candidate(x)
+    scales = SCALES if comparison.dtype in (torch.float32, torch.float64) else SCALES[:1]
+    for i, scale in enumerate(scales):
+        count = (num_inputs - i + len(scales) - 1) // len(scales)
+        size = (batch_size, *input_size)
+        images = [scale * torch.randn(*size, generator=generator, dtype=torch.float64) for _ in range(count)]
+        if images and not comparison.add(images, needed=i == 0):
+            break
+    return comparison.report(num_inputs * batch_size)
+
+
+class _Comparison:
+    """What was found so far."""
+
+    def __init__(
+        self, reference: Runnable, candidate: Runnable, dtype: Optional[torch.dtype], exact: bool
+    ) -> None:  # fmt: skip
+        self.dtype = dtype or torch.float32
+        self.precise = _in_float64(reference)
+        self.precise_candidate = None if self.precise is None else _in_float64(candidate)
+        self.reference, self.candidate = as_runner(reference), as_runner(candidate)
+        both = self.precise_candidate is not None
+        self.rounding = torch.float64 if both and exact else self.dtype
+        self.common = _common_modules(self.precise, self.precise_candidate) if both else []
+        self.max_abs, self.max_rel, self.where, self.fault = 0.0, 0.0, 'the output', ''
+        self.same, self.positions = 0, 0
+
+    def add(self, images: list[Tensor], needed: bool) -> bool:
+        """Compare images of one scale; returns False where the reference is not finite on them."""
+        results = []
+        for x in images:
+            rounded = x.to(self.dtype)
+            plain = self.reference(rounded)
+            if self.precise is None:
+                features, expected = {}, plain
+            else:
+                features, expected = _run_with(self.precise, self.common, rounded.double())
+            if not all(_finite(output) for output in expected):
+                if needed:
+                    first = next((name for name, value in features.items() if not _finite(value)), 'the output')
+                    self.fault = f'the reference gives NaN or infinity on random images, first in {first}'
+                return not needed
+            if self.precise_candidate is None:
+                actual = self.candidate(rounded)
+            else:
+                found, actual = _run_with(self.precise_candidate, self.common, rounded.double())
+                self._compare_features(features, found)
+            self._check_shapes(expected, actual)
+            results.append((plain, expected, actual))
+        for i, outputs in enumerate(zip(*(zip(*result) for result in results))):
+            plain, expected, actual = (torch.cat(parts).double() for parts in zip(*outputs))
+            self._compare_outputs(f'output {i}', plain, expected, actual)
+        return True
+
+    def report(self, num_inputs: int) -> VerifyReport:
+        agreement = self.same / self.positions if self.positions else float('nan')
+        return VerifyReport(self.max_abs, self.max_rel, agreement, num_inputs, self.where, self.fault)
+
+    def _check_shapes(self, expected: list[Tensor], actual: list[Tensor]) -> None:
         if len(expected) != len(actual):
             raise VerificationError(f'the reference has {len(expected)} outputs, the candidate {len(actual)}.')
         for a, b in zip(expected, actual):
             if a.shape != b.shape:
                 raise VerificationError(f'the reference gives {tuple(a.shape)}, the candidate {tuple(b.shape)}.')
-            difference = (a.double() - b.double()).abs().max().item()
-            max_abs = _worse(max_abs, difference)
-            max_rel = _worse(max_rel, difference / max(a.abs().max().item(), 1e-30))
-            same += int((a.argmax(1) == b.argmax(1)).sum())
-            positions += a.argmax(1).numel()
-    return VerifyReport(max_abs, max_rel, same / positions, num_inputs * batch_size)
+
+    def _compare_features(self, features: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+        for name, expected in features.items():
+            if name not in found or expected.shape != found[name].shape:
+                continue
+            if not _finite(found[name]) and _finite(expected) and not self.fault:
+                self.fault = f'the candidate gives NaN or infinity on random images, first in {name}'
+            self._note(f'a channel of {name}', _relative(expected, found[name], self.rounding))
+
+    def _compare_outputs(self, name: str, plain: Tensor, expected: Tensor, actual: Tensor) -> None:
+        if not _finite(actual) and not self.fault:
+            self.fault = f'the candidate gives NaN or infinity on random images, in {name}'
+        noise = None if self.rounding == torch.float64 else plain - expected
+        self.max_abs = _worse(self.max_abs, (expected - actual).abs().max().item())
+        self._note(f'a channel of {name}', _relative(expected, actual, self.rounding, noise))
+        if expected.ndim > 1:
+            self.same += int((expected.argmax(1) == actual.argmax(1)).sum())
+            self.positions += expected.argmax(1).numel()
+
+    def _note(self, where: str, difference: float) -> None:
+        if _worse(self.max_rel, difference) != self.max_rel:
+            self.max_rel, self.where = difference, where
+
+
+def _relative(expected: Tensor, actual: Tensor, dtype: torch.dtype, noise: Optional[Tensor] = None) -> float:
+    """Largest difference of a channel over how much it varies, plus the rounding errors of the reference itself."""
+    expected, actual = _channels(expected), _channels(actual)
+    difference = (expected - actual).abs().amax(1)
+    alone = expected.shape[1] == 1
+    mean = expected.mean() if alone else expected.mean(1, keepdim=True)
+    variation = (expected - mean).abs().amax(1)
+    rounding = torch.finfo(dtype).eps * expected.abs().amax(1)
+    if noise is not None:
+        own = _channels(noise).abs().amax(1)
+        rounding = torch.maximum(rounding, own.clamp(min=3 * own.median()))
+    scale = (variation.max() if alone else variation) + ROUNDING * rounding
+    relative = torch.where(difference == 0, 0.0, difference / scale)
+    return relative.max().item() if relative.numel() else 0.0
+
+
+def _channels(x: Tensor) -> Tensor:
+    """``(C, positions)`` in float64."""
+    x = x.double()
+    return x.transpose(0, 1).flatten(1) if x.ndim > 1 else x.reshape(1, -1)
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())
 
 
 def _worse(a: float, b: float) -> float:
     """The larger one; NaN, which compares false with everything, is the worst."""
     return a if a >= b or a != a else b
+
+
+def _dtype_of(form: Runnable) -> Optional[torch.dtype]:
+    parameters = form.parameters() if isinstance(form, nn.Module) else ()
+    return next((p.dtype for p in parameters if p.is_floating_point()), None)
+
+
+def _in_float64(form: Runnable) -> Optional[nn.Module]:
+    """A copy of a module in float64; None for what computes in its own type only."""
+    if not isinstance(form, nn.Module) or any(isinstance(module, NativeStages) for module in form.modules()):
+        return None
+    return deepcopy(form).double()
+
+
+def _common_modules(reference: nn.Module, candidate: nn.Module) -> list[str]:
+    """Names under which both have a module of one class, outside of group-sparse layers, whose insides differ."""
+    sparse = [f'{name}.' for name, module in reference.named_modules() if isinstance(module, GroupSparseConv2d)]
+    others = dict(candidate.named_modules())
+    return [
+        name
+        for name, module in reference.named_modules()
+        if name and type(others.get(name)) is type(module) and not name.startswith(tuple(sparse))
+    ]
+
+
+def _run_with(model: nn.Module, names: Sequence[str], x: Tensor) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Samples of what modules of these names give, and the outputs of the model."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                steps = [max(size // SAMPLES, 1) for size in output.shape[2:]]
+                found[name] = output[(..., *(slice(None, None, step) for step in steps))].clone()
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(model.get_submodule(name).register_forward_hook(keep(name)).remove)
+        return found, as_runner(model)(x)
 
 
 def as_runner(form: Runnable) -> Callable[[Tensor], list[Tensor]]:

@@ -127,7 +127,7 @@ class NetworkRun:
         figures['accuracy'] = history[-1]['accuracy']
         if self.recipe.masks != 'none' and unit_masks(model):
             condensed = condense(model)
-            report = verify(model, condensed, tuple(data.train.pixels.shape[1:]))
+            report = verify(model, condensed, tuple(data.train.pixels.shape[1:]), exact=True)
             report.check(1e-5, 'the condensed network')
             figures['accuracy_condensed'] = accuracy(condensed, data, data.test)
             figures['masks'] = encoded_masks(unit_masks(model))

@@ -117,7 +117,7 @@ def evaluated(model: nn.Module, data: Data) -> dict[str, Any]:
         RuntimeError: masked and condensed network do not cost the same.
     """
     condensed = condense(model) if unit_masks(model) else model
-    report = verify(model, condensed, INPUT_SIZE)
+    report = verify(model, condensed, INPUT_SIZE, exact=True)
     report.check(1e-5, 'the condensed network')
     cost = count_cost(condensed, INPUT_SIZE)
     if count_cost(model, INPUT_SIZE).mult_adds_pruned != cost.mult_adds:
