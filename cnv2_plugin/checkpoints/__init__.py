@@ -1,6 +1,7 @@
 """Reading and writing checkpoints safely, and the files that others released."""
 
-from .io import CheckpointError, NeedsTrustError, atomic_path, find_state_dict, load_checkpoint, save_checkpoint
+from .contents import Weights, find_state_dict, find_weights
+from .io import CheckpointError, NeedsTrustError, atomic_path, load_checkpoint, save_checkpoint
 from .official import ImportedCheckpoint, import_official
 from .shufflenet import init_from_shufflenet, remap_shufflenet
 
@@ -8,8 +9,10 @@ __all__ = [
     'CheckpointError',
     'ImportedCheckpoint',
     'NeedsTrustError',
+    'Weights',
     'atomic_path',
     'find_state_dict',
+    'find_weights',
     'import_official',
     'init_from_shufflenet',
     'load_checkpoint',

@@ -9,6 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_SHARES = 16
+"""Tensors may share what the file holds: weights that are tied, or held as raw and averaged ones."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or does not fit; the message says what to do."""
+
+
+class NeedsTrustError(CheckpointError):
+    """A checkpoint holds objects that only unpickling, which can run code, would read."""
+
 
 class OversizedError(ValueError):
     """A file claims more than it can hold; the message says what."""
@@ -60,25 +71,31 @@ def check_old_format(path: Path) -> None:
 def check_tensors(content: Any, limit: int) -> None:
     """Refuse tensors that would fill more than ``limit`` bytes, or that hold no plain numbers.
 
-    Strides of 0 and sparse layouts let a small file claim any number of elements.
-
-    Raises:
-        OversizedError: there is one; names it.
+    Strides of 0, sparse layouts and views of one storage let a small file claim any number of elements.
     """
+    total = 0
     for name, tensor in _tensors(content):
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
             kind = 'meta' if tensor.is_meta else 'quantized' if tensor.is_quantized else str(tensor.layout)
             raise OversizedError(f'{name} is a {kind} tensor, but weights are plain dense ones')
-        if tensor.numel() * tensor.element_size() > limit:
+        claimed = tensor.numel() * tensor.element_size()
+        total += claimed
+        if claimed > limit:
             raise OversizedError(f'{name} claims {tensor.numel():,} elements, more than the whole file can hold')
+        if total > _SHARES * limit:
+            raise OversizedError(f'its tensors claim {total:,} bytes up to {name}, many times what the file holds')
 
 
-def _tensors(content: Any, name: str = 'the tensor') -> Iterable[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield name, content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _tensors(value, str(key))
-    elif isinstance(content, (list, tuple)):
-        for i, value in enumerate(content):
-            yield from _tensors(value, f'{name}[{i}]')
+def _tensors(content: Any) -> Iterable[tuple[str, Tensor]]:
+    """Every tensor in nested containers, each container once, however deep and often it is held."""
+    waiting, seen = [('the tensor', content)], set()
+    while waiting:
+        name, node = waiting.pop()
+        if isinstance(node, Tensor):
+            yield name, node
+        elif isinstance(node, (Mapping, list, tuple)) and id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, Mapping):
+                waiting += [(str(key), value) for key, value in node.items()]
+            else:
+                waiting += [(f'{name}[{i}]', value) for i, value in enumerate(node)]

@@ -5,8 +5,10 @@ Checkpoints are untrusted: tensors and plain containers are read, anything that 
 
 import os
 import pickle
+import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Optional, Union
@@ -14,19 +16,19 @@ from typing import Any, Optional, Union
 import torch
 from torch import Tensor
 
-from .file_safety import OversizedError, check_archive, check_no_tar, check_old_format, check_tensors
+from .file_safety import (
+    CheckpointError,
+    NeedsTrustError,
+    OversizedError,
+    check_archive,
+    check_no_tar,
+    check_old_format,
+    check_tensors,
+)
 from .safe_globals import admitted
 
-_PREFIXES = ('module.', '_orig_mod.')
-_CONTAINERS = ('state_dict_ema', 'state_dict', 'model_ema', 'model')
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or does not fit; the message says what to do."""
-
-
-class NeedsTrustError(CheckpointError):
-    """A checkpoint holds objects that only unpickling, which can run code, would read."""
+_OURS, _DAY = '.cnv2-', 24 * 3600
+"""How the names of our temporary folders begin, and seconds after which one is of a writer that was killed."""
 
 
 @contextmanager
@@ -34,31 +36,48 @@ def staged(*paths: Union[str, Path]) -> Iterator[list[Path]]:
     """Give a temporary path for each path; they take their places together when the block ends well.
 
     Each has the name of its path, in a hidden folder beside it that vanishes in the end. Where the block raises, no
-    path is touched. The first path is renamed last: with it, the others are there.
+    path is touched. The first path is renamed last: with it, the others are there. A symbolic link is written through,
+    and a file that takes the place of another has its permissions.
 
     Raises:
         OSError: a folder does not exist or cannot be written, or a path is a folder that a file would replace.
     """
-    targets = [Path(path) for path in paths]
-    for target in targets:
-        check_target(target)
+    for path in paths:
+        check_target(path)
+    targets = [Path(os.path.realpath(path)) for path in paths]
     with ExitStack() as stack:
         folders: dict[Path, Path] = {}
         for target in targets:
             if target.parent not in folders:
+                _remove_remains(target.parent)
                 try:
-                    made = TemporaryDirectory(dir=target.parent, prefix=f'.{target.stem}-')
+                    made = TemporaryDirectory(dir=target.parent, prefix=f'{_OURS}{target.stem}-')
                 except OSError as error:
                     raise OSError(error.errno, error.strerror, str(target)) from error
                 folders[target.parent] = Path(stack.enter_context(made))
         temporaries = [folders[target.parent] / target.name for target in targets]
-        yield temporaries
-        for temporary in temporaries:
+        try:
+            yield temporaries
+        except RuntimeError as error:
+            if 'PytorchStreamWriter' in str(error):
+                raise OSError(f'{paths[0]} cannot be written whole; check the free space, then try again.') from error
+            raise
+        for temporary, target in zip(temporaries, targets):
             if temporary.is_file():
+                if target.is_file():
+                    shutil.copymode(target, temporary)
                 with open(temporary, 'rb') as file:
                     os.fsync(file.fileno())
         for temporary, target in reversed(list(zip(temporaries, targets))):
             temporary.replace(target)
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what writers left that were killed in the middle."""
+    for path in folder.glob(f'{_OURS}*-????????'):
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink() and time.time() - path.stat().st_mtime > _DAY:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -172,33 +191,6 @@ def _load_pickle(path: Path, trust: bool) -> Any:
         raise CheckpointError(f'{path} is no checkpoint or is damaged; write or download it again.') from error
 
 
-def find_state_dict(checkpoint: dict[str, Any], use_ema: bool = True) -> dict[str, Tensor]:
-    """The weights in a checkpoint: EMA weights where there are any, else ``state_dict``, else the dict itself.
-
-    Args:
-        checkpoint: what :func:`load_checkpoint` returned.
-        use_ema: prefer averaged weights.
-
-    Returns:
-        The state dict without the prefixes that DDP and torch.compile put before the keys.
-
-    Raises:
-        CheckpointError: there are no tensors in it.
-    """
-    containers = _CONTAINERS if use_ema else [name for name in _CONTAINERS if not name.endswith('_ema')]
-    state_dict = next((checkpoint[name] for name in containers if isinstance(checkpoint.get(name), dict)), checkpoint)
-    state_dict = {key: value for key, value in state_dict.items() if isinstance(key, str) and isinstance(value, Tensor)}
-    if not state_dict:
-        raise CheckpointError(
-            f'the checkpoint holds no tensors under {", ".join(containers)} or at its top (its keys: '
-            f'{", ".join(map(str, list(checkpoint)[:6])) or "none"}); give a file with model weights.'
-        )
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in state_dict):
-            state_dict = {key[len(prefix) :]: value for key, value in state_dict.items()}
-    return state_dict
-
-
 def save_checkpoint(
     state_dict: dict[str, Tensor], path: Union[str, Path], meta: Optional[dict[str, Any]] = None
 ) -> None:
@@ -216,7 +208,7 @@ def save_checkpoint(
     for key, value in state_dict.items():
         if not isinstance(value, Tensor):
             raise TypeError(f'state_dict[{key!r}] is a {type(value).__name__}; a checkpoint takes tensors by name.')
-    state_dict = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
+    state_dict = {key: _own(value.detach().cpu().contiguous()) for key, value in state_dict.items()}
     with atomic_path(path) as temporary:
         if Path(path).suffix == '.safetensors':
             from safetensors import SafetensorError
@@ -229,3 +221,8 @@ def save_checkpoint(
                 raise OSError(f'{path} cannot be written ({error}); check the folder and the free space.') from error
         else:
             torch.save(dict(state_dict=state_dict, meta=dict(meta or {})), temporary)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A tensor without the rest of a larger storage that it is a part of, which would be written too."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()

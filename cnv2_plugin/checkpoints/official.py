@@ -12,7 +12,8 @@ from ..archs import CondenseNetArch, variants_of
 from ..layers import GroupSparseConv2d
 from ..models import CondenseNetTrunk
 from ..models.condense import condense_state_dict
-from .io import CheckpointError, check_finite, find_state_dict, load_checkpoint
+from .contents import find_state_dict
+from .io import CheckpointError, check_finite, load_checkpoint
 from .official_arch import read_layout, settle_arch
 from .official_layers import ReadOnce, read_norm, read_sparse
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..layers import SparseFeatureReactivation
 from ..models import ShuffleNetTrunk
 from ..models.base import start_reactivation_at_zero
-from .io import CheckpointError, find_state_dict, load_checkpoint, misfit
+from .contents import find_state_dict
+from .io import CheckpointError, load_checkpoint, misfit
 
 _RENAMES = [
     (r'backbone\.', ''),

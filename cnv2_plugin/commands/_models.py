@@ -5,13 +5,13 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-from ._usage import CHECKPOINTS, add_weights_options
+from ._usage import CHECKPOINTS, add_weights_options, weights_of
 
 _LAYER = re.compile(r'stages\.(\d+)\.layers\.(\d+)\.')
 META_KWARGS = ('arch', 'in_chans', 'num_classes', 'deploy', 'classifier_keep', 'global_pool', 'drop_rate')
@@ -72,7 +72,7 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
     from ..toolkits.key_map import convert_keys
 
     checkpoint = load_checkpoint(name, args.trust)
-    state_dict = _weights(checkpoint, args, trained)
+    state_dict = _weights(checkpoint, args, trained, _names(args.arch))
     if is_official(state_dict):
         imported = import_official_state_dict(state_dict, checkpoint.get('args'))
         arch, kwargs, state_dict = imported.model_name, imported.model_kwargs, imported.state_dict
@@ -103,7 +103,7 @@ def open_config_model(config: str, name: str, args: argparse.Namespace, trained:
     checkpoint = load_checkpoint(name, args.trust)
     with safe_loading(args.trust):
         model = in_eval(build(cfg))
-    state_dict = _weights(checkpoint, args, trained)
+    state_dict = _weights(checkpoint, args, trained, model.state_dict().keys())
     _check_fit(model.state_dict(), state_dict, name, config, 'that the checkpoint is of this config')
     model.load_state_dict(state_dict)
     meta = plain_meta(checkpoint)
@@ -113,21 +113,20 @@ def open_config_model(config: str, name: str, args: argparse.Namespace, trained:
     return Source(config, model, size, meta, onnx_metadata(cfg, meta), views, cfg, is_detector)
 
 
-def _weights(checkpoint: dict[str, Any], args: argparse.Namespace, trained: bool) -> dict[str, Any]:
-    """The averaged weights of a checkpoint, or the raw ones with ``--no-ema``.
-
-    mmengine evaluates what stands under ``state_dict`` (averaged where an EMA hook ran), and keeps the raw weights
-    under ``ema_state_dict``.
-    """
-    from ..checkpoints import find_state_dict
-
-    raw = checkpoint.get('ema_state_dict')
-    if args.no_ema and isinstance(raw, dict):
-        checkpoint = dict(state_dict={key[7:]: value for key, value in raw.items() if key.startswith('module.')})
-    state_dict = find_state_dict(checkpoint, use_ema=not args.no_ema)
+def _weights(checkpoint: dict[str, Any], args: argparse.Namespace, trained: bool, known: Collection) -> dict[str, Any]:
+    state_dict = weights_of(checkpoint, args, known)
     if trained and _is_condensed(state_dict):
         raise ValueError('the checkpoint is condensed already; give the trained checkpoint, in training form.')
     return state_dict
+
+
+def _names(arch: Optional[str]) -> Collection[str]:
+    """Names of the tensors of a timm model, as far as it can be built by its name alone."""
+    import timm
+
+    if arch is None or arch not in timm.list_models():
+        return ()
+    return timm.create_model(arch, device='meta').state_dict().keys()
 
 
 def _check_fit(own: Mapping[str, Any], state_dict: Mapping[str, Any], source: str, name: str, hint: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from ._output import print_table, progress_printer, write_json
-from ._usage import UsageError, check_input
+from ._usage import UsageError, check_input, check_paths
 
 SIZES = (128, 192, 256, 384, 512)
 BATCHES = (1, 4, 16, 64)
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, print the tables and write the files that were asked for."""
     _check(args)
+    check_paths([None if args.json == '-' else args.json, args.png], [args.checkpoint])
     with redirect_stdout(sys.stderr) if args.json == '-' else nullcontext():
         content = _measure_front(args) if args.front else _measure(args)
     if args.json:
@@ -155,7 +156,7 @@ def _model(name: str, checkpoint: Optional[str], count: int):
             raise ValueError(f'--checkpoint fits one model, but {count} are given; name the one it belongs to.')
         from ._models import open_model
 
-        options = argparse.Namespace(arch=name, no_ema=False, trust=False)
+        options = argparse.Namespace(arch=name, no_ema=False, trust=False, key=None, prefix=None)
         return open_model(checkpoint, options, trained=True).model
     import timm
     import torch

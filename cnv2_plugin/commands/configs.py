@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config_files import MIM, PACKAGE, config_names, config_path
 from ._output import print_table
-from ._usage import UsageError
+from ._usage import UsageError, check_paths
 
 PRINTS_TABLES = True
 
@@ -55,6 +55,7 @@ def copy_config(name: str, folder: Path, overwrite: bool = False) -> Path:
     target = folder / source.name
     if target.exists() and not overwrite:
         raise ValueError(f'{target} is there already; give another folder, or replace it with --overwrite.')
+    check_paths([target], [source])
     place = PurePosixPath(source.relative_to(MIM / 'configs').as_posix())
     text = with_package_bases(source.read_text(), place)
     folder.mkdir(parents=True, exist_ok=True)

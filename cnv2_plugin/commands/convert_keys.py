@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ._usage import add_weights_options
+from ._usage import add_weights_options, check_paths, weights_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, rename, write."""
-    from ..checkpoints import find_state_dict, load_checkpoint, save_checkpoint
+    from ..checkpoints import load_checkpoint, save_checkpoint
     from ..toolkits.key_map import convert_keys
 
-    state_dict = find_state_dict(load_checkpoint(args.source, args.trust), use_ema=not args.no_ema)
+    check_paths([args.target], [args.source])
+    state_dict = weights_of(load_checkpoint(args.source, args.trust), args)
     renamed, dropped = convert_keys(state_dict, args.to)
     save_checkpoint(renamed, args.target)
     print(f'{args.target}: {len(renamed)} tensors with the names of {args.to}.')

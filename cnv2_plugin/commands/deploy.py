@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._models import Source, add_model_options, is_name, open_config_model, open_model
 from ._output import print_table
-from ._usage import CHECKPOINTS, UsageError, add_input_option, batch, check_output, keyword, number
+from ._usage import CHECKPOINTS, UsageError, add_input_option, batch, check_output, check_paths, keyword, number
 
 if TYPE_CHECKING:
     from ..deploy.pipeline import Deployment, Output
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     outs = [Path(out) for out in [*args.out, *([args.onnx] if args.onnx else [])]]
     _check(args, config, outs)
     groups = [_paths(out, bool(config), bool(args.int8)) for out in outs]
-    _check_paths([path for paths in groups for path in paths], args.files)
+    check_paths([path for paths in groups for path in paths], args.files)
     trains = any(out.suffix in CHECKPOINTS for out in outs)
     source = open_config_model(*config, given, args, trains) if config else open_model(given, args, trains)
     check_finite(source.model.state_dict(), given)
@@ -194,16 +194,6 @@ def _whole_detector(path: Path, file: Path, source: Source, batch: Any, args: ar
 
 def _names(paths: Sequence[Path]) -> str:
     return ', '.join(map(str, paths))
-
-
-def _check_paths(outputs: list[Path], inputs: list[str]) -> None:
-    """Raise where a file would be written twice, or would take the place of one that is read."""
-    given = {Path(file).resolve(): file for file in inputs}
-    for i, path in enumerate(outputs):
-        if path.resolve() in given:
-            raise ValueError(f'--out {path} would overwrite {given[path.resolve()]}; give another name.')
-        if path in outputs[:i]:
-            raise ValueError(f'--out would write {path} twice; give each file a name of its own.')
 
 
 def _print_report(source: Source, done: 'Deployment', args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
-from ._usage import UsageError
+from ._usage import UsageError, check_paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
     names = [name for name in (args.model, args.other) if name]
     if args.titles and len(args.titles) != len(names):
         raise UsageError(f'--titles gives {len(args.titles)} names for {len(names)} models; give one for each.')
+    check_paths([args.out / f'{kind}.{ending}' for kind in ('lgc', 'sfr') for ending in (args.format, 'csv')], names)
     sources = [open_model(name, args) for name in names]
     titles = args.titles or [source.name for source in sources]
     kinds = [{use.kind for use in trace(source.model).uses} for source in sources]

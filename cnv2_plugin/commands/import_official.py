@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ._usage import add_weights_options, check_output, keyword
+from ._usage import add_weights_options, check_output, check_paths, keyword, weights_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,13 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Import, prove that both forms agree, write, and print what the file is."""
-    from ..checkpoints import import_official, save_checkpoint
+    from ..checkpoints import CheckpointError, load_checkpoint, save_checkpoint
     from ..checkpoints.io import staged
+    from ..checkpoints.official import import_official_state_dict
 
     outs = [Path(out) for out in (args.out, args.deploy_out) if out]
     for out in outs:
         check_output(out)
-    imported = import_official(args.file, args.trust, use_ema=not args.no_ema, **dict(args.arch))
+    check_paths(outs, [args.file])
+    checkpoint = load_checkpoint(args.file, args.trust)
+    try:
+        imported = import_official_state_dict(weights_of(checkpoint, args), checkpoint.get('args'), **dict(args.arch))
+    except CheckpointError as error:
+        raise CheckpointError(f'{args.file}: {error}') from error
     deployed = imported.deployed_state_dict() if imported.finished or args.deploy_out else None
     difference = _prove(imported, deployed)
     forms = ((imported.state_dict, imported.model_kwargs), (deployed, imported.deploy_kwargs))

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from ..serving import Model
     from ..serving.drawing import draw
     from ..serving.images import open_image
-    from ._usage import UsageError
+    from ._usage import UsageError, check_paths
 
     if args.top < 1 or not 0 <= args.threshold < 1:
         raise UsageError(
@@ -34,9 +34,10 @@ def run(args: argparse.Namespace) -> int:
         )
     model = Model(args.file, args.threads)
     paths = _images(args.images)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
     names = _names(paths)
+    if args.out:
+        check_paths([args.out / name for name in names.values()], [args.file, *paths])
+        args.out.mkdir(parents=True, exist_ok=True)
     answers, failures = {}, {}
     for i, path in enumerate(paths, 1):
         if not args.quiet and sys.stderr.isatty():

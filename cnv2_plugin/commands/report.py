@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._models import add_model_options, open_model
-from ._usage import UsageError, add_input_option, check_output
+from ._usage import UsageError, add_input_option, check_output, check_paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
     check_output(args.out, ('.html', '.htm'))
     if args.rounds < 0:
         raise UsageError(f'--rounds is {args.rounds}; it takes 0 or more.')
+    check_paths([args.out], [args.model, args.log])
     source = open_model(args.model, args)
     check_finite(source.model.state_dict(), args.model)
     names = dict(model=Path(args.model).name)

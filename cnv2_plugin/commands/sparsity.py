@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ._models import add_model_options, open_model
 from ._output import print_table
-from ._usage import check_output
+from ._usage import check_output, check_paths
 
 PRINTS_TABLES = True
 
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.plot:
         check_output(args.plot, FORMATS, '--plot')
+    check_paths([args.plot, args.csv], [args.model])
     source = open_model(args.model, args)
     title, report = source.name, sparsity_report(source.model)
     print_table(f'{title}: layers', *report.layer_table(), args.markdown)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ._output import print_table, write_json
-from ._usage import UsageError
+from ._usage import UsageError, check_paths
 from .train import add_launch_arguments, open_config
 
 PRINTS_TABLES = True
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
     if not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f'{args.checkpoint} is not a file; give the path of a checkpoint.')
+    check_paths([args.out], [args.checkpoint, args.config])
     cfg = open_config(args)
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ValueError(f'{args.config} has no test_dataloader or no test_evaluator; there is nothing to test with.')

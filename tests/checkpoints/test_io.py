@@ -116,3 +116,80 @@ def test_files_that_belong_together_appear_together(tmp_path):
         assert paths[0].read_text() == 'old'
     assert [path.read_text() for path in paths] == ['new'] * 3
     assert sorted(tmp_path.rglob('*')) == sorted([*paths, paths[2].parent])
+
+
+def shared():
+    node = [torch.zeros(1)]
+    for _ in range(60):
+        node = [node, node]
+    return dict(state_dict={'w': torch.zeros(3)}, more=node)
+
+
+def cyclic():
+    content = dict(state_dict={'w': torch.zeros(3)}, more=[])
+    content['more'].append(content['more'])
+    return dict(content, itself=content)
+
+
+def views():
+    storage = torch.zeros(100_000)
+    return dict(state_dict={f'w{i}': storage[i:] for i in range(200)})
+
+
+HOSTILE = {
+    'meta': (lambda: dict(state_dict={'w': torch.zeros(3, device='meta')}), 'w is a meta tensor'),
+    'sparse': (lambda: dict(state_dict={'w': torch.eye(3).to_sparse()}), 'w is a .*sparse.* tensor'),
+    'quantised': (
+        lambda: dict(state_dict={'w': torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.quint8)}), 'w is a quant'),
+    'views of one storage': (views, 'claim'),
+    'models': (lambda: {f'{i}.stem.weight': torch.zeros(1) for i in range(500)}, '500 models'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('name', HOSTILE)
+def test_tensors_that_are_no_weights_are_refused_in_a_sentence(name, old, tmp_path):
+    make, message = HOSTILE[name]
+    torch.save(make(), tmp_path / 'x.pth', _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match='damaged' if old and name in ('sparse', 'quantised') else message):
+        find_state_dict(load_checkpoint(tmp_path / 'x.pth'))
+
+
+@pytest.mark.parametrize('make', [shared, cyclic])
+def test_containers_may_be_shared_and_cyclic(make, tmp_path):
+    torch.save(make(), tmp_path / 'x.pth')
+    assert find_state_dict(load_checkpoint(tmp_path / 'x.pth')).keys() == {'w'}
+
+
+def test_a_write_keeps_permissions_and_goes_through_links(tmp_path):
+    target, link = tmp_path / 'folder' / 'x.pth', tmp_path / 'link.pth'
+    target.parent.mkdir()
+    save_checkpoint({'w': torch.zeros(2)}, target)
+    target.chmod(0o600)
+    link.symlink_to(target)
+    save_checkpoint({'w': torch.ones(2)}, link)
+    assert link.is_symlink() and target.stat().st_mode & 0o777 == 0o600
+    assert torch.equal(find_state_dict(load_checkpoint(target))['w'], torch.ones(2))
+    assert list(tmp_path.iterdir()) == [target.parent, link] or list(tmp_path.iterdir()) == [link, target.parent]
+
+
+def test_remains_of_killed_writers_go_after_a_day(tmp_path):
+    with staged(tmp_path / 'x.pth') as (temporary,):
+        names = [temporary.parent.name]
+        temporary.write_text('x')
+    others = ['.cnv2-mine', '.x-abcdefgh', 'folder']
+    for name in [*names, *others]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'x.pth').write_text('half')
+    atomic = lambda: save_checkpoint({'w': torch.zeros(1)}, tmp_path / 'y.pth')  # noqa: E731
+    atomic()
+    assert (tmp_path / names[0]).is_dir()
+    for name in [*names, *others]:
+        os.utime(tmp_path / name, (0, 0))
+    atomic()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, 'x.pth', 'y.pth'])
+
+
+def test_a_part_of_a_storage_is_written_alone(tmp_path):
+    save_checkpoint({'w': torch.zeros(100_000)[:10]}, tmp_path / 'x.pth')
+    assert (tmp_path / 'x.pth').stat().st_size < 10_000
