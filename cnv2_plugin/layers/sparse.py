@@ -134,16 +134,16 @@ class GroupSparseConv2d(nn.Module):
 
     def _check_conv(self) -> None:
         """Raise where something took the place of the convolution, or asks for more of it, that knows no mask."""
-        conv, name = self.conv, f'{self._short()}.conv'
+        conv = self.conv
         if type(conv) is not SparseConv2d and not any(isinstance(part, SparseConv2d) for part in conv.modules()):
             raise TypeError(
-                f'{name} is a {type(conv).__module__}.{type(conv).__name__}, which does not know which weights are '
-                f'pruned; finish pruning and call switch_to_deploy() on the layer or model before replacing it.'
+                f'{self._short()}.conv is a {type(conv).__module__}.{type(conv).__name__}, which does not know '
+                f'which weights are pruned; finish pruning and call switch_to_deploy() before replacing it.'
             )
         if getattr(conv, 'qconfig', None) is not None:
             raise TypeError(
-                f'{name} has a qconfig, but eager quantisation-aware training does not see masks; finish pruning, '
-                f'condense the model and then prepare it, or set qconfig = None on this layer.'
+                f'{self._short()}.conv has a qconfig, but eager quantisation-aware training does not see masks; '
+                f'finish pruning, condense the model and then prepare it, or set qconfig = None on this layer.'
             )
 
     def masked_weight(self) -> Tensor:
