@@ -97,3 +97,23 @@ def test_plain_file_of_published_variants_is_small(name, tmp_path):
     report = export_onnx(condensed, tmp_path / 'x.onnx', optimize=False)
     assert report.size <= 1.1 * 4 * sum(p.numel() for p in condensed.parameters())
     assert report.verification.max_rel <= 1e-5 and report.verification.argmax_agreement == 1
+
+
+class Mean(nn.Module):
+    """The mean over height and width, which keeps them as 1 x 1 or drops them."""
+
+    def __init__(self, keepdim):
+        super().__init__()
+        self.conv, self.keepdim = nn.Conv2d(3, 5, 1), keepdim
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3), keepdim=self.keepdim)
+
+
+@pytest.mark.parametrize('keepdim', [False, True])
+def test_a_mean_is_pooled_globally_only_where_it_keeps_its_dimensions(keepdim, tmp_path):
+    report = export_onnx(Mean(keepdim).eval(), tmp_path / 'x.onnx', (3, 4, 6))
+    assert ('GlobalAveragePool' in report.operators) == keepdim
+    session = onnxruntime.InferenceSession(report.path)
+    (found,) = session.run(None, {'input': torch.ones(2, 3, 4, 6).numpy()})
+    assert found.shape == ((2, 5, 1, 1) if keepdim else (2, 5))

@@ -1,0 +1,57 @@
+"""Trunks by themselves: their initial weights, and what condensing tells them."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from cnv2_plugin.deploy import condense
+from cnv2_plugin.layers import LearnedGroupConv
+from tests.helpers import finish_pruning
+
+
+@pytest.mark.parametrize('name', ['condensenetv2_a', 'condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
+def test_convolutions_start_with_the_variance_that_keeps_gradients(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    told = 0
+    trunk = [
+        m for n, m in model.named_modules() if n.startswith(('stem', 'stages', 'final')) and isinstance(m, nn.Conv2d)
+    ]
+    for conv in trunk:
+        outputs = conv.out_channels * conv.weight[0, 0].numel()
+        inputs = conv.weight[0].numel()
+        if conv.weight.numel() >= 2000:
+            assert conv.weight.std().item() == pytest.approx((2 / outputs) ** 0.5, rel=0.1)
+            assert abs(conv.weight.mean().item()) < 0.1 * (2 / outputs) ** 0.5
+            told += not 0.7 < inputs / outputs < 1.4
+    assert told  # where inputs and outputs are as many, both ways of counting agree
+
+
+@pytest.mark.parametrize('name', ['condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
+def test_a_condensed_trunk_says_that_it_is(name):
+    model = finish_pruning(timm.create_model(name, num_classes=3)).eval()
+    whole = nn.Sequential(copy.deepcopy(model), nn.Softmax(1))
+    assert not model.deploy and condense(whole)[0].deploy and not whole[0].deploy
+    model.switch_to_deploy()
+    assert model.deploy
+
+
+class Told(nn.Module):
+    """Wants to be told, and sees then that its layer is condensed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen = LearnedGroupConv(8, 8, 2, 1), []
+
+    def on_condense(self):
+        self.seen.append(self.layer.deploy)
+
+
+def test_whoever_wants_to_be_told_of_condensing_is_told_once_it_is_done():
+    model = nn.ModuleDict(dict(inner=Told()))
+    assert condense(model)['inner'].seen == [True] and model['inner'].seen == []
+    condense(model, inplace=True)
+    assert model['inner'].seen == [True]
