@@ -27,9 +27,8 @@ class ModelFinder:
     def model_of(self, optimizer: torch.optim.Optimizer) -> Optional[nn.Module]:
         """Return the model whose sparse layers an optimiser trains, without wrappers; None where there is none.
 
-        Of the modules around all of these layers that hold the most of the trained parameters, the one with the fewest
-        modules is taken: the model inside DDP, ``torch.compile`` and training tasks. Around the layers of a model that
-        was copied or unpickled there may be no module that is known; a list of the layers stands for the model then.
+        The smallest of the modules around all these layers that hold the most trained parameters; a list of the layers
+        where none is known, as in a model that was copied or unpickled.
         """
         trained = {id(p): place for place, p in enumerate(p for g in optimizer.param_groups for p in g['params'])}
         layers = {trained.get(id(layer.conv.weight)): layer for layer in LIVING if not layer.deploy}

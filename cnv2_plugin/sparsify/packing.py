@@ -5,6 +5,7 @@ CondenseNet, section 3.2); the optimiser's state and the averaged weights are ca
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -184,15 +185,14 @@ def _checked(layers: Layers, given: Optimizers) -> list[Any]:
     optimizers = [o for o in optimizers_in(given) if isinstance(getattr(o, 'param_groups', None), list)]
     if given is not None and not optimizers:
         raise TypeError(f'{type(given).__name__} holds no param_groups; give the optimiser that trains the model.')
-    for optimizer in optimizers:
-        for name, layer in layers.items():
-            weight = layer.conv.weight
-            for key, value in _states(optimizer).get(weight, {}).items():
-                if isinstance(value, Tensor) and value.numel() > 1 and value.shape != weight.shape:
-                    raise ValueError(
-                        f'{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)} for {name}.conv.weight '
-                        f'of shape {tuple(weight.shape)}; only states that are one number or of its shape are carried.'
-                    )
+    for optimizer, (name, layer) in product(optimizers, layers.items()):
+        weight = layer.conv.weight
+        for key, value in getattr(optimizer, 'state', {}).get(weight, {}).items():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != weight.shape:
+                raise ValueError(
+                    f'{type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)} for {name}.conv.weight of '
+                    f'shape {tuple(weight.shape)}; only states that are one number or of its shape are carried.'
+                )
     return optimizers
 
 
@@ -203,14 +203,9 @@ def _carry_over(old: Tensor, new: Tensor, convert: Convert, optimizers: Iterable
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group['params'] = [new if p is old else p for p in group['params']]
-        states = _states(optimizer)
+        states = getattr(optimizer, 'state', {})  # wrappers leave it to the optimiser inside
         if old in states:
             states[new] = _converted(states.pop(old), old.shape, convert)
-
-
-def _states(optimizer: Any) -> dict[Tensor, dict[str, Any]]:
-    """What an optimiser keeps of its parameters; nothing where a wrapper leaves that to the optimiser inside."""
-    return getattr(optimizer, 'state', {})
 
 
 def _converted(state: Mapping[str, Any], shape: torch.Size, convert: Convert) -> dict[str, Any]:

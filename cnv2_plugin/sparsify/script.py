@@ -23,16 +23,13 @@ class SparsifiedScript:
         total_steps: optimiser steps of the whole training, also where the block resumes it.
         on_change: called with the sparsifier when training begins, and after masks have changed.
         **options: further options of :class:`StagedSparsifier`.
-
-    Attributes:
-        sparsifier: of the model; None before the first step of its optimiser.
     """
 
     def __init__(
         self, total_steps: int, on_change: Optional[Callable[[StagedSparsifier], None]] = None, **options: Any
     ) -> None:
         self.total_steps, self.on_change, self.options = total_steps, on_change, options
-        self.sparsifier: Optional[StagedSparsifier] = None
+        self.sparsifier: Optional[StagedSparsifier] = None  # before the first step of its optimiser
         self._attached: Optional[AttachedSparsifier] = None
         self._others: weakref.WeakSet = weakref.WeakSet()
 

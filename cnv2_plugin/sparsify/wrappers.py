@@ -37,11 +37,7 @@ def as_list(given: Any) -> list[Any]:
 
 
 def optimizers_in(given: Any) -> list[Any]:
-    """List optimisers and all that they wrap (timm's Lookahead, accelerate, mmengine), outermost first.
-
-    Args:
-        given: an optimiser or several; what a wrapper calls the optimiser inside does not matter.
-    """
+    """List one or several optimisers and all that they wrap, by whatever name, outermost first."""
     found: list[Any] = []
     queue = as_list(given)
     while queue:
@@ -61,11 +57,7 @@ def _has_base(value: Any, names: tuple[str, ...]) -> bool:
 
 
 def refuse_sharded(model: nn.Module) -> None:
-    """Raise where no process holds whole weights, so that the least important connections could not be told.
-
-    Raises:
-        RuntimeError: if the model is wrapped by FSDP or DeepSpeed, or a parameter is a shard.
-    """
+    """Raise where FSDP or DeepSpeed leaves no process whole weights: what is least important could not be told."""
     wrapped = (type(m).__name__ for m in model.modules() if _has_base(m, _SHARDING_WRAPPERS))
     shards = (name for name, p in model.named_parameters() if hasattr(p, 'placements') or hasattr(p, 'ds_id'))
     sharded = next(wrapped, None) or next(shards, None)

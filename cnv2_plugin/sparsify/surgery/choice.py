@@ -44,11 +44,7 @@ class LatencyModel(Protocol):
 
 
 def latency_for(target: str, at_most: Optional[float], latency: Optional[LatencyModel]) -> Optional[LatencyModel]:
-    """Return what tells the latency where that is the target, None where it is the multiply-adds.
-
-    Raises:
-        ValueError: if an argument is out of range, or the latency is wanted and nothing tells it.
-    """
+    """Return what tells the latency where that is the target, None where it is the multiply-adds; check all three."""
     if target not in TARGETS:
         raise ValueError(f'target is {target!r}; it takes {" or ".join(map(repr, TARGETS))}.')
     if at_most is not None and (isinstance(at_most, bool) or not isinstance(at_most, (int, float)) or at_most <= 0):
@@ -69,11 +65,7 @@ def choose_learned_groups(
 ) -> SurgeryReport:
     """Cut the report of all layers that could learn groups down to the fewest that save enough.
 
-    Args:
-        report: on all of them.
-        at_most: share of the network's multiply-adds or latency that may be left.
-        latency: tells the latency; None where the multiply-adds matter.
-        changed: makes a finished copy of the network with these layers.
+    Multiply-adds matter where no ``latency`` is given; ``changed`` makes a finished copy with some of the layers.
     """
     layers = list(report.layers)
     if latency is None:
@@ -117,14 +109,7 @@ def choose_reactivations(
 ) -> ReactivationReport:
     """Cut the report of all possible reactivations down to the cheapest, as many as the network may take.
 
-    Args:
-        model: the network without them.
-        report: on all of them.
-        seen: observations of it on one image.
-        input_size: ``(C, H, W)`` of the image.
-        at_most: share of the dense network's multiply-adds or latency that the network may take.
-        latency: tells the latency; None where the multiply-adds matter.
-        changed: makes a copy of the network with the reactivations of these names.
+    Multiply-adds matter where no ``latency`` is given; ``changed`` makes a copy with the reactivations of some names.
     """
     plans = report.layers
     told = [plan.mult_adds for plan in plans] if latency is None else latency.reactivations(plans)
@@ -172,10 +157,9 @@ def _search(
     first: Costs,
     measure: Callable[[int], Costs],
 ) -> tuple[int, Costs]:
-    """How many changes keep a network within ``at_most`` of the dense one, and what the network costs with them.
+    """How many changes, which ``costs`` are those of each alone, keep a network within ``at_most`` of the dense one.
 
-    ``costs`` of each change alone, in the order in which they are taken; the ``fewest`` that fit (all where none do) or
-    the most; costs of the network at ``first``, and as it is measured with so many changes.
+    The ``fewest`` that fit (all where none do) or the most, and what the network costs with them.
     """
     every = len(costs)
     if not every:
