@@ -101,6 +101,12 @@ class Grouping:
         """Units that a mask ``(O, I, 1, 1)`` keeps, group by group in ascending order: int64 ``(kept,)``."""
         return self.by_unit(mask)[..., 0].nonzero()[:, 1].contiguous()
 
+    def stage_of(self, mask: Tensor, said: int) -> int:
+        """The stage that a mask ``(O, I, 1, 1)`` is at: ``said`` where that fits, otherwise the last one that does."""
+        kept, size = int(mask.sum()) * self.num_units, mask.numel()
+        fitting = [s for s in range(self.num_stages + 1) if self.kept_per_group(s) * size == kept]
+        return said if said in fitting else max(fitting, default=said)
+
     def next_mask(self, mask: Tensor, importance: Tensor, stage: int) -> Tensor:
         """The mask after one more pruning stage.
 

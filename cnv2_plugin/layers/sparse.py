@@ -9,7 +9,7 @@ from torch.types import Device
 
 from .convolutions import SparseConv2d, masked_weight
 from .grouping import GroupedSide, Grouping
-from .state_dicts import adopt_other_state, adopt_plain_conv, state_dict_faults
+from .state_dicts import adopt_average, adopt_other_state, adopt_plain_conv, state_dict_faults
 
 LIVING: 'WeakSet[GroupSparseConv2d]' = WeakSet()
 """The group-sparse layers of this process, by weak references; copied and unpickled ones too."""
@@ -111,6 +111,11 @@ class GroupSparseConv2d(nn.Module):
             self.mask.fill_(True)
             self.stage.zero_()
 
+    def take_pruning(self, other: 'GroupSparseConv2d') -> None:
+        """Take the mask and the stage of a layer of the same shape."""
+        self.mask.copy_(other.mask)
+        self.stage.copy_(other.stage)
+
     @property
     def deploy(self) -> bool:
         """Whether the layer is condensed."""
@@ -162,7 +167,13 @@ class GroupSparseConv2d(nn.Module):
 
     def is_finished(self) -> bool:
         """Whether the last pruning stage is done; a condensed layer is finished."""
-        return self.state == 'condensed' or int(self.stage) >= self.num_stages
+        return self.stages_done() >= self.num_stages
+
+    def stages_done(self) -> int:
+        """Pruning stages done, as the mask says: averaging of weights may have changed ``stage``."""
+        if self.state == 'condensed':
+            return self.num_stages
+        return self.grouping.stage_of(self.mask, int(self.stage))
 
     def kept_per_group(self, stage: Optional[int] = None) -> int:
         """Count the units alive in each group after ``stage``, by default after the last one."""
@@ -203,7 +214,8 @@ class GroupSparseConv2d(nn.Module):
             raise ValueError(
                 f'stage is {stage}; this layer with factor {self.factor} has stages 0 to {self.num_stages}.'
             )
-        if self.state == 'condensed' or stage <= int(self.stage):
+        done = self.stages_done()
+        if stage <= done:
             return
         self.check_finite()
         if importance is None:
@@ -212,8 +224,8 @@ class GroupSparseConv2d(nn.Module):
             _check_importance(importance, (self.groups, self.num_units))
         importance = importance.detach().to('cpu', torch.float64)
         mask = self.mask
-        for done in range(int(self.stage), stage):
-            mask = self.grouping.next_mask(mask, importance, done + 1)
+        for due in range(done + 1, stage + 1):
+            mask = self.grouping.next_mask(mask, importance, due)
         self.mask.copy_(mask)
         self.stage.fill_(stage)
 
@@ -302,7 +314,7 @@ class GroupSparseConv2d(nn.Module):
     def _check_finished(self, action: str) -> None:
         if not self.is_finished():
             raise UnfinishedPruningError(
-                f'{self._short()} is at pruning stage {int(self.stage)} of {self.num_stages}; finish the '
+                f'{self._short()} is at pruning stage {self.stages_done()} of {self.num_stages}; finish the '
                 f'sparsification schedule, or call prune_to({self.num_stages}), before {action} it.'
             )
 
@@ -325,6 +337,7 @@ class GroupSparseConv2d(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], errors: list[str],
     ) -> None:  # fmt: skip
         adopt_plain_conv(self, state_dict, prefix)
+        adopt_average(self, state_dict, prefix)
         errors.extend(state_dict_faults(self, state_dict, prefix) or adopt_other_state(self, state_dict, prefix))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 

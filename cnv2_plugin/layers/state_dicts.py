@@ -19,6 +19,19 @@ def adopt_plain_conv(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], pre
     state_dict[f'{prefix}stage'] = torch.zeros_like(layer.stage)
 
 
+def adopt_average(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> None:
+    """Undo what averaging makes of a mask and a stage, in place: floats, and a stage that lags behind its mask."""
+    mask, stage = state_dict.get(f'{prefix}mask'), state_dict.get(f'{prefix}stage')
+    if layer.deploy or mask is None or stage is None or mask.shape != layer.mask.shape or mask.is_meta:
+        return
+    if mask.dtype != torch.bool and bool(((mask == 0) | (mask == 1)).all()):
+        state_dict[f'{prefix}mask'] = mask.bool()
+    said = round(float(stage))
+    if 0 <= said < (done := layer.grouping.stage_of(mask != 0, said)):
+        said = done
+    state_dict[f'{prefix}stage'] = torch.as_tensor(said, device=stage.device)
+
+
 def adopt_other_state(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> list[str]:
     """Read a packed state dict into a masked layer and the other way round, in place.
 
@@ -69,12 +82,14 @@ def _mask_fault(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: 
         return ''
     if not 0 <= int(stage) <= layer.num_stages:
         return f'stage is {int(stage)}; a layer with factor {layer.factor} has stages 0 to {layer.num_stages}.'
-    units = layer.grouping.by_unit(mask.bool())
+    if mask.dtype != torch.bool:
+        return 'the mask is an average of different masks; average networks that were pruned alike.'
+    units = layer.grouping.by_unit(mask)
     expected = layer.kept_per_group(int(stage))
     if not bool((units == units[..., :1]).all()) or not bool((units[..., 0].sum(1) == expected).all()):
         return (
             f'mask and stage disagree; at stage {int(stage)} each of the {layer.groups} groups keeps {expected} of '
-            f'{layer.num_units} channels.'
+            f'{layer.num_units} channels (averages of weights need the masks: attach_sparsifier(..., ema=average)).'
         )
     return ''
 

@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import nn
 
-from ..layers import GroupSparseConv2d
+from .find_models import averages_of, copy_pruning, same_sparse_layers
 from .sparsifier import StagedSparsifier
 from .wrappers import as_list, averaged_copy, optimizers_in, refuse_sharded
 
@@ -38,7 +38,8 @@ class AttachedSparsifier:
         sparsifier: of the model that the optimiser trains.
         optimizer: any ``torch.optim.Optimizer``, a wrapper of one, or several, of which one trains the sparse layers.
             Without one, a trainer that knows its own progress calls :meth:`set_progress` (and adds the group lasso).
-        ema: averaged copies of the model (``AveragedModel``, ``ModelEmaV3``, modules); they get the masks too.
+        ema: averaged copies of the model; they get the masks too. Those inside ``AveragedModel``, ``ModelEmaV3`` and
+            the like are found without being given.
         on_change: called with the sparsifier after masks have changed.
 
     Raises:
@@ -98,8 +99,8 @@ class AttachedSparsifier:
         return self._follow(self.sparsifier.set_progress(progress))
 
     def update_averages(self) -> None:
-        """Give the averaged copies the masks and stages of the model."""
-        for average in self.averages:
+        """Give the averaged copies the masks and stages of the model, those that PyTorch and timm make too."""
+        for average in (*self.averages, *averages_of(self.sparsifier.model)):
             copy_pruning(self.sparsifier.model, average)
 
     def detach(self) -> None:
@@ -203,23 +204,6 @@ def attach_sparsifier(
     sparsifier = StagedSparsifier(model, total_steps, **options)
     AttachedSparsifier(sparsifier, optimizer, ema, on_change)
     return sparsifier
-
-
-def copy_pruning(source: nn.Module, target: nn.Module) -> None:
-    """Give the sparse layers of ``target`` the masks and stages of ``source``, a model of the same structure."""
-    for ours, theirs in zip(_sparse_layers(source), _sparse_layers(target)):
-        theirs.mask.copy_(ours.mask)
-        theirs.stage.copy_(ours.stage)
-
-
-def same_sparse_layers(model: nn.Module, other: nn.Module) -> bool:
-    """Tell whether two models have sparse layers of the same shapes in the same order."""
-    ours, theirs = ([layer.mask.shape for layer in _sparse_layers(m)] for m in (model, other))
-    return ours == theirs
-
-
-def _sparse_layers(model: nn.Module) -> list[GroupSparseConv2d]:
-    return [m for m in model.modules() if isinstance(m, GroupSparseConv2d) and not m.deploy]
 
 
 def _levels_that_train(sparsifier: StagedSparsifier, given: Optimizers) -> list[torch.optim.Optimizer]:

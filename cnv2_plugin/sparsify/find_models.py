@@ -1,61 +1,79 @@
-"""Finds the model that an optimiser trains, for scripts that hand over none."""
+"""Finds the model that an optimiser trains, and its averages, among all objects of the process."""
 
-import weakref
-from collections.abc import Iterator
-from typing import Optional
+import gc
+from collections.abc import Callable
+from typing import Any, Optional
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.functional import cosine_similarity
 
+from ..layers import GroupSparseConv2d
 from ..layers.sparse import LIVING
-from .attach import same_sparse_layers
-from .wrappers import averaged_copy, is_average
+from .wrappers import averaged_copy, has_base
+
+AVERAGES = ('AveragedModel', 'ModelEma', 'ModelEmaV2', 'ModelEmaV3')
+"""Classes that hold an averaged copy of a model: PyTorch's (Lightning uses it too) and timm's."""
 
 
-class ModelFinder:
-    """Remembers, by weak references, the modules that other modules are put into, from its making to :meth:`close`."""
+def model_of(optimizer: torch.optim.Optimizer) -> Optional[nn.Module]:
+    """Return the model whose sparse layers an optimiser trains, without wrappers; None where there is none.
 
-    def __init__(self) -> None:
-        self._parents: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._hook = register_module_module_registration_hook(self._remember)
+    It is the smallest of the modules around all these layers that hold the most trained parameters; a list of the
+    layers where there is none around them.
+    """
+    trained = {id(p): place for place, p in enumerate(p for g in optimizer.param_groups for p in g['params'])}
+    layers = {trained.get(id(layer.conv.weight)): layer for layer in LIVING if not layer.deploy}
+    ours = [layers[place] for place in sorted(place for place in layers if place is not None)]
+    if not ours:
+        return None
+    candidates: dict[tuple[int, int], nn.Module] = {}
+    for module in _living(lambda kind: issubclass(kind, nn.Module)):
+        inside = list(module.modules()) if module.__dict__.get('_modules') else []
+        if set(ours) <= set(inside):
+            held = sum(id(parameter) in trained for parameter in module.parameters())
+            candidates[held, -len(inside)] = module
+    return candidates[max(candidates)] if candidates else nn.ModuleList(ours)
 
-    def close(self) -> None:
-        """Remember no more."""
-        self._hook.remove()
 
-    def model_of(self, optimizer: torch.optim.Optimizer) -> Optional[nn.Module]:
-        """Return the model whose sparse layers an optimiser trains, without wrappers; None where there is none.
+def averages_of(model: nn.Module) -> list[nn.Module]:
+    """Return the copies of a model inside ``AveragedModel``, ``ModelEmaV2``, ``ModelEmaV3`` and the like."""
+    ours = _sparse_layers(model)
+    if not any(layer.grouping == ours[0].grouping for layer in set(LIVING) - set(ours)):
+        return []
+    copies = [averaged_copy(average) for average in _living(lambda kind: has_base(kind, AVERAGES))]
+    return [copy for copy in copies if same_sparse_layers(model, copy) and _any_alike(model, copy)]
 
-        The smallest of the modules around all these layers that hold the most trained parameters; a list of the layers
-        where none is known, as in a model that was copied or unpickled.
-        """
-        trained = {id(p): place for place, p in enumerate(p for g in optimizer.param_groups for p in g['params'])}
-        layers = {trained.get(id(layer.conv.weight)): layer for layer in LIVING if not layer.deploy}
-        ours = [layers[place] for place in sorted(place for place in layers if place is not None)]
-        if not ours:
-            return None
-        candidates: dict[tuple[int, int], nn.Module] = {}
-        for module in self._modules():
-            inside = list(module.modules())
-            if set(ours) <= set(inside):
-                held = sum(id(parameter) in trained for parameter in module.parameters())
-                candidates[held, -len(inside)] = module
-        return candidates[max(candidates)] if candidates else nn.ModuleList(ours)
 
-    def averages_of(self, model: nn.Module) -> list[nn.Module]:
-        """Return the copies of a model inside ``AveragedModel``, ``ModelEmaV2``, ``ModelEmaV3`` and the like."""
-        copies = [averaged_copy(module) for module in self._modules() if is_average(module)]
-        return [copy for copy in copies if same_sparse_layers(model, copy)]
+def copy_pruning(source: nn.Module, target: nn.Module) -> None:
+    """Give the sparse layers of ``target`` the masks and stages of ``source``, a model of the same structure."""
+    for ours, theirs in zip(_sparse_layers(source), _sparse_layers(target)):
+        theirs.take_pruning(ours)
 
-    def _remember(self, parent: nn.Module, name: str, child: Optional[nn.Module]) -> None:
-        self._parents.add(parent)
 
-    def _modules(self) -> Iterator[nn.Module]:
-        """Modules with others inside, each once."""
-        seen = set()
-        for parent in list(self._parents):
-            for module in parent.modules():
-                if module not in seen and module._modules:
-                    seen.add(module)
-                    yield module
+def same_sparse_layers(model: nn.Module, other: nn.Module) -> bool:
+    """Tell whether two models have sparse layers of the same shapes in the same order."""
+    ours, theirs = ([layer.mask.shape for layer in _sparse_layers(m)] for m in (model, other))
+    return ours == theirs
+
+
+def likeness(layer: GroupSparseConv2d, other: GroupSparseConv2d) -> float:
+    """Cosine between the weights of two layers of one shape: near 1 for averages, near 0 for independent ones."""
+    ours, theirs = (one.conv.weight.detach().flatten().float() for one in (layer, other))
+    return float(cosine_similarity(ours, theirs.to(ours.device), 0))
+
+
+def _any_alike(model: nn.Module, copy: nn.Module) -> bool:
+    pairs = zip(_sparse_layers(model), _sparse_layers(copy))
+    return any(likeness(ours, theirs) > 0.5 for ours, theirs in pairs if ours.state == theirs.state)
+
+
+def _sparse_layers(model: nn.Module) -> list[GroupSparseConv2d]:
+    return [m for m in model.modules() if isinstance(m, GroupSparseConv2d) and not m.deploy]
+
+
+def _living(wanted: Callable[[type], bool]) -> list[Any]:
+    """The objects of the process whose class is wanted; few classes are asked about, as there are many objects."""
+    things = gc.get_objects()
+    kinds = {kind for kind in set(map(type, things)) if wanted(kind)}
+    return [thing for thing in things if type(thing) in kinds] if kinds else []

@@ -160,8 +160,7 @@ def _switch(
     for name, layer in layers.items():
         old = layer.conv.weight
         for theirs in (average[name] for average in averages):
-            theirs.mask.copy_(layer.mask)
-            theirs.stage.copy_(layer.stage)
+            theirs.take_pruning(layer)
             switch(theirs)
         switch(layer)
         _carry_over(old, layer.conv.weight, partial(convert, layer), optimizers)

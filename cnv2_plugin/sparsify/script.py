@@ -8,7 +8,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .attach import AttachedSparsifier
-from .find_models import ModelFinder
+from .find_models import model_of
 from .sparsifier import StagedSparsifier
 
 
@@ -34,13 +34,11 @@ class SparsifiedScript:
         self._others: weakref.WeakSet = weakref.WeakSet()
 
     def __enter__(self) -> 'SparsifiedScript':
-        self._finder = ModelFinder()
         self._hook = register_optimizer_step_pre_hook(self._before_step)
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._hook.remove()
-        self._finder.close()
         if self._attached:
             self._attached.detach()
 
@@ -48,22 +46,15 @@ class SparsifiedScript:
         """Look at a step of any optimiser; the one that trains sparse layers gets the sparsifier."""
         if self._attached or optimizer in self._others:
             return
-        model = self._finder.model_of(optimizer)
+        model = model_of(optimizer)
         if model is None:
             self._others.add(optimizer)
             return
         try:
             sparsifier = StagedSparsifier(model, self.total_steps, **self.options)
-            attached = AttachedSparsifier(sparsifier, optimizer)
-        except (ValueError, TypeError) as error:
+            self._attached = AttachedSparsifier(sparsifier, optimizer, on_change=self.on_change)
+        except (ValueError, TypeError, RuntimeError) as error:
             raise SparsificationError(str(error)) from error
-
-        def changed(_: StagedSparsifier) -> None:
-            attached.averages = self._finder.averages_of(model)  # the script may make them at any step
-            attached.update_averages()
-            if self.on_change:
-                self.on_change(sparsifier)
-
-        attached.on_change = changed
-        self.sparsifier, self._attached = sparsifier, attached
-        changed(sparsifier)
+        self.sparsifier = sparsifier
+        if self.on_change:
+            self.on_change(sparsifier)

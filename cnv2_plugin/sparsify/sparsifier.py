@@ -4,9 +4,9 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
 from ..layers import GroupSparseConv2d
+from .find_models import likeness
 from .schedule import SparsificationSchedule
 from .wrappers import plain_name
 
@@ -126,8 +126,7 @@ class StagedSparsifier:
             if name not in leaders:
                 self.layers[name].prune_to(stage)
         for name, leader in leaders.items():
-            self.layers[name].mask.copy_(leader.mask)
-            self.layers[name].stage.copy_(leader.stage)
+            self.layers[name].take_pruning(leader)
         return bool(due)
 
     def regularization(self) -> Tensor:
@@ -210,31 +209,27 @@ class StagedSparsifier:
     def _leader(self, layer: GroupSparseConv2d, name: str) -> Optional[GroupSparseConv2d]:
         """The layer that trains of which one without gradients is a copy, or an average."""
         trained = [] if name in self._trained else [self.layers[other] for other in self._trained]
-        weight = layer.conv.weight.detach().flatten()
-        likeness = {
-            other: float(cosine_similarity(weight, other.conv.weight.detach().flatten(), 0))
-            for other in trained
-            if other.grouping == layer.grouping and other.state == 'masked'
-        }
-        best = max(likeness, key=lambda other: likeness[other], default=None)
-        return best if best is not None and likeness[best] > 0.5 else None
+        alike = [other for other in trained if other.grouping == layer.grouping and other.state == 'masked']
+        best = max(alike, key=lambda other: likeness(layer, other), default=None)
+        return best if best is not None and likeness(layer, best) > 0.5 else None
 
     def _unfinished(self) -> dict[str, GroupSparseConv2d]:
         return {name: layer for name, layer in self.layers.items() if self._stage(name) < layer.num_stages}
 
     def _stage(self, name: str) -> int:
-        """Stages that a layer has done, read from its device only where the buffer has changed since."""
+        """Stages that a layer has done, read from its device only where the buffers have changed since."""
         layer = self.layers[name]
         if layer.deploy:
             return layer.num_stages
         stage, version, done = self._read.get(name, (None, 0, 0))
-        if stage is not layer.stage or version != layer.stage._version:
-            done = int(layer.stage)
-            self._read[name] = (layer.stage, layer.stage._version, done)
+        now = layer.stage._version + layer.mask._version
+        if stage is not layer.stage or version != now:
+            done = layer.stages_done()
+            self._read[name] = (layer.stage, now, done)
         return done
 
     def _check_enough_steps(self) -> None:
-        stages = max((layer.num_stages - int(layer.stage) for layer in self._unfinished().values()), default=0)
+        stages = max((layer.num_stages - layer.stages_done() for layer in self._unfinished().values()), default=0)
         part = self.schedule.sparse_fraction - self.schedule.start
         steps = int(self.total_steps * part)
         if steps < stages:

@@ -5,9 +5,6 @@ from typing import Any
 
 from torch import nn
 
-AVERAGES = ('AveragedModel', 'ModelEma', 'ModelEmaV2', 'ModelEmaV3')
-"""Classes that hold an averaged copy of a model: PyTorch's (Lightning uses it too) and timm's."""
-
 _WRAPPER_PREFIXES = ('_orig_mod', 'module')
 _SHARDING_WRAPPERS = ('FullyShardedDataParallel', 'DeepSpeedEngine')
 
@@ -21,11 +18,6 @@ def averaged_copy(average: Any) -> nn.Module:
     """Return the module inside ``AveragedModel``, ``ModelEmaV3`` and the like; another module is the copy itself."""
     inside = getattr(average, 'module', None) or getattr(average, 'ema', None)
     return inside if isinstance(inside, nn.Module) else average
-
-
-def is_average(value: Any) -> bool:
-    """Tell whether an object is one of :data:`AVERAGES`."""
-    return _has_base(value, AVERAGES)
 
 
 def as_list(given: Any) -> list[Any]:
@@ -52,13 +44,14 @@ def optimizers_in(given: Any) -> list[Any]:
     return found
 
 
-def _has_base(value: Any, names: tuple[str, ...]) -> bool:
-    return any(base.__name__ in names for base in type(value).__mro__)
+def has_base(kind: type, names: tuple[str, ...]) -> bool:
+    """Tell whether a class or one that it is made from has one of these names."""
+    return any(base.__name__ in names for base in kind.__mro__)
 
 
 def refuse_sharded(model: nn.Module) -> None:
     """Raise where FSDP or DeepSpeed leaves no process whole weights: what is least important could not be told."""
-    wrapped = (type(m).__name__ for m in model.modules() if _has_base(m, _SHARDING_WRAPPERS))
+    wrapped = (type(m).__name__ for m in model.modules() if has_base(type(m), _SHARDING_WRAPPERS))
     shards = (name for name, p in model.named_parameters() if hasattr(p, 'placements') or hasattr(p, 'ds_id'))
     sharded = next(wrapped, None) or next(shards, None)
     if sharded:

@@ -5,7 +5,6 @@ from typing import Any, Optional
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..sparsify import AttachedSparsifier, StagedSparsifier
-from ..sparsify.wrappers import is_average
 
 
 class StagedSparsification(Callback):
@@ -36,8 +35,7 @@ class StagedSparsification(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach a sparsifier to the optimiser of the sparse layers."""
         self.sparsifier = StagedSparsifier(pl_module, trainer.estimated_stepping_batches, **self.options)
-        averages = [value for callback in trainer.callbacks for value in vars(callback).values() if is_average(value)]
-        self._attached = AttachedSparsifier(self.sparsifier, trainer.optimizers, averages, self._log(trainer))
+        self._attached = AttachedSparsifier(self.sparsifier, trainer.optimizers, on_change=self._log(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the optimiser without our hooks."""

@@ -56,7 +56,6 @@ def drop_one(mask):
 
 
 DISAGREEMENTS = {
-    'stage behind the mask': lambda s, k: s.update({f'{k}.stage': torch.tensor(0)}),
     'stage ahead of the mask': lambda s, k: s.update({f'{k}.stage': torch.tensor(2)}),
     'stage beyond the last': lambda s, k: s.update({f'{k}.stage': torch.tensor(9)}),
     'negative stage': lambda s, k: s.update({f'{k}.stage': torch.tensor(-1)}),

@@ -201,12 +201,35 @@ def test_mask_and_stage_cannot_disagree_after_loading(name):
     layer = finished(name)
     state = layer.state_dict()
     for change, message in (
-        (dict(stage=torch.tensor(0)), 'mask and stage disagree'),
         (dict(stage=torch.tensor(9)), 'has stages 0 to'),
         (dict(mask=torch.ones_like(state['mask'])), 'mask and stage disagree'),
     ):
         with pytest.raises(RuntimeError, match=message):
             LAYERS[name]().load_state_dict({**state, **change})
+
+
+@pytest.mark.parametrize('name', sorted(LAYERS))
+def test_a_stage_that_averaging_left_behind_its_mask_is_read_from_the_mask(name):
+    layer = finished(name)
+    averaged = {**layer.state_dict(), 'stage': torch.tensor(layer.num_stages - 1)}
+    loaded = LAYERS[name]()
+    loaded.load_state_dict(averaged)
+    assert int(loaded.stage) == layer.num_stages and torch.equal(loaded.mask, layer.mask)
+    layer.stage.fill_(layer.num_stages - 1)
+    assert layer.is_finished()
+    layer.switch_to_deploy()
+
+
+@pytest.mark.parametrize('name', sorted(LAYERS))
+def test_means_of_state_dicts_load_where_the_masks_are_the_same(name):
+    layer = finished(name)
+    soup = {key: value * 0.5 + value * 0.5 for key, value in layer.state_dict().items()}
+    loaded = LAYERS[name]()
+    loaded.load_state_dict(soup)
+    assert loaded.is_finished() and torch.equal(loaded.mask, layer.mask)
+    soup['mask'] = layer.mask * 0.5 + torch.ones_like(layer.mask) * 0.5
+    with pytest.raises(RuntimeError, match='average of different masks'):
+        LAYERS[name]().load_state_dict(soup)
 
 
 def test_nan_weights_stop_pruning_before_any_mask_changes():

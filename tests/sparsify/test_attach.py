@@ -171,14 +171,17 @@ def test_group_lasso_is_that_of_the_loss_with_or_without_scaling(fused):
     ],
     ids=['V3', 'V2', 'V1', 'AveragedModel', 'AveragedModel with buffers'],
 )
-def test_averages_get_the_masks(average):
+@pytest.mark.parametrize('given', [True, False], ids=['given', 'found'])
+def test_averages_get_the_masks(average, given):
     model = network()
     ema = average(model)
+    other = average(network(seed=1))
     optimizer = sgd(model)
-    attach_sparsifier(model, optimizer, 20, ema=[ema])
+    attach_sparsifier(model, optimizer, 20, ema=[ema] if given else None)
     train(model, optimizer, 20, ema=ema)
     copied = ema.ema if isinstance(ema, ModelEma) else ema.module
     assert same_masks(masks(copied), masks(model))
+    assert all(mask.all() for mask in masks(other.ema if isinstance(ema, ModelEma) else other.module).values())
     assert [int(b) for n, b in copied.named_buffers() if n.endswith('stage')] == [3, 2]
     x = torch.randn(2, 8, 3, 3)
     assert torch.allclose(condense(copied.eval())(x), copied.eval()(x), atol=1e-5)

@@ -5,9 +5,12 @@ import pickle
 
 import pytest
 import torch
+from timm.utils import ModelEma, ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
+from cnv2_plugin.deploy import condense
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, SparseFeatureReactivation
 from cnv2_plugin.sparsify import AddedReactivation, AttachedSparsifier, StagedSparsifier, attach_sparsifier
 from tests.sparsify.test_attach import network, sgd, train
@@ -196,3 +199,23 @@ def test_more_epochs_of_the_same_batches_keep_the_steps(length, done):
     assert resumed.steps_done == done
     with pytest.raises(ValueError, match='8 of total_steps=20.* 8.*more steps'):
         StagedSparsifier(network(), 8, steps_per_epoch=4).load_state_dict(sparsifier.state_dict())
+
+
+@pytest.mark.parametrize('decay', [0.97, 0.9998])
+@pytest.mark.parametrize('kind', [ModelEma, ModelEmaV2, ModelEmaV3])
+def test_averages_stay_finished_and_load(kind, decay):
+    """Averaging may leave a stage behind, but no mask."""
+    model = network()
+    optimizer = sgd(model)
+    average = kind(model, decay=decay)
+    attach_sparsifier(model, optimizer, 20)
+    train(model, optimizer, 40, ema=average)
+    copied = average.ema if kind is ModelEma else average.module
+    again = network(seed=1)
+    again.load_state_dict(copied.state_dict())
+    update_bn([torch.randn(4, 8, 3, 3)], again)
+    for averaged in (copied, again):
+        assert StagedSparsifier(averaged, 20).finished
+        assert same_masks(masks(averaged), masks(model))
+    x = torch.randn(2, 8, 3, 3)
+    assert torch.allclose(condense(again.eval())(x), again.eval()(x), atol=1e-5)
