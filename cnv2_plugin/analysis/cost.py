@@ -72,7 +72,8 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
         linear_bias: count the biases of linear layers in the authors' way (CondenseNet's counter does, CondenseNetV2's
             does not).
     """
-    shadow = in_eval(deepcopy(model).to('meta'))
+    shadow = in_eval(deepcopy(model))
+    shadow.to('meta')
     tally = _Tally(linear_bias)
     for module in shadow.modules():
         module.register_forward_hook(tally.visit)

@@ -25,6 +25,12 @@ class SpatialGroupConv2d(nn.Conv2d):
                 return trained_on_cpu(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
         return self._conv_forward(x, self.weight, self.bias)
 
+    def switch_to_deploy(self) -> None:
+        """Become a plain ``nn.Conv2d``, which tools that go by the exact type know; does nothing to a subclass."""
+        if type(self) is SpatialGroupConv2d:
+            plain: Any = nn.Conv2d
+            self.__class__ = plain
+
 
 def trained_on_cpu(x: Tensor, weight: Tensor, stride: Sizes, padding: Padding, dilation: Sizes, groups: int) -> Tensor:
     """The convolution of ``(N, I, H, W)``, computed channels last where a CPU will be asked for gradients."""

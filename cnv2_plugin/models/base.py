@@ -26,6 +26,7 @@ class SparseModelMixin(nn.Module):
         deploy: every sparse layer is condensed.
         final_attribute: name of the part after the last stage.
         smallest_input: height and width of the smallest images that the stages take.
+        stage_strides: stride of each stage's features relative to the images.
         stem: maps images to the first features.
         stages: follow one another.
     """
@@ -36,6 +37,7 @@ class SparseModelMixin(nn.Module):
     smallest_input: int
     stem: nn.Module
     stages: nn.Sequential
+    stage_strides: list[int]
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Map images ``(N, in_chans, H, W)`` to the first features.
@@ -44,9 +46,10 @@ class SparseModelMixin(nn.Module):
             ValueError: the images have another rank, number of channels, device or type than the model takes, or are
                 too small for its stages (checked where Python runs, not in scripted, traced or compiled graphs).
         """
-        if not torch.jit.is_scripting():
-            check_images(x, self)
-        return self.stem(x)
+        if torch.jit.is_scripting():
+            return self.stem(x)
+        else:
+            return start(self.stem, x, self)
 
     def keep_stages(self, count: int) -> None:
         """Drop the stages after the first ``count``."""
@@ -168,15 +171,35 @@ def has_values(x: Tensor) -> bool:
     return isinstance(x, Tensor) and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
-def check_images(x: Tensor, model: SparseModelMixin) -> None:
-    """Raise unless images ``(N, C, H, W)`` fit the first convolution and the stages of a model.
+def start(part: nn.Module, x: Tensor, model: SparseModelMixin) -> Tensor:
+    """Run the part of a model that reads the images; where they do not fit, say why.
+
+    Its hooks and wrappers may convert, move or resize what it is given, so images are judged only where it failed, or
+    where the stem's features are none that the stages take.
 
     Raises:
-        ValueError: they do not; says what they are and what is accepted.
+        ValueError: the images do not fit; says what they are and what is accepted.
     """
     if not has_values(x):
+        return part(x)
+    try:
+        features = part(x)
+    except (RuntimeError, ValueError):
+        _check_images(x, model)
+        raise
+    if part is model.stem:
+        needed = -(-model.smallest_input // model.stage_strides[0])
+        untouched = features is x or features.is_meta  # left to the stages, or not computed
+        if untouched or features.ndim != 4 or min(features.shape[2:]) < needed:
+            _check_images(x, model)
+    return features
+
+
+def _check_images(x: Tensor, model: SparseModelMixin) -> None:
+    """Raise unless images ``(N, C, H, W)`` fit the first convolution and the stages of a model."""
+    weight = next((m.weight for m in model.stem.modules() if isinstance(m, nn.Conv2d)), None)
+    if weight is None or (weight.is_meta and not x.is_meta):  # a weight that is elsewhere until it is used
         return
-    weight = next(module for module in model.stem.modules() if isinstance(module, nn.Conv2d)).weight
     if x.ndim != 4 or x.shape[1] != weight.shape[1]:
         raise ValueError(
             f'the images have the shape {tuple(x.shape)}; this model takes (N, {weight.shape[1]}, H, W), so stack them '

@@ -6,7 +6,7 @@ from typing import Any, Optional, TypeVar
 
 from torch import Tensor, nn
 
-from ..layers import GroupSparseConv2d, SelectiveLinear, UnfinishedPruningError
+from ..layers import GroupSparseConv2d, SelectiveLinear, SpatialGroupConv2d, UnfinishedPruningError
 
 Model = TypeVar('Model', bound=nn.Module)
 
@@ -49,7 +49,7 @@ def condense(model: Model, inplace: bool = False, classifier_keep: Optional[floa
     classifier = None if keep == 1 else _find_classifier(model, keep)
     condensed = model if inplace else deepcopy(model)
     for module in condensed.modules():
-        if isinstance(module, GroupSparseConv2d):
+        if isinstance(module, (GroupSparseConv2d, SpatialGroupConv2d)):
             module.switch_to_deploy()
     if classifier is not None and not isinstance(classifier[1], SelectiveLinear):
         parent, _, name = classifier[0].rpartition('.')

@@ -59,7 +59,8 @@ class DenseLayer(nn.Module):
         )
         self.norm_2 = nn.BatchNorm2d(width, **dd) if norm_layer is None else norm_layer(width)
         self.act_2 = act_layer()
-        self.conv_2 = SpatialGroupConv2d(width, growth, 3, padding=1, groups=arch.groups_3x3, bias=False, **dd)
+        conv = nn.Conv2d if deploy else SpatialGroupConv2d
+        self.conv_2 = conv(width, growth, 3, padding=1, groups=arch.groups_3x3, bias=False, **dd)
         self.se = SqueezeExcite(growth, max(1, growth // arch.se_reduction), **dd) if with_se else nn.Identity()
         self.sfr = None
         if arch.groups_sfr:

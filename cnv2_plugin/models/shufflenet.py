@@ -126,11 +126,34 @@ class ShuffleNetTrunk(LayerTrunk):
         stages: stages of units, each halving the size.
         final: 1x1 convolution to ``arch.final_width``, normalisation and ReLU of the last stage's features.
         smallest_input: 1, as every convolution and pool is padded.
+
+    Args:
+        output_stride: largest stride of the features, 8, 16 or 32; beyond it convolutions are dilated.
+        **options: see :class:`LayerTrunk`.
+
+    Raises:
+        ValueError: ``output_stride`` is none of these.
     """
 
     final_attribute = 'final'
     stage_class = ShuffleStage
     arch: ShuffleNetArch
+
+    def __init__(self, arch: ShuffleNetArch, output_stride: int = 32, **options: Any) -> None:
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f'output_stride is {output_stride!r}; it takes 8, 16 or 32.')
+        super().__init__(arch, **options)
+        if output_stride < 32:
+            self._dilate(output_stride)
+
+    def _dilate(self, output_stride: int) -> None:
+        for i, stage in enumerate(self.stages):
+            dilation = max(1, self.stage_strides[i] // output_stride)
+            self.stage_strides[i] //= dilation
+            for j, unit in enumerate(stage.get_submodule('layers').children() if dilation > 1 else ()):
+                for conv in (m for m in unit.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)):
+                    reach = dilation if j else dilation // 2
+                    conv.stride, conv.padding, conv.dilation = (1, 1), (reach, reach), (reach, reach)
 
     def make_stem(self, in_chans: int, **options: Any) -> tuple[nn.Module, int, int]:
         stem = conv_norm(in_chans, self.arch.stem_width, 3, 2, **options)

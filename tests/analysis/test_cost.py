@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.deploy import condense
@@ -51,3 +52,20 @@ def test_index_additions_are_rows_times_positions():
     arch = dict(layers=[1], growth=[8], groups_1x1=4, groups_3x3=4, groups_sfr=4, condense_factor=4, sparse_factor=5)
     cost = count_cost(timm.create_model('condensenetv2', arch=arch, deploy=True), (3, 16, 16))
     assert cost.index_additions == 4 * -(-16 // 5) * 8 * 8
+
+
+def test_the_value_of_moving_a_model_is_not_used():
+    class Detector(nn.Sequential):
+        """As some of MMDetection's, it returns nothing."""
+
+        def to(self, *args, **kwargs):
+            super().to(*args, **kwargs)
+
+        def train(self, mode=True):
+            super().train(mode)
+
+        def eval(self):
+            super().train(False)
+
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU()
+    assert count_cost(Detector(*layers), (3, 8, 8)) == count_cost(nn.Sequential(*layers), (3, 8, 8))

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import yaml
+from mmengine.config import Config
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
@@ -41,3 +42,16 @@ def test_pages_name_files_that_exist(path):
     assert all((path.parent / link).exists() for link in links), links
     families = [stem for stem in (p.stem for p in config_paths() if p.parent == path.parent) if stem not in page]
     assert not families, families
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/surgery.md'])
+def test_examples_keep_the_hooks_of_whatever_base_they_are_put_on(page, tmp_path):
+    hooks = re.findall(r'^(custom_hooks = \[.*?\])(?:  #.*)?$', (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert hooks
+    for i, assignment in enumerate(hooks):
+        for base in ('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py', 'mmdet::_base_/default_runtime.py'):
+            path = tmp_path / f'{i}_{base.count("rtm")}.py'
+            path.write_text(f'_base_ = {base!r}\n{assignment}\n')
+            own = {'EMAHook', 'PipelineSwitchHook'} if 'rtmdet' in base else set()
+            types = {hook['type'] for hook in Config.fromfile(path).custom_hooks}
+            assert types >= own | {'StagedSparsificationHook'}

@@ -230,3 +230,23 @@ def test_condensenet_and_shufflenet_refuse_what_they_have_not():
     with pytest.raises(ValueError, match='0.5, 1.0, 1.5, 2.0'):
         SFRShuffleNetV2(0.75)
     assert not any(isinstance(m, GroupSparseConv2d) for m in SFRShuffleNetV2(0.5, with_sfr=False).modules())
+
+
+@pytest.mark.needs('mmpretrain')
+@pytest.mark.parametrize('which', range(3))
+def test_learning_rates_decay_from_the_head_to_the_stem(which):
+    from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+    from mmpretrain.models import GlobalAveragePooling, ImageClassifier, LinearClsHead
+
+    backbone = small_backbones(out_indices=(1, 2), frozen_stages=0)[which]
+    model = ImageClassifier(backbone, GlobalAveragePooling(), LinearClsHead(5, backbone.out_channels[-1]))
+    optimizer = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.1))
+    made = LearningRateDecayOptimWrapperConstructor(optimizer, dict(layer_decay_rate=0.5))(model)
+    rates = {group['param_name']: group['lr'] for group in made.optimizer.param_groups}
+    layers = [f'backbone.stages.{i}.layers.{j}.' for i, s in enumerate(backbone.stages) for j in range(len(s.layers))]
+    expected = {layer: 0.5 ** (len(layers) - i) for i, layer in enumerate(layers)} | {'head.': 1.0}
+    assert not any(name.startswith('backbone.stem.') for name in rates), 'frozen'
+    assert backbone.get_layer_depth('backbone.stem.weight', 'backbone.') == (0, len(layers) + 2)
+    for name, rate in rates.items():
+        assert rate == next((r for start, r in expected.items() if name.startswith(start)), 1.0), name
+    assert len(set(rates.values())) == len(layers) + 1

@@ -24,14 +24,7 @@ from .test_runs import smallest
 pytest.importorskip('timm')
 pytest.importorskip('sklearn')
 
-ONE_NETWORK = ('pruning-s', 'ablation-digits')
-"""Suites about one network, which may be the smallest; ``ablation`` is the same as ``ablation-digits`` in miniature."""
-
-
-@pytest.fixture(scope='module')
-def shared(tmp_path_factory):
-    """A folder for suites that have runs in common, each of which is trained once."""
-    return tmp_path_factory.mktemp('suites')
+ONE_NETWORK = [name for name in suites.SUITES if name.startswith(('pruning', 'ablation')) and '-l' not in name]
 
 
 def main(tmp_path, *arguments):
@@ -48,15 +41,14 @@ def check_table(table, runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [*ONE_NETWORK, 'ours-s', 'distilled-s', 'parts-s', 'reactivation-s', 'confirmation-s'])
-def test_a_suite_becomes_a_table_and_a_picture(name, shared, tmp_path, monkeypatch, capsys):
+def test_a_suite_becomes_a_table_and_a_picture(name, tmp_path, monkeypatch, capsys):
     small = [smallest(run, 'condensenetv2-xs' if name in ONE_NETWORK else None) for run in suites.SUITES[name]()]
     small = [run for run in small if not GONE & set(run.recipe.sparsifier)]
     monkeypatch.setitem(suites.SUITES, name, lambda: small)
-    folder = tmp_path if name in ONE_NETWORK else shared
-    assert main(folder, name, '--plot', str(tmp_path / 'runs.png')) == 0
+    assert main(tmp_path, name, '--plot', str(tmp_path / 'runs.png')) == 0
     check_table(capsys.readouterr().out, small)
     assert Image.open(tmp_path / 'runs.png').convert('L').getextrema()[0] < 255
-    assert not list(folder.glob('.*'))
+    assert not list(tmp_path.glob('.*'))
 
 
 @pytest.mark.slow

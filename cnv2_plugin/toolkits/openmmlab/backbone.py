@@ -123,6 +123,16 @@ class OpenMMLabBackbone(StrictForm):
             outputs[self.final_index] = self.forward_final(x)
         return tuple(outputs[i] for i in self.out_indices)
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the depth of a parameter and the number of depths, for MMPretrain's layer-wise learning rates.
+
+        The stem has depth 0, each layer of the stages is one deeper than the one before, everything else comes last.
+        """
+        layers = (f'stages.{i}.layers.{j}.' for i, stage in enumerate(self.stages) for j in range(len(stage.layers)))
+        starts = ('stem.', *layers)
+        name = param_name.removeprefix(prefix)
+        return next((i for i, s in enumerate(starts) if name.startswith(s)), len(starts)), len(starts) + 1
+
     def train(self, mode: bool = True):
         """Set training mode, except for frozen parts and, with ``norm_eval``, batch normalisation."""
         super().train(mode)

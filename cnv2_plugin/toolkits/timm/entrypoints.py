@@ -49,7 +49,8 @@ def _register(module: dict[str, Any], name: str, variant: Variant, model_cls: ty
             if getattr(arch, field) != value:
                 given = f'{field}={getattr(arch, field)!r}'
                 raise ValueError(f'{name} is made with {field}={value!r}, but arch has {given}.')
-        feature_cfg = dict(out_indices=tuple(range(arch.num_stages)), flatten_sequential=True)
+        features = arch.num_stages + (model_cls.stem_feature is not None)
+        feature_cfg = dict(out_indices=tuple(range(features)), flatten_sequential=True)
         if pretrained:
             kwargs = with_weights(variant, kwargs)
         options = dict(arch=arch, feature_cfg=feature_cfg, pretrained_filter_fn=filter_checkpoint, **kwargs)

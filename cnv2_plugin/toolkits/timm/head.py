@@ -3,12 +3,12 @@
 from typing import Any, Optional, Union
 
 import torch
-from timm.layers import SelectAdaptivePool2d
+from timm.layers import SelectAdaptivePool2d, get_act_layer, get_norm_layer
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ...layers import SelectiveLinear, SqueezeExcite
-from ...models.base import check_images
+from ...models.base import start
 
 
 class TimmModel(nn.Module):
@@ -24,17 +24,20 @@ class TimmModel(nn.Module):
             hard-swish), or None for neither.
         classifier_keep: share of the classifier's inputs that it reads, with ``deploy=True`` only; see
             :func:`cnv2_plugin.deploy.condense`.
-        **trunk_options: passed on to the trunk.
+        **trunk_options: passed on to the trunk; ``act_layer`` and ``norm_layer`` may be timm's names, such as
+            ``'silu'``.
 
     Attributes:
         first_conv: name of the convolution that reads the images.
         final_is_norm: whether the part after the last stage only normalises, keeping the width.
+        stem_feature: stride and last module of a stem whose features are offered before those of the stages, or None.
         fused: in the native form, the module that computes everything in front of the classifier; else None. Set it to
             None to have ``forward`` call trunk and head one after the other, so that hooks on them run.
     """
 
     first_conv: str
     final_is_norm: bool
+    stem_feature: Optional[tuple[int, str]] = None
 
     def __init__(
         self,
@@ -52,6 +55,14 @@ class TimmModel(nn.Module):
             raise ValueError(
                 f'classifier_keep={classifier_keep} is for deploy=True; give it to condense() when training is done.'
             )
+        for option, find in (('act_layer', get_act_layer), ('norm_layer', get_norm_layer)):
+            if isinstance(name := trunk_options.get(option), str):
+                try:
+                    trunk_options[option] = find(name)
+                except KeyError:
+                    raise ValueError(
+                        f'{option} is {name!r}, which timm does not know; give a class in its place.'
+                    ) from None
         super().__init__(arch=arch, in_chans=in_chans, **trunk_options)
         dd = self._device_dtype()
         self.num_classes = num_classes
@@ -61,6 +72,9 @@ class TimmModel(nn.Module):
             dict(num_chs=channels, reduction=stride, module=f'stages.{i}')
             for i, (channels, stride) in enumerate(zip(self.stage_channels, self.stage_strides))
         ]
+        if self.stem_feature is not None:
+            stride, module = self.stem_feature
+            self.feature_info.insert(0, dict(num_chs=arch.stem_width, reduction=stride, module=module))
         self.head_hidden_size = head_width or self.num_features
         self.se_head, self.conv_head, self.act_head = nn.Identity(), nn.Identity(), nn.Identity()
         if head_width:
@@ -156,26 +170,29 @@ class TimmModel(nn.Module):
         output_fmt: str = 'NCHW',
         intermediates_only: bool = False,
     ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
-        """Compute the features of chosen stages, and those of the whole trunk unless ``intermediates_only``.
+        """Compute chosen features of ``feature_info``, and those of the whole trunk unless ``intermediates_only``.
 
         Args:
             x: images ``(N, C, H, W)``.
-            indices: the last n stages if int, all if None, else these stages.
+            indices: the last n features if int, all if None, else these.
             norm: apply the trunk's last normalisation, where it has one, to the last stage's features.
-            stop_early: stop after the last chosen stage.
+            stop_early: stop after the last chosen one.
             output_fmt: ``'NCHW'``.
             intermediates_only: return only the list of features.
         """
         assert output_fmt in ('NCHW',), 'Output shape must be NCHW.'
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        before = 0 if self.stem_feature is None else 1
+        last = len(self.stages) - 1 + before
+        take_indices, max_index = feature_take_indices(last + 1, indices)
         intermediates = []
-        last = len(self.stages) - 1
         x = self.forward_stem(x)
+        if before and 0 in take_indices:
+            intermediates.append(x)
         if torch.jit.is_scripting() or not stop_early:
             stages = self.stages
         else:
-            stages = self.stages[: max_index + 1]
-        for i, stage in enumerate(stages):
+            stages = self.stages[: max_index + 1 - before]
+        for i, stage in enumerate(stages, before):
             x = stage(x)
             if i in take_indices:
                 intermediates.append(self.forward_final(x) if norm and self.final_is_norm and i == last else x)
@@ -189,9 +206,10 @@ class TimmModel(nn.Module):
         self, indices: Union[int, list[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the stages after the last chosen one; drop the head if asked, or if stages were dropped."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        prune_end = max_index < len(self.stages) - 1
-        self.keep_stages(max_index + 1)
+        before = 0 if self.stem_feature is None else 1
+        take_indices, max_index = feature_take_indices(len(self.stages) + before, indices)
+        prune_end = max_index < len(self.stages) + before - 1
+        self.keep_stages(max_index + 1 - before)
         if prune_norm or prune_end:
             setattr(self, self.final_attribute, nn.Identity())
             self.num_features = self.head_hidden_size = self.feature_info[max_index]['num_chs']
@@ -214,7 +232,6 @@ class TimmModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to logits ``(N, num_classes)``."""
         if self.fused is not None:
-            if not torch.jit.is_scripting():
-                check_images(x, self)
-            return self.classifier(self.fused(x).flatten(1))
+            features = self.fused(x) if torch.jit.is_scripting() else start(self.fused, x, self)
+            return self.classifier(features.flatten(1))
         return self.forward_head(self.forward_features(x))

@@ -17,6 +17,7 @@ class ShuffleNet(TimmModel, ShuffleNetTrunk):
 
     first_conv = 'stem.conv'
     final_is_norm = False
+    stem_feature = (4, 'stem.pool')
 
     def __init__(self, arch, **options) -> None:
         super().__init__(arch_from(ShuffleNetArch, arch), **options)
