@@ -187,6 +187,8 @@ def _whole_detector(path: Path, file: Path, source: Source, batch: Any, args: ar
     )  # fmt: skip
     found = report.verification
     compared = f'{found.boxes} boxes in {found.images} images as predict finds them, to {found.max_box:.1e} pixels'
+    if not found.boxes:
+        compared = f'predict finds no box in the {found.images} images that were compared, nor does the file'
     if found.unmatched:
         compared += f', but for {found.unmatched} at thresholds'
     return [path, report.size, f'{found.max_score:.2e}', f'whole detector: {compared}']
