@@ -83,7 +83,7 @@ def test_fixed_batch_and_size_stand_in_the_file(tmp_path):
     model = detector('retinanet')
     report = export_detector(model, tmp_path / 'd.onnx', SIZE, batch=1, fixed_size=True)
     session = onnxruntime.onnx_session(tmp_path / 'd.onnx')
-    assert session.get_inputs()[0].shape == [1, *SIZE] and report.verification.images == 1
+    assert session.get_inputs()[0].shape == [1, *SIZE] and report.verification.images == 1 and report.verification.boxes
     told = onnxruntime.metadata_of(session)
     assert told['kind'] == 'detector' and told['size'] == [*SIZE] and told['channel_order'] == 'RGB'
     assert told['mean'] == [128.0] * 3 and told['std'] == [60.0] * 3 and told['version']

@@ -3,14 +3,17 @@
 Boxes ``(N, P, 4)`` have scores ``(N, P)``; one that is out has the score -1, so that no shape depends on values.
 """
 
-from typing import Union
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Size = Union[int, Tensor]
-"""Sizes are tensors while the exporter traces."""
+_FLOAT, _BOOL = 1, 9
+"""Types as ONNX numbers them."""
+
+Size = Any
+"""An integer, or a tensor while the exporter traces."""
 OUT = -1.0
 """Score of a box that is out. A score of 0 is in: sigmoids underflow."""
 
@@ -30,24 +33,28 @@ def _(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
 
 
 def write_as_standard_operators(opset: int) -> None:
-    """Tell the exporter to write our operator as NonMaxSuppression, and its list of indices as a mask."""
-    import onnx
+    """Tell the exporter to write our operator in standard ones."""
+    # A function without annotations: PyTorch 2.4 looks for classes of its own among them.
+    torch.onnx.register_custom_op_symbolic(
+        'cnv2_plugin::nms_keep', lambda g, boxes, scores, iou: _kept(g, boxes, scores, iou), opset
+    )
 
-    def keep(g, boxes, scores, iou):  # no annotations: PyTorch 2.4 reads them
-        def constant(value):
-            return g.op('Constant', value_t=torch.tensor(value))
 
-        shape = g.op('Shape', scores)
-        found = g.op(
-            'NonMaxSuppression', boxes, g.op('Unsqueeze', scores, constant([1])), g.op('Gather', shape, constant([1])),
-            g.op('Cast', iou, to_i=onnx.TensorProto.FLOAT), constant([OUT / 2]),
-        )  # fmt: skip
-        where = g.op('Gather', found, constant([0, 2]), axis_i=1)
-        ones = g.op('Expand', constant([1]), g.op('Shape', found, start_i=0, end_i=1))
-        kept = g.op('ScatterND', g.op('Expand', constant([0]), shape), where, ones)
-        return g.op('Cast', kept, to_i=onnx.TensorProto.BOOL)
+def _kept(g: Any, boxes: Any, scores: Any, iou: Any) -> Any:
+    """NonMaxSuppression, and its list of indices as a mask."""
 
-    torch.onnx.register_custom_op_symbolic('cnv2_plugin::nms_keep', keep, opset)
+    def constant(*values: float) -> Any:
+        return g.op('Constant', value_t=torch.tensor(values))
+
+    shape = g.op('Shape', scores)
+    found = g.op(
+        'NonMaxSuppression', boxes, g.op('Unsqueeze', scores, constant(1)), g.op('Gather', shape, constant(1)),
+        g.op('Cast', iou, to_i=_FLOAT), constant(OUT / 2),
+    )  # fmt: skip
+    ones = g.op('Expand', constant(1), g.op('Shape', found, start_i=0, end_i=1))
+    none = g.op('Expand', constant(0), shape)
+    kept = g.op('ScatterND', none, g.op('Gather', found, constant(0, 2), axis_i=1), ones)
+    return g.op('Cast', kept, to_i=_BOOL)
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:

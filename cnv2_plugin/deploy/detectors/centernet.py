@@ -1,6 +1,7 @@
 """Heads that find the centres of objects as local maxima of a heat map."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from .registry import DECODING, adapts, positive
 class CenterNet(nn.Module):
     """As many boxes as ``topk`` says; nothing is suppressed."""
 
+    head: Any
     clips = False
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__()
         self.head, self.kernel = head, head.test_cfg['local_maximum_kernel']
         self.count = positive(head.test_cfg, 'topk')

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...models.modes import evaluating
 from ..verify import VerificationError
 
 SHARE = 0.01
-"""Of the boxes, so many may be decided otherwise: a score or overlap at a threshold turns on the last digit."""
+"""Of twenty boxes or more, so many (but always a pair) may be decided otherwise, where the last digit turns a score or
+an overlap at its threshold."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class BoxReport:
         Raises:
             VerificationError: so they do.
         """
-        if self.unmatched > SHARE * self.boxes or self.max_mask > SHARE:
+        allowed = max(2, SHARE * self.boxes) if self.boxes >= 20 else 0
+        if self.unmatched > allowed or self.max_mask > SHARE:
             raise VerificationError(
                 f'{self.unmatched} of {self.boxes} boxes of the ONNX file differ from those of predict (masks by up to '
                 f'{self.max_mask:.1%} of the pixels); nothing was written.'
@@ -49,7 +51,7 @@ class BoxReport:
 
 
 def compare(
-    model: nn.Module,
+    model: Any,
     run: Callable[[Tensor], list[Tensor]],
     batches: Iterable[Tensor],
     box_tolerance: float = 1e-2,
@@ -72,7 +74,7 @@ def compare(
             images += 1
             expected = sample.pred_instances[: outputs[1].size(1)]
             actual = [output[i][outputs[2][i] >= 0] for output in outputs]
-            partners = _partners(expected, *actual[:3], box_tolerance, score_tolerance)
+            partners = _partners(expected, actual, box_tolerance, score_tolerance)
             boxes += len(expected)
             full = len(expected) == outputs[1].size(1)  # those that tie with the last one are as good as it
             floor = expected.scores.min() + score_tolerance if full else 0.0
@@ -82,8 +84,8 @@ def compare(
                 worst[0] = max(worst[0], (expected.bboxes[a] - actual[0][b]).abs().max().item())
                 worst[1] = max(worst[1], (expected.scores[a] - actual[1][b]).abs().item())
                 if len(actual) > 3:
-                    size, threshold = tuple(batch.shape[-2:]), model.roi_head.test_cfg.mask_thr_binary
-                    pasted = paste(actual[3][b : b + 1], actual[0][b : b + 1], size, threshold)
+                    (height, width), threshold = batch.shape[-2:], model.roi_head.test_cfg.mask_thr_binary
+                    pasted = paste(actual[3][b : b + 1], actual[0][b : b + 1], (height, width), threshold)
                     worst[2] = max(worst[2], (pasted[0] != expected.masks[a]).float().mean().item())
     return BoxReport(images, boxes, unmatched, *worst)
 
@@ -113,9 +115,10 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float)
 
 
 def _partners(
-    expected: Any, boxes: Tensor, scores: Tensor, labels: Tensor, box_tolerance: float, score_tolerance: float
+    expected: Any, actual: list[Tensor], box_tolerance: float, score_tolerance: float
 ) -> list[tuple[int, int]]:
     """Pairs of boxes that agree, none twice; the closest one is taken."""
+    boxes, scores, labels = actual[:3]
     far = (expected.bboxes[:, None] - boxes).abs().amax(-1) / box_tolerance
     far = torch.maximum(far, (expected.scores[:, None] - scores).abs() / score_tolerance)
     far[expected.labels[:, None] != labels] = torch.inf

@@ -26,7 +26,9 @@ _HEADS = 'mmdet.models.dense_heads'
 class Dense(nn.Module):
     """Heads that decode as ``BaseDenseHead`` does."""
 
-    def __init__(self, head: nn.Module) -> None:
+    head: Any
+
+    def __init__(self, head: Any) -> None:
         super().__init__()
         self.head, cfg = head, head.test_cfg
         loss = getattr(head, 'loss_cls', None)
@@ -82,7 +84,7 @@ class Dense(nn.Module):
 class Proposals(Dense):
     """Region proposals, as boxes of class 0; those of different levels do not suppress each other."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__(head)
         self.score_thr = OUT
 
@@ -99,7 +101,7 @@ class Proposals(Dense):
 class GeneralizedFocal(Dense):
     """Distances as distributions."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__(head)
         self.channels = 4 * (head.reg_max + 1)
 
@@ -114,7 +116,7 @@ class GeneralizedFocal(Dense):
 class TaskAligned(Dense):
     """Boxes from neighbouring places, which the head samples by a deformable convolution."""
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__(head)
         self.clips = False
 

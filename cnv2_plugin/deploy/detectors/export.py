@@ -66,7 +66,8 @@ def export_detector(
         batch: ``'dynamic'``, or a fixed number of images.
         fixed_size: take no images of another height and width.
         native: put what the native kernels compute into their operator; see :func:`cnv2_plugin.deploy.export_onnx`.
-        tolerance: largest difference of scores that is accepted, and a thousandth of that of coordinates, in pixels.
+        tolerance: largest difference of scores that is accepted; coordinates may differ by a thousand times as many
+            pixels.
         images: batches of normalised images to compare with ``predict`` on, besides random ones; those that the file
             does not take are left out.
         metadata: plain values stored in the file beside those of the model's data preprocessor.
@@ -81,7 +82,7 @@ def export_detector(
     if batch != 'dynamic' and (not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch is {batch!r}; it takes 'dynamic' or a whole number of at least 1.")
     check_target(path)
-    whole: WholeDetector = in_eval(adapt(model))
+    whole: WholeDetector = adapt(model).eval()
     stride = _stride(whole, input_size)
     lowered = in_eval(lower(whole, input_size, 'native' if native else 'onnxruntime'))
     count = 2 if batch == 'dynamic' else batch
@@ -92,7 +93,7 @@ def export_detector(
         example = torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
         proto = _proto(lowered, example, dims, whole.names, type(model))
         onnxruntime.save(proto, temporary, {**_metadata(model, whole, input_size, stride), **(metadata or {})})
-        batches = [*_fitting(images, example, stride, dims), *_random(example, stride, fixed_size)]
+        batches = [example, *_others(example, stride, dims), *_fitting(images, example, stride, dims)]
         report = compare(model, onnxruntime.load(temporary), batches, 1e3 * tolerance, tolerance)
         report.check()
         size = temporary.stat().st_size
@@ -134,10 +135,11 @@ def _fitting(images: Iterable[Tensor], example: Tensor, stride: int, dims: dict[
             yield batch
 
 
-def _random(example: Tensor, stride: int, fixed_size: bool) -> list[Tensor]:
-    """The example, and images of another size where the file takes them."""
-    count, channels, height, width = example.shape
-    return [example] + ([] if fixed_size else [torch.randn(count, channels, height + stride, width + 2 * stride)])
+def _others(example: Tensor, stride: int, dims: dict[int, str]) -> list[Tensor]:
+    """Random images, of another number and size than the example where the file takes them."""
+    more = (1, 0, stride, 2 * stride)
+    sizes = [size + more[axis] * (axis in dims) for axis, size in enumerate(example.shape)]
+    return [torch.randn(sizes, generator=torch.Generator().manual_seed(1))] if dims else []
 
 
 def _metadata(model: Any, whole: WholeDetector, input_size: tuple[int, int, int], stride: int) -> dict[str, Any]:

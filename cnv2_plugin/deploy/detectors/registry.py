@@ -77,7 +77,7 @@ def positive(cfg: Mapping[str, Any], name: str, default: Optional[int] = None) -
 
 def iou_threshold(cfg: Mapping[str, Any]) -> tuple[float, bool]:
     """Threshold of the suppression in a test config, and whether classes suppress each other."""
-    nms = cfg.get('nms')
+    nms: Any = cfg.get('nms')
     known = (
         nms and nms.get('type', 'nms') == 'nms' and {*nms} <= {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
     )

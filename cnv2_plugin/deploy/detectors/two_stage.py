@@ -17,7 +17,9 @@ _HEADS = 'mmdet.models.roi_heads'
 class Pooling(nn.Module):
     """Features of boxes, each from the level of its size."""
 
-    def __init__(self, extractor: nn.Module) -> None:
+    extractor: Any
+
+    def __init__(self, extractor: Any) -> None:
         super().__init__()
         self.extractor = extractor
         for layer in extractor.roi_layers:
@@ -49,7 +51,9 @@ class Pooling(nn.Module):
 class BoxHead(nn.Module):
     """Logits and boxes of proposals."""
 
-    def __init__(self, head: nn.Module) -> None:
+    head: Any
+
+    def __init__(self, head: Any) -> None:
         super().__init__()
         name = full_name(type(head))
         refuse(head.custom_activation or head.custom_cls_channels, f'{type(head.loss_cls).__name__} of {name}',
@@ -79,7 +83,9 @@ class BoxHead(nn.Module):
 class MaskHead(nn.Module):
     """Masks of boxes, before they are pasted into the image."""
 
-    def __init__(self, head: nn.Module) -> None:
+    head: Any
+
+    def __init__(self, head: Any) -> None:
         super().__init__()
         self.head = head
 
@@ -101,6 +107,8 @@ _PREDICTION = ('predict', 'predict_bbox', 'predict_mask', '_bbox_forward', '_mas
 class SecondStage(nn.Module):
     """One or several box heads after each other, and masks of what they find."""
 
+    heads: Any
+
     def __init__(self, roi: Any) -> None:
         super().__init__()
         refuse(roi.with_shared_head, f'the shared head of {full_name(type(roi))}', 'take one without')
@@ -119,14 +127,15 @@ class SecondStage(nn.Module):
 
     def forward(self, features: Features, proposals: Tensor, exists: Tensor, size: tuple[Size, Size]) -> tuple:
         """Map proposals ``(N, P, 4)`` to boxes, scores, labels and, where there is a mask head, masks."""
-        logits = []
+        logits: list[Tensor] = []
+        deltas = proposals
         for stage, (pooling, head) in enumerate(zip(self.poolings, self.heads)):
             if stage:
-                proposals = self.heads[stage - 1].refined(proposals, logits[-1], deltas, size)  # noqa: F821
+                proposals = self.heads[stage - 1].refined(proposals, logits[-1], deltas, size)
             found, deltas = head(pooling(features, proposals), proposals)
             logits.append(found)
         classes = self.heads[-1].classes
-        scores = (sum(logits) / len(logits)).softmax(-1)[..., :classes]
+        scores = torch.stack(logits).mean(0).softmax(-1)[..., :classes]
         scores = keep_where((scores > max(self.score_thr, OUT / 2)) & exists.unsqueeze(-1), scores).flatten(1)
         boxes = self.heads[-1].boxes(proposals, deltas, size)
         labels = torch.arange(classes, device=scores.device).expand(*exists.shape, -1).flatten(1)
@@ -135,4 +144,4 @@ class SecondStage(nn.Module):
         if not self.with_mask:
             return boxes, scores, labels
         stages = [head(pooling(features, boxes), labels) for pooling, head in zip(self.mask_poolings, self.masks)]
-        return boxes, scores, labels, sum(stages) / len(stages)
+        return boxes, scores, labels, torch.stack(stages).mean(0)

@@ -1,6 +1,7 @@
 """Heads whose scores are those of an object times those of its class."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ _CODER = 'mmdet.models.task_modules.coders.yolo_bbox_coder.YOLOBBoxCoder'
 class YOLOX(nn.Module):
     """One box for every place, of its best class; the head itself bounds their number by nothing."""
 
+    head: Any
     clips = False
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__()
         self.head, cfg = head, head.test_cfg
         self.count, self.score_thr = positive(cfg, 'max_per_img', DEFAULT_COUNT), float(cfg['score_thr'])
@@ -42,9 +44,10 @@ class YOLOX(nn.Module):
 class YOLOv3(nn.Module):
     """Boxes of several shapes for every place, of every class."""
 
+    head: Any
     clips = False
 
-    def __init__(self, head: nn.Module) -> None:
+    def __init__(self, head: Any) -> None:
         super().__init__()
         self.head, cfg = head, head.test_cfg
         coder = full_name(type(head.bbox_coder))
