@@ -9,7 +9,7 @@ from torch import nn
 
 from .find_models import averages_of, copy_pruning, same_sparse_layers
 from .sparsifier import StagedSparsifier
-from .wrappers import as_list, averaged_copy, optimizers_in, refuse_sharded
+from .wrappers import as_list, averaged_copy, optimizers_in
 
 STATE_KEY = 'staged_sparsifier'
 """Entry of the optimiser's first parameter group that carries the sparsifier's state through checkpoints."""
@@ -46,7 +46,6 @@ class AttachedSparsifier:
         TypeError: if the optimiser has no step hooks.
         ValueError: if the optimiser trains no sparse layer of the model, an average is not of the model, or the
             optimiser carries the state of a sparsifier with other settings, or is attached already.
-        RuntimeError: if the weights are sharded over processes.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class AttachedSparsifier:
         ema: Averages = None,
         on_change: OnChange = None,
     ) -> None:
-        refuse_sharded(sparsifier.model)
         self.sparsifier = sparsifier
         self.averages = [averaged_copy(average) for average in as_list(ema)]
         self.on_change = on_change
@@ -195,7 +193,7 @@ def attach_sparsifier(
     Raises:
         TypeError: see :class:`AttachedSparsifier`.
         ValueError: see :class:`AttachedSparsifier` and :class:`StagedSparsifier`.
-        RuntimeError: see :class:`AttachedSparsifier`.
+        RuntimeError: see :class:`StagedSparsifier`.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)

@@ -8,10 +8,19 @@ from torch import Tensor, nn
 from ..layers import GroupSparseConv2d
 from .find_models import likeness
 from .schedule import SparsificationSchedule
-from .wrappers import plain_name
+from .wrappers import plain_name, refuse_sharded
 
 PAPERS = dict(start=0.0, spacing='even', importance='l1')
 """Settings of the papers: those of states that do not name them. Earlier versions knew other values of the last two."""
+
+
+def check_earlier(**options: str) -> None:
+    """Raise unless options of earlier versions have the values that are the only ones today."""
+    for name, value in options.items():
+        if name not in ('spacing', 'importance'):
+            raise TypeError(f'there is no option {name}; see the arguments of StagedSparsifier.')
+        if value != PAPERS[name]:
+            raise ValueError(f'{name}={value!r} is gone, as it gained nothing; leave {name} out for {PAPERS[name]!r}.')
 
 
 class StagedSparsifier:
@@ -29,10 +38,12 @@ class StagedSparsifier:
         group_lasso: weight of the group lasso in :meth:`regularization`.
         start: share of training before the first stages, see :class:`.schedule.SparsificationSchedule`.
         steps_per_epoch: where it is known, a resumed training tells more epochs from another batch size.
+        **earlier: ``spacing`` and ``importance`` of earlier versions, if they are the papers' ``'even'`` and ``'l1'``.
 
     Raises:
         ValueError: if the model has no group-sparse layer, the pruning part has fewer steps than stages, or an option
             is out of range.
+        RuntimeError: if the weights are sharded over processes.
 
     Example:
         >>> sparsifier = StagedSparsifier(model, total_steps=len(loader) * epochs)
@@ -52,7 +63,10 @@ class StagedSparsifier:
         group_lasso: float = 0.0,
         start: float = 0.0,
         steps_per_epoch: Optional[int] = None,
+        **earlier: str,
     ) -> None:
+        check_earlier(**earlier)
+        refuse_sharded(model)
         if not isinstance(total_steps, int) or total_steps < 1:
             raise ValueError(
                 f'total_steps is {total_steps!r}; it takes the number of optimiser steps of the whole training.'

@@ -33,7 +33,8 @@ class StagedSparsification(Callback):
         self._attached: Optional[AttachedSparsifier] = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach a sparsifier to the optimiser of the sparse layers."""
+        """Attach a sparsifier to the optimiser of the sparse layers; frozen ones may join it later."""
+        self.on_train_end(trainer, pl_module)
         self.sparsifier = StagedSparsifier(pl_module, trainer.estimated_stepping_batches, **self.options)
         self._attached = AttachedSparsifier(self.sparsifier, trainer.optimizers, on_change=self._log(trainer))
 
@@ -41,6 +42,7 @@ class StagedSparsification(Callback):
         """Leave the optimiser without our hooks."""
         if self._attached:
             self._attached.detach()
+            self._attached = None
 
     def _log(self, trainer: Trainer):
         def log(sparsifier: StagedSparsifier) -> None:

@@ -46,6 +46,7 @@ class StagedSparsificationCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Attach a sparsifier to the optimiser."""
+        self.on_train_end(args, state, control)
         self.sparsifier = StagedSparsifier(model, state.max_steps, **self.options)
         self._attached = AttachedSparsifier(self.sparsifier, optimizer)
 

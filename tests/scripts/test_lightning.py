@@ -11,7 +11,7 @@ from tests.scripts.test_run import ARCH
 
 lightning = pytest.importorskip('lightning.pytorch')
 
-from lightning.pytorch.callbacks import EMAWeightAveraging  # noqa: E402
+from lightning.pytorch.callbacks import BackboneFinetuning, EMAWeightAveraging  # noqa: E402
 
 from cnv2_plugin.toolkits.lightning import StagedSparsification  # noqa: E402
 
@@ -90,3 +90,19 @@ def test_a_training_without_end_is_refused(tmp_path):
         trainer(tmp_path, [StagedSparsification()], max_epochs=-1, enable_checkpointing=False).fit(
             Classifier(), loader()
         )
+
+
+def test_a_backbone_that_thaws_later_is_pruned(tmp_path):
+    class Finetuned(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = self.model.stages, self.model.classifier
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.05)
+
+    module = Finetuned()
+    callbacks = [BackboneFinetuning(unfreeze_backbone_at_epoch=1), StagedSparsification(start=0.4, sparse_fraction=0.8)]
+    trainer(tmp_path, callbacks, max_epochs=3, enable_checkpointing=False).fit(module, loader())
+    assert callbacks[1].sparsifier.steps_done == 12 and stages(module) == {2, 3}
+    assert len(module.optimizers().param_groups) > 1

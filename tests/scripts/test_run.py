@@ -212,6 +212,70 @@ def test_a_fused_optimiser_that_holds_the_scale_of_the_gradients_is_taken(tmp_pa
     assert 'after 4 of 8 steps: stage 3 of 3' in capsys.readouterr().err
 
 
+def tiny(loop, before=''):
+    """A script that trains with ``optimizer``; ``loss()`` is that of other images each time."""
+    return (
+        'import sys, torch, timm\n'
+        f'model = timm.create_model("condensenetv2", arch={ARCH!r})\n'
+        f'{before}'
+        'optimizer = torch.optim.SGD(model.parameters(), 0.05)\n'
+        'loss = lambda: model(torch.randn(2, 3, 8, 8)).square().mean()\n' + loop
+    )
+
+
+TWO_LOSSES = 'for _ in range(8):\n    loss().backward()\n    loss().backward()\n    optimizer.step()\n'
+SAM = (
+    'class Sam(torch.optim.Optimizer):\n'
+    '    def __init__(self, parameters):\n'
+    '        super().__init__(parameters, {})\n'
+    '        self._base = torch.optim.SGD(self.param_groups, 0.05)\n'
+    '    @torch.no_grad()\n'
+    '    def move(self, by):\n'
+    '        for p in self.param_groups[0]["params"]:\n'
+    '            p.add_(p.grad, alpha=by) if p.grad is not None else None\n'
+    'optimizer = Sam(model.parameters())\n'
+    'for _ in range(8):\n'
+    '    loss().backward()\n'
+    '    optimizer.move(0.01)\n'
+    '    loss().backward()\n'
+    '    optimizer._base.step()\n'
+    '    optimizer.zero_grad()\n'
+)
+
+
+@pytest.mark.parametrize('loop', [TWO_LOSSES, SAM], ids=['two losses', 'sam'])
+def test_two_backward_passes_are_one_step(loop, tmp_path, capsys):
+    script = tmp_path / 'two.py'
+    script.write_text(tiny(loop))
+    assert run('--total-steps', 8, script) == 0
+    assert 'after 4 of 8 steps: stage 3 of 3' in capsys.readouterr().err
+
+
+def test_a_resumed_script_with_more_epochs_takes_the_new_length(tmp_path, capsys):
+    script = tmp_path / 'longer.py'
+    script.write_text(
+        tiny(
+            'state, epochs, stop = sys.argv[1], int(sys.argv[3]), int(sys.argv[4])\n'
+            'first = 0\n'
+            'if len(sys.argv) > 5:\n'
+            '    saved = torch.load(state)\n'
+            '    model.load_state_dict(saved["model"])\n'
+            '    optimizer.load_state_dict(saved["optimizer"])\n'
+            '    first = saved["epoch"]\n'
+            'for _ in range(4 * first, 4 * stop):\n'
+            '    loss().backward()\n'
+            '    optimizer.step()\n'
+            'torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), epoch=stop), state)\n'
+        )
+    )
+    state = tmp_path / 'state.pth'
+    assert run('--steps-per-epoch', 4, script, state, '--epochs', 4, 1) == 0
+    assert 'ended after 4 of 16 steps' in capsys.readouterr().err
+    assert run('--steps-per-epoch', 4, script, state, '--epochs', 12, 12, '--resume') == 0
+    told = capsys.readouterr().err.splitlines()
+    assert 'after 4 of 48 steps' in told[0] and 'after 24 of 48 steps: stage 3 of 3' in told[-1]
+
+
 def test_a_teacher_keeps_its_masks(tmp_path, capsys):
     script = tmp_path / 'distil.py'
     script.write_text(

@@ -219,3 +219,27 @@ def test_averages_stay_finished_and_load(kind, decay):
         assert same_masks(masks(averaged), masks(model))
     x = torch.randn(2, 8, 3, 3)
     assert torch.allclose(condense(again.eval())(x), again.eval()(x), atol=1e-5)
+
+
+def test_fsdp2_is_refused_before_the_first_step():
+    fsdp = pytest.importorskip('torch.distributed.fsdp')
+    if not hasattr(fsdp, 'fully_shard'):
+        pytest.skip('this PyTorch has no fully_shard')
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh('cpu', (1,))
+        model = fsdp.fully_shard(network(), mesh=mesh)
+        with pytest.raises(RuntimeError, match='sharded.*DistributedDataParallel'):
+            attach_sparsifier(model, sgd(model), 20)
+        with pytest.raises(RuntimeError, match='sharded.*DistributedDataParallel'):
+            StagedSparsifier(model, 20)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_options_of_earlier_versions():
+    assert StagedSparsifier(network(), 20, spacing='even', importance='l1').stage == 0
+    with pytest.raises(ValueError, match="spacing='cubic'.*'even'"):
+        StagedSparsifier(network(), 20, spacing='cubic')
+    with pytest.raises(TypeError, match='spacin'):
+        StagedSparsifier(network(), 20, spacin='even')

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ...layers import GroupSparseConv2d
 from ...sparsify import AttachedSparsifier, SparsificationSchedule, StagedSparsifier, recalibrate_norms
+from ...sparsify.sparsifier import check_earlier
 from ...sparsify.wrappers import refuse_sharded
 from .runner_models import ema_models, plain_model
 
@@ -44,6 +45,7 @@ class StagedSparsificationHook(Hook):
         recalibrate: training batches on which batch normalisation is measured anew after each stage, see
             :func:`~cnv2_plugin.sparsify.recalibrate_norms`; 0 measures nothing. Training itself goes on as without;
             what changes is a validation soon after a stage.
+        **earlier: as of :class:`~cnv2_plugin.sparsify.StagedSparsifier`.
 
     Raises:
         ValueError: if an argument is out of range; at the start of training also if the model has no sparse layer, or
@@ -60,7 +62,9 @@ class StagedSparsificationHook(Hook):
         log_interval: int = 50,
         start: float = 0.0,
         recalibrate: int = 0,
+        **earlier: str,
     ) -> None:
+        check_earlier(**earlier)
         self.schedule = SparsificationSchedule(sparse_fraction, start)
         if recalibrate < 0:
             raise ValueError(f'recalibrate is {recalibrate}; it takes a number of training batches, or 0.')
