@@ -60,4 +60,4 @@ def gather_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
         with torch.no_grad():
             target.copy_(source[index] if source.ndim else source)
         target.requires_grad_(source.requires_grad)
-    return gathered
+    return gathered.train(norm.training)

@@ -268,7 +268,8 @@ class GroupSparseConv2d(nn.Module):
         self.gather, self.scatter = self.grouping.gather(kept), self.grouping.scatter(kept)
         del self.mask, self.stage, self.kept
         self.state = 'condensed'
-        self.train(self.training)
+        self.gather.train(self.training)
+        self.scatter.train(self.training)
 
     def switch_to_packed(self) -> None:
         """Go on training with the surviving weights only, in place; does nothing the second time.

@@ -301,3 +301,33 @@ def test_factor_one_has_nothing_to_pack():
     layer = LearnedGroupConv(8, 8, 4, 1)
     layer.switch_to_packed()
     assert not layer.packed
+
+
+def test_gradients_that_wait_for_a_step_are_carried_over():
+    """Between the batches of one accumulated step."""
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.randn(2, 3, 32, 32, dtype=torch.float64)).square().mean().backward()
+    layers = [m for m in model.modules() if isinstance(m, GroupSparseConv2d)]
+    before = [layer.conv.weight.grad.clone() for layer in layers]
+    pack_model(model, optimizer)
+    assert any(layer.packed for layer in layers)
+    for layer, gradient in zip(layers, before):
+        assert torch.equal(layer.conv.weight.grad, layer.pack_weight(gradient) if layer.packed else gradient)
+    restore_masked(model, optimizer)
+    for layer, gradient in zip(layers, before):
+        assert torch.equal(layer.conv.weight.grad, gradient * layer.mask)
+
+
+@pytest.mark.parametrize('make', [LearnedGroupConv, SparseFeatureReactivation])
+def test_a_frozen_normalisation_stays_frozen_in_every_form(make):
+    layer = make(16, 16, 4, 4).train()
+    layer.norm.eval().requires_grad_(False)
+    statistics = layer.norm.running_mean.clone()
+    layer.prune_to(layer.num_stages)
+    for switch in (layer.switch_to_packed, layer.switch_to_masked, layer.switch_to_deploy):
+        switch()
+        layer(torch.randn(4, 16, 5, 5) + 3)
+        assert layer.training and not layer.norm.training
+        assert not any(parameter.requires_grad for parameter in layer.norm.parameters())
+        assert (layer.norm.running_mean == statistics[0]).all()
