@@ -52,7 +52,7 @@ def find_weights(
     """Find the weights of the model in a checkpoint.
 
     Args:
-        checkpoint: what :func:`load_checkpoint` returned.
+        checkpoint: what :func:`cnv2_plugin.checkpoints.load_checkpoint` returned.
         use_ema: take averaged weights where there are any.
         key: the container to take, as dotted names, in place of the one that is found.
         prefix: what to drop from the names, in place of what is found.
@@ -101,7 +101,7 @@ def find_state_dict(
     """The weights in a checkpoint, averaged ones where there are any, by the model's own names.
 
     Args:
-        checkpoint: what :func:`load_checkpoint` returned.
+        checkpoint: what :func:`cnv2_plugin.checkpoints.load_checkpoint` returned.
         use_ema: prefer averaged weights.
         key: the container to take, as dotted names, in place of the one that is found.
         prefix: what to drop from the names, in place of what is found.
