@@ -1,6 +1,7 @@
 """The configs that take a user's folder: what they read, what they leave out, what they refuse."""
 
 import json
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,11 @@ pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
 pytest.importorskip('sklearn')
 
-from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 from cnv2_plugin.cli import main
+from cnv2_plugin.serving import Model
 from cnv2_plugin.toolkits.openmmlab.runner_config import load_config
 
 from .folders import CLASSES, class_folders, coco, digit_images
@@ -156,22 +157,39 @@ def test_json_that_is_not_coco_is_refused(tmp_path):
     assert '0 JSON files' in refusal(DETECTOR, root, tmp_path)
 
 
+SHORT = [
+    'train_cfg.max_epochs=3', 'train_cfg.val_interval=3', 'train_dataloader.batch_size=4',
+    'default_hooks.checkpoint.interval=3', 'param_scheduler.1.T_max=3', 'param_scheduler.1.end=3',
+    'custom_hooks.0.recalibrate=1',
+    *(f'{part}_dataloader.{key}' for part in ('train', 'val') for key in ('num_workers=0', 'persistent_workers=False')),
+]  # fmt: skip
+"""Options of a training of seconds."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('config', [CLASSIFIER, DETECTOR], ids=['classifier', 'detector'])
-def test_from_the_folder_to_a_file(config, tmp_path):
-    root = class_folders(tmp_path / 'data', 12) if config == CLASSIFIER else coco(tmp_path / 'data', 24)
-    options = ['train_cfg.max_epochs=3', 'train_cfg.val_interval=3', 'train_dataloader.batch_size=4']
-    options += [
-        f'{part}_dataloader.{key}' for part in ('train', 'val') for key in ('num_workers=0', 'persistent_workers=False')
-    ]
-    options += ['default_hooks.checkpoint.interval=3', 'param_scheduler.1.T_max=3', 'param_scheduler.1.end=3']
-    options += ['custom_hooks.0.recalibrate=1']
+def test_the_readme_leads_from_a_folder_to_answers(tmp_path, monkeypatch, capsys):
+    page = (CONFIGS.parents[1] / 'README.md').read_text().partition('## Your own images')[2]
+    lines = page.split('```')[1].splitlines()[1:]
+    class_folders(tmp_path / 'my_images', 12)
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        words = line.replace('epoch_60', 'epoch_3').split()
+        files = [sorted(glob(word)) if '*' in word else [word] for word in words]
+        arguments = [word for found in files for word in found]
+        assert arguments[0] == 'cnv2'
+        capsys.readouterr()
+        assert main([*arguments[1:], *(SHORT if 'train' in arguments else [])]) == 0
+    assert any(name in capsys.readouterr().out for name in CLASSES)
+    assert len(list((tmp_path / 'answers').glob('*.png'))) > 0
+
+
+@pytest.mark.slow
+def test_a_detector_from_its_folder_to_a_file(tmp_path):
+    options = ['--cfg-options', f'data_root={coco(tmp_path / "data", 24)}', *SHORT]
     work = tmp_path / 'work'
-    assert main(['train', str(config), '--work-dir', str(work), '--cfg-options', f'data_root={root}', *options]) == 0
-    complete = work / config.name
-    assert Config.fromfile(complete).model is not None
-    checkpoint = work / 'epoch_3.pth'
-    assert main(['test', str(complete), str(checkpoint), '--work-dir', str(tmp_path / 'tested')]) == 0
-    out = ['--out', str(tmp_path / 'mine.pth'), '--onnx', str(tmp_path / 'mine.onnx')]
-    assert main(['deploy', str(complete), str(checkpoint), *out]) == 0
-    assert (tmp_path / 'mine.onnx').is_file()
+    assert main(['train', str(DETECTOR), '--work-dir', str(work), *options]) == 0
+    complete, checkpoint = str(work / DETECTOR.name), str(work / 'epoch_3.pth')
+    assert main(['test', complete, checkpoint, '--work-dir', str(tmp_path / 'tested')]) == 0
+    assert main(['deploy', complete, checkpoint, '--out', str(tmp_path / 'mine.onnx')]) == 0
+    answers = Model(tmp_path / 'mine.onnx')(tmp_path / 'data/images/val0.jpg')
+    assert answers.boxes.shape[1] == 4
