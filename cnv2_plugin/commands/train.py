@@ -29,12 +29,15 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
 def open_config(args: argparse.Namespace):
     """The config of a run with what the options that training and testing share add to it."""
     from ..toolkits.openmmlab.runner_config import load_config, parse_options
+    from ._own_data import fit_to_own_data
 
     try:
         parse_options(args.cfg_options)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return load_config(args.config, args.work_dir, args.launcher, args.cfg_options)
+    cfg = load_config(args.config, args.work_dir, args.launcher, args.cfg_options)
+    fit_to_own_data(cfg)
+    return cfg
 
 
 def run(args: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 from cnv2_plugin.cli import main
+from cnv2_plugin.commands._own_data import fit_to_own_data
 from cnv2_plugin.serving import Model
 from cnv2_plugin.toolkits.openmmlab.runner_config import load_config
 
@@ -25,7 +26,9 @@ CONFIGS = Path(__file__).parents[2] / 'configs/own_data'
 
 
 def load(config, root, work_dir, *options):
-    return load_config(str(config), str(work_dir), options=[f'data_root={root}', *options])
+    cfg = load_config(str(config), str(work_dir), options=[f'data_root={root}', *options] if root else options)
+    fit_to_own_data(cfg)
+    return cfg
 
 
 def dataset(cfg, part):
@@ -51,7 +54,7 @@ def test_classes_come_from_the_folders(tmp_path, capsys):
     told = capsys.readouterr().err
     assert '3 classes' in told and '30 images' in told
     cfg.dump(tmp_path / 'complete.py')
-    again = load_config(str(tmp_path / 'complete.py'), str(tmp_path / 'elsewhere'))
+    again = load(tmp_path / 'complete.py', None, tmp_path / 'elsewhere')
     assert again.train_dataloader.dataset == cfg.train_dataloader.dataset and not (tmp_path / 'elsewhere').exists()
 
 
@@ -98,7 +101,7 @@ def test_a_batch_is_no_larger_than_the_set(tmp_path):
 
 def test_no_folder_and_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match='data_root'):
-        load_config(str(CLASSIFIER), str(tmp_path / 'work'))
+        load(CLASSIFIER, None, tmp_path / 'work')
     assert 'not a folder' in refusal(CLASSIFIER, tmp_path / 'missing', tmp_path)
     (tmp_path / 'empty').mkdir()
     assert '0 class folders' in refusal(CLASSIFIER, tmp_path / 'empty', tmp_path)

@@ -13,7 +13,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ...config_files import config_path
-from .own_data import fit_to_own_data
 from .safe_loading import check_start
 
 _TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -26,8 +25,7 @@ def load_config(
 
     Raises:
         FileNotFoundError: there is no such config.
-        ValueError: the file is no config, the package has none of that name, an option is malformed, or the user's own
-            data is no data set of the kind that the config wants.
+        ValueError: the file is no config, the package has none of that name, or an option is malformed.
     """
     if '::' in path:
         path = str(config_path(path))
@@ -47,7 +45,6 @@ def load_config(
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(path).stem)
-    fit_to_own_data(cfg)
     return cfg
 
 

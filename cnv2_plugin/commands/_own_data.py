@@ -3,17 +3,18 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmengine.config import Config
+from ..checkpoints.io import staged
+from ._own_images import OwnImages, read_class_folders, read_coco
 
-from ...checkpoints.io import staged
-from .own_images import OwnImages, read_class_folders, read_coco
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 READERS = dict(class_folders=read_class_folders, coco=read_coco)
 
 
-def fit_to_own_data(cfg: Config) -> None:
+def fit_to_own_data(cfg: 'Config') -> None:
     """Complete a config that says ``own_data = 'class_folders'`` or ``'coco'`` from its ``data_root``, in place.
 
     The lists of images are written to ``own_data/`` in its work folder. The config is complete then, and says
@@ -68,7 +69,7 @@ def _set_num_classes(cfg: Any, count: int) -> None:
                 _set_num_classes(part, count)
 
 
-def _set_loaders(cfg: Config, images: OwnImages, root: Path, folder: Path) -> None:
+def _set_loaders(cfg: 'Config', images: OwnImages, root: Path, folder: Path) -> None:
     """Point the loaders at the lists; a batch is no larger than the set, and a last, smaller one is not trained on."""
     for part, loader in (('train', cfg.train_dataloader), ('val', cfg.val_dataloader), ('val', cfg.test_dataloader)):
         loader.batch_size = min(loader.batch_size, images.sizes[part])
