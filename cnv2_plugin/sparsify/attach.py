@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any, Optional, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .find_models import averages_of, copy_pruning, same_sparse_layers
 from .sparsifier import StagedSparsifier
@@ -13,6 +13,9 @@ from .wrappers import as_list, averaged_copy, optimizers_in
 
 STATE_KEY = 'staged_sparsifier'
 """Entry of the optimiser's first parameter group that carries the sparsifier's state through checkpoints."""
+
+UNCOUNTED = 4
+"""Changes of the weights without a step of the optimiser that are taken for something else."""
 
 _MARK = '_drives_staged_sparsifier'
 
@@ -46,6 +49,7 @@ class AttachedSparsifier:
         TypeError: if the optimiser has no step hooks.
         ValueError: if the optimiser trains no sparse layer of the model, an average is not of the model, or the
             optimiser carries the state of a sparsifier with other settings, or is attached already.
+        RuntimeError: in a backward pass, if the weights change by other means than the optimiser's steps.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class AttachedSparsifier:
                     f'this model.'
                 )
         self._hooks: list[Any] = []
+        self._begun = False
         self._levels = [] if optimizer is None else _levels_that_train(sparsifier, optimizer)
         self.optimizer = self._levels[-1] if self._levels else None
         if self.optimizer is not None:
@@ -77,6 +82,7 @@ class AttachedSparsifier:
             if saved is not None:
                 sparsifier.load_state_dict(saved)
             self._register(self.optimizer)
+            self._refuse_uncounted()
             sparsifier.driver = self
         self.update_averages()
 
@@ -121,6 +127,25 @@ class AttachedSparsifier:
                 self._hooks.append(level.register_state_dict_post_hook(self._save))
                 self._hooks.append(level.register_load_state_dict_pre_hook(self._load))
 
+    def _refuse_uncounted(self) -> None:
+        """Raise in a backward pass where weights have changed some times, but no step of the optimiser has begun."""
+        trained = (layer.conv.weight for layer in self.sparsifier.layers.values())
+        weight = next((weight for weight in trained if weight.requires_grad), None)
+        if weight is None:
+            return
+        versions = set()
+
+        def check(_: Tensor) -> None:
+            versions.add(weight._version)
+            if len(versions) > UNCOUNTED and self._hooks and not self._begun:
+                raise RuntimeError(
+                    f'the weights have changed {UNCOUNTED} times, but no step of {type(self.optimizer).__name__} was '
+                    f'seen, so nothing would ever be pruned; attach to the optimiser whose step() is called, such as '
+                    f'the one inside, or when its training begins.'
+                )
+
+        self._hooks.append(weight.register_hook(check))
+
     def _follow(self, changed: bool) -> bool:
         if changed:
             self.update_averages()
@@ -144,6 +169,7 @@ class AttachedSparsifier:
 
     def _before_step(self, _: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> Optional[tuple]:
         """Add the lasso now, or behind the backward pass of the closure (Lightning, L-BFGS)."""
+        self._begun = True
         if not self.sparsifier.group_lasso:
             return None
         closure = kwargs.get('closure', args[1] if len(args) > 1 else None)

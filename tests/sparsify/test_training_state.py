@@ -160,6 +160,43 @@ def test_two_calls_of_sam_are_one_step(name):
     assert sparsifier.finished
 
 
+def test_a_training_whose_steps_are_not_seen_is_refused():
+    class Hidden(Sam):
+        """Keeps the optimiser inside where nobody finds it."""
+
+        def __init__(self, parameters):
+            super().__init__(parameters, 'inside')
+            inside = self.__dict__.pop('inside')
+            self.call = lambda: inside.step()
+
+        def second_step(self):
+            self.call()
+
+    model = network()
+    optimizer = Hidden(model.parameters())
+    attach_sparsifier(model, optimizer, 20)
+    with pytest.raises(RuntimeError, match='no step of Hidden.*attach'):
+        for _ in range(6):
+            model(torch.randn(4, 8, 3, 3)).square().mean().backward()
+            optimizer.second_step()
+
+
+@pytest.mark.parametrize('kind', ['lbfgs', 'scaled'])
+def test_many_backward_passes_before_the_first_step_is_counted_are_no_fault(kind):
+    model = network()
+    if kind == 'lbfgs':
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=20)
+        sparsifier = attach_sparsifier(model, optimizer, 20)
+        optimizer.step(lambda: [loss := model(torch.ones(2, 8, 3, 3)).square().mean(), loss.backward()][0])
+    else:
+        optimizer = sgd(model)
+        sparsifier = attach_sparsifier(model, optimizer, 20)
+        for _ in range(10):
+            model(torch.randn(2, 8, 3, 3)).square().mean().backward()
+        optimizer.step()
+    assert sparsifier.steps_done == 1
+
+
 def test_frozen_layers_may_join_the_optimiser_later():
     model = network()
     model[:2].requires_grad_(False)
