@@ -78,21 +78,62 @@ def main(argv: Optional[list[str]] = None) -> int:
         exits with 2.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _mend_streams()
     if '_ARGCOMPLETE' in os.environ and find_spec('argcomplete'):
         import_module('argcomplete').autocomplete(build_parser())
-    args = build_parser(next(iter(argv), '')).parse_args(argv)
     try:
+        args = build_parser(next(iter(argv), '')).parse_args(argv)
+    except KeyboardInterrupt:
+        return _interrupted()
+    try:
+        _check_encoding(argv)
         check_input(getattr(args, 'input', None))
         with tables_as_json(args.command) if getattr(args, 'json', None) is True else nullcontext():
-            return args.run(args) or 0
+            ended = args.run(args) or 0
+        sys.stdout.flush()
+        return ended
     except KeyboardInterrupt:
-        print('cnv2: interrupted', file=sys.stderr)
-        return 130
+        return _interrupted()
+    except BrokenPipeError:  # whoever read what is printed has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     except EXPECTED as error:
         if args.debug:
             raise
         print(f'cnv2 {args.command}: {" ".join(_message(error).split())}', file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+
+
+def _interrupted() -> int:
+    print('cnv2: interrupted', file=sys.stderr)
+    return 130
+
+
+def _mend_streams() -> None:
+    """Let what is printed go nowhere where a stream is closed, and escape what its encoding lacks."""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, 'w'))
+        elif hasattr(stream, 'reconfigure') and stream.errors == 'strict':
+            stream.reconfigure(errors='backslashreplace')
+
+
+def _check_encoding(argv: list[str]) -> None:
+    """Raise where the locale cannot tell the letters of an argument, which libraries take in UTF-8 only."""
+    wrong = next((text for text in argv if not text.isascii() and not _is_utf8(text)), None)
+    if wrong is not None:
+        raise UsageError(
+            f'{ascii(wrong)} has letters that the locale of this shell does not know; set PYTHONUTF8=1 (or a UTF-8 '
+            f'locale, such as LC_ALL=C.UTF-8) and try again.'
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _message(error: Exception) -> str:

@@ -34,7 +34,7 @@ def imports(package: Path) -> set[tuple[str, str, str]]:
         parts = file.relative_to(package).with_suffix('').parts
         folder = parts[:-1]
         for target in _relative_targets(ast.parse(file.read_text()), folder):
-            if target and parts[0] != '__init__' and target[0] != parts[0]:
+            if target and parts[0] not in ('__init__', '__main__') and target[0] != parts[0]:
                 found.add((str(file.relative_to(package)), parts[0], target[0]))
     return {(file, a, b) for file, a, b in found if not b.startswith('__')}
 

@@ -77,7 +77,9 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
     tally = _Tally(linear_bias)
     for module in shadow.modules():
         module.register_forward_hook(tally.visit)
-    _, mult_adds = counted(shadow, lambda: shadow(torch.empty(1, *input_size, device='meta')))
+    dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
+    image = torch.empty(1, *input_size, dtype=dtype, device='meta')
+    _, mult_adds = counted(shadow, lambda: shadow(image))
     params = sum(parameter.numel() for parameter in model.parameters())
     return Cost(
         params=params,

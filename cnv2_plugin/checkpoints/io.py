@@ -44,7 +44,7 @@ def staged(*paths: Union[str, Path]) -> Iterator[list[Path]]:
     """
     for path in paths:
         check_target(path)
-    targets = [Path(os.path.realpath(path)) for path in paths]
+    targets = [Path(os.path.realpath(path) if Path(path).is_symlink() else path) for path in paths]
     with ExitStack() as stack:
         folders: dict[Path, Path] = {}
         for target in targets:

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'the file takes this package, see docs/deployment.md)')  # fmt: skip
     parser.add_argument('--int8', type=Path, metavar='IMAGES', help='quantise statically too, calibrated on the images '
                         'in this folder (.onnx only)')  # fmt: skip
+    parser.add_argument('--opset', type=int, metavar='N', help='version of the ONNX operators, 17 to 20 (the default)')
     parser.add_argument('--tolerance', type=number, default=1e-5, help='largest relative difference that is accepted')
     parser.add_argument(
         '--classifier-keep', type=float,
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
 def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> None:
     """Raise where options contradict one another or a file cannot be written, before the work begins."""
     from ..deploy.runtimes import RUNTIMES
+    from ..deploy.runtimes.onnxruntime import OPSETS
 
     runtimes = {kind.suffixes[0]: kind.name for kind in RUNTIMES.values()}
     if args.onnx:
@@ -90,9 +92,12 @@ def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> Non
     if args.native and (args.no_optimize or args.int8):
         raise UsageError('--native rewrites the model and leaves nothing to quantise; give it without --no-optimize '
                          'and --int8.')  # fmt: skip
+    if args.opset is not None and args.opset not in OPSETS:
+        raise UsageError(f'--opset is {args.opset}; it takes {OPSETS[0]} to {OPSETS[-1]}.')
     for option, fitting, given in (
         ('--no-optimize', ('.onnx',), args.no_optimize),
         ('--int8', ('.onnx',), args.int8),
+        ('--opset', ('.onnx',), args.opset is not None),
         ('--native', ('.onnx', '.pt2'), args.native),
         ('--batch dynamic', ('.onnx',), exports and args.batch == 'dynamic'),
     ):
@@ -140,6 +145,7 @@ def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace)
     from ..deploy.quantize import image_batches, quantize_onnx
     from ..deploy.runtimes import RUNTIMES, export_runtime
     from ..deploy.runtimes.base import check_free
+    from ..deploy.runtimes.onnxruntime import OPSETS
 
     view, size = next(iter(source.views.values())), source.input_size
     kind = next(kind for kind in RUNTIMES.values() if kind.suffixes[0] == paths[0].suffix)
@@ -154,7 +160,7 @@ def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace)
         model, options = view(condensed), dict(tolerance=args.tolerance, native=args.native)
         if is_onnx:
             options.update(optimize=not args.no_optimize, metadata=source.metadata)
-            report = export_onnx(model, file, size, batch, **options)
+            report = export_onnx(model, file, size, batch, opset=args.opset or OPSETS[-1], **options)
             nodes = ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))
             holds = f'opset {report.opset}: {nodes}'
         else:
@@ -178,8 +184,8 @@ def _whole_detector(path: Path, file: Path, source: Source, batch: Any, args: ar
     from ..deploy.detectors import export_detector
     from ._config_models import test_images
 
-    if args.no_optimize:
-        raise UsageError('--no-optimize is for classifiers, and for detectors with --features.')
+    if args.no_optimize or args.opset is not None:
+        raise UsageError('--no-optimize and --opset are for classifiers, and for detectors with --features.')
     images = test_images(source.cfg, source.model, 2 if batch == 'dynamic' else batch)
     report = export_detector(
         source.model, file, source.input_size, batch, bool(args.input), args.native, args.tolerance, images,

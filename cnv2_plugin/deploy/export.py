@@ -15,9 +15,11 @@ from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
 from ..graph.rewrite_scatter import level_table
 from ..layers import ChannelScatterSum
+from ..layers.permute import ViewedChannelShuffle
 from ..models.modes import in_eval
 from .lower import lower, lowered_forms
 from .runtimes import onnxruntime
+from .runtimes.base import check_float32
 from .verify import VerifyReport, verify
 
 
@@ -80,6 +82,7 @@ def export_onnx(
     output_names: Optional[list[str]] = None,
     choices: Optional[Mapping[str, str]] = None,
     native: bool = False,
+    opset: int = onnxruntime.OPSETS[-1],
 ) -> ExportReport:
     """Write a model as ONNX, with standard operators only unless ``native``.
 
@@ -97,10 +100,11 @@ def export_onnx(
         choices: implementation by layer in place of the one that the rules choose.
         native: put stages into operators of our own domain ``cnv2_plugin``, which run in the native kernels. A
             program that opens the file registers :func:`cnv2_plugin.kernels.onnxruntime_library` first.
+        opset: version of the standard operators, 17 to 20.
 
     Raises:
         KernelsMissingError: ``native``, and the kernels are not built.
-        ValueError: ``batch``, ``input_size`` or ``choices`` does not fit.
+        ValueError: ``batch``, ``input_size``, ``opset`` or ``choices`` does not fit, or the model is not in float32.
         UnfinishedPruningError: ``optimize``, and pruning is not finished.
         VerificationError: the file does not agree with PyTorch; nothing is written.
     """
@@ -108,6 +112,9 @@ def export_onnx(
         raise ValueError(f"batch is {batch!r}; it takes 'dynamic' or a whole number of at least 1.")
     if len(input_size) != 3 or any(size < 1 for size in input_size):
         raise ValueError(f'input_size is {tuple(input_size)}; it takes three positive numbers (C, H, W).')
+    if opset not in onnxruntime.OPSETS:
+        raise ValueError(f'opset is {opset}; it takes {onnxruntime.OPSETS[0]} to {onnxruntime.OPSETS[-1]}.')
+    check_float32(model)
     check_target(path)
     if native or optimize:
         exported = in_eval(lower(model, input_size, 'native' if native else 'onnxruntime', choices))
@@ -117,7 +124,7 @@ def export_onnx(
     with atomic_path(path) as temporary:
         proto = onnxruntime.write(
             exported, temporary, torch.randn(count, *input_size), batch == 'dynamic', output_names,
-            _metadata(model, input_size, metadata), optimize,
+            _metadata(model, input_size, metadata), optimize, opset,
         )  # fmt: skip
         report = verify(model, temporary, input_size, batch_size=count)
         report.check(tolerance, 'the ONNX file')
@@ -127,12 +134,14 @@ def export_onnx(
 
 
 def _restated(model: nn.Module) -> nn.Module:
-    """A copy of a model whose index layers are gathers."""
+    """A copy of a model whose index layers are gathers, and whose shuffles are views."""
     model = deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ChannelScatterSum):
                 setattr(parent, name, GatherSum(child))
+            elif isinstance(child, nn.ChannelShuffle):  # which TorchScript's exporter does not know
+                setattr(parent, name, ViewedChannelShuffle(child.groups))
     return model
 
 

@@ -78,6 +78,8 @@ def _mask_fault(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: 
     if any(f'{prefix}{key}.index' in state_dict for key in ('gather', 'scatter')):
         return 'the state dict holds the condensed form; build the model with deploy=True to load it.'
     mask, stage = state_dict.get(f'{prefix}mask'), state_dict.get(f'{prefix}stage')
+    if mask is None and stage is not None:
+        return f'the state dict holds {prefix}stage, but lacks {prefix}mask; give both, or neither.'
     if mask is None or stage is None or mask.shape != layer.mask.shape or mask.is_meta:
         return ''
     if not 0 <= int(stage) <= layer.num_stages:

@@ -5,7 +5,10 @@ import timm
 import torch
 from torch import nn
 
-from cnv2_plugin.deploy import VerificationError, condense, export_onnx
+from cnv2_plugin.analysis import count_cost
+from cnv2_plugin.deploy import VerificationError, condense, export_onnx, verify
+from cnv2_plugin.deploy.runtimes import export_runtime
+from cnv2_plugin.sparsify.surgery import to_learned_groups
 from tests.helpers import finish_pruning, random_arch, randomize_norms
 
 pytestmark = pytest.mark.smoke
@@ -117,3 +120,50 @@ def test_a_mean_is_pooled_globally_only_where_it_keeps_its_dimensions(keepdim, t
     session = onnxruntime.InferenceSession(report.path)
     (found,) = session.run(None, {'input': torch.ones(2, 3, 4, 6).numpy()})
     assert found.shape == ((2, 5, 1, 1) if keepdim else (2, 5))
+
+
+@pytest.mark.parametrize('opset', [17, 18])
+@pytest.mark.parametrize('form', ['masked', 'condensed', 'lowered', 'surgery'])
+def test_opset(tmp_path, form, opset):
+    if form == 'surgery':
+        model = timm.create_model('mobilenetv3_small_050', num_classes=3)
+        to_learned_groups(model, min_channels=16, input_size=(3, 64, 64))
+        model = finish_pruning(randomize_norms(model)).eval()
+    else:
+        model = finished()
+        model = condense(model) if form == 'condensed' else model
+    options = dict(optimize=form in ('lowered', 'surgery'), opset=opset)
+    report = export_onnx(model, tmp_path / 'x.onnx', (3, 64, 64), **options)
+    assert report.opset == opset == onnx.load(report.path).opset_import[0].version
+    assert report.verification.max_rel <= 1e-5
+    x = torch.randn(3, 3, 64, 64)
+    (logits,) = onnxruntime.InferenceSession(report.path).run(None, {'input': x.numpy()})
+    assert (torch.from_numpy(logits) - model(x)).abs().max() <= 1e-5 * model(x).abs().max()
+
+
+@pytest.mark.parametrize('opset', [16, 21])
+def test_opsets_that_are_not_written(tmp_path, opset):
+    with pytest.raises(ValueError, match=f'opset is {opset}.*17'):
+        export_onnx(finished(), tmp_path / 'x.onnx', (3, 24, 24), opset=opset)
+
+
+@pytest.mark.parametrize('kind', ['onnx', 'pt2'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
+def test_models_of_other_types_are_asked_to_be_float(tmp_path, dtype, kind):
+    model = finished().to(dtype)
+    with pytest.raises(ValueError, match=rf'{dtype}.*model\.float\(\)'):
+        if kind == 'onnx':
+            export_onnx(model, tmp_path / 'x.onnx', (3, 24, 24))
+        else:
+            export_runtime(model, 'torch_export', tmp_path / 'x.pt2', (3, 24, 24))
+    assert verify(model, condense(model), (3, 24, 24), 1).num_inputs >= 1
+    assert count_cost(model, (3, 24, 24)) == count_cost(finished(), (3, 24, 24))
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    model = finished()
+    with torch.no_grad():
+        model.classifier.weight[1, 2] = float('nan')
+    with pytest.raises(RuntimeError, match=r'classifier\.weight.*NaN'):
+        export_onnx(model, tmp_path / 'x.onnx', (3, 24, 24))
+    assert not list(tmp_path.iterdir())

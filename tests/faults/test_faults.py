@@ -78,6 +78,16 @@ def test_masks_cannot_disagree_with_their_stage(name, layer, tmp_path):
         small().load_state_dict(loaded)
 
 
+@pytest.mark.parametrize('strict', [True, False])
+def test_stages_without_masks_are_refused(strict):
+    model = finish_pruning(small())
+    state = {key: value for key, value in model.state_dict().items() if not key.endswith('mask')}
+    with pytest.raises(RuntimeError, match=r'stages\.0\.layers\.0\.conv_1.*lacks.*mask'):
+        small().load_state_dict(state, strict=strict)
+    weights = {key: value for key, value in state.items() if not key.endswith('stage')}
+    assert not small().load_state_dict(weights, strict=False).unexpected_keys
+
+
 def test_a_full_disk_keeps_the_old_file(tmp_path):
     """A limit on the size of files makes the system's own write fail in the middle."""
     path = tmp_path / 'x.pth'

@@ -101,7 +101,7 @@ def export_detector(
 
 
 def _proto(lowered: nn.Module, example: Tensor, dims: dict[int, str], names: list[str], kind: type) -> Any:
-    write_as_standard_operators(onnxruntime.OPSET)
+    write_as_standard_operators(onnxruntime.OPSETS[-1])
     if 2 in dims:
         for name, module in list(lowered.named_modules()):
             if isinstance(module, FoldedAvgPool2d):  # how it folds depends on the height

@@ -11,7 +11,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor, nn
 
-from ...checkpoints.io import check_folder, check_target, staged
+from ...checkpoints.io import check_finite, check_folder, check_target, staged
 from ..lower import lower, lowered_forms
 from ..verify import VerifyReport, verify
 
@@ -134,6 +134,7 @@ def export_runtime(
     module = kind.module()
     if native and runtime not in ('torch_export', 'onnxruntime'):
         raise ValueError(f'{runtime} files hold standard operators only; native ones are for torch_export and ONNX.')
+    check_float32(model)
     lowered = lower(model, input_size, 'native' if native else kind.table, choices)
     with staged(*paths) as temporaries:
         module.write(lowered, temporaries[0], torch.zeros(batch, *input_size))
@@ -147,6 +148,14 @@ def export_runtime(
 
 def _bytes(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def check_float32(model: nn.Module) -> None:
+    """Raise where a model has weights of another type than exported files hold, or values that are no numbers."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ValueError(f'{name} is {parameter.dtype}, but exported files hold float32; give model.float().')
+    check_finite(model.state_dict(), 'the model')
 
 
 def check_free(paths: tuple[Path, ...], kind: Runtime) -> None:

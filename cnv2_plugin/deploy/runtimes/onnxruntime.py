@@ -18,7 +18,8 @@ from .base import Loaded
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-OPSET = 20
+OPSETS = range(17, 21)
+"""Versions of the standard operators that files can have; the last one by default."""
 NATIVE_DOMAIN = 'cnv2_plugin'
 """Domain of the operators that run in the native kernels."""
 
@@ -31,6 +32,7 @@ def write(
     output_names: Optional[list[str]] = None,
     metadata: Optional[Mapping[str, Any]] = None,
     pool: bool = True,
+    opset: int = OPSETS[-1],
 ) -> 'ModelProto':
     """Write ``.onnx`` and return what is in it.
 
@@ -42,8 +44,9 @@ def write(
         output_names: ``logits``, or ``output_0`` and so on, by default.
         metadata: plain values stored in the file.
         pool: write means over height and width as GlobalAveragePool.
+        opset: version of the standard operators.
     """
-    proto = to_proto(model, example, dynamic, output_names, pool)
+    proto = to_proto(model, example, dynamic, output_names, pool, opset=opset)
     save(proto, path, metadata)
     return proto
 
@@ -71,27 +74,28 @@ def to_proto(
     output_names: Optional[list[str]] = None,
     pool: bool = True,
     trace: bool = torch.__version__ < '2.6',
+    opset: int = OPSETS[-1],
 ) -> 'ModelProto':
     """An ONNX model of a module; see :func:`write` for the arguments.
 
     With ``trace`` it goes through TorchScript, which takes a small part of the time, as it always does before
-    PyTorch 2.6: the other exporter takes neither dynamic shapes nor operators of our own there. Traced models may take
-    images of any size: ``dynamic`` then names the axes of the input.
+    PyTorch 2.6 (the other exporter takes neither dynamic shapes nor operators of our own there) and for operators
+    before version 18. Traced models may take images of any size: ``dynamic`` then names the axes of the input.
     """
     with torch.no_grad():
         outputs = model(example)
     if output_names is None:
         output_names = ['logits'] if isinstance(outputs, Tensor) else [f'output_{i}' for i in range(len(outputs))]
-    export = _trace if trace else _export
+    export = _trace if trace or opset < 18 else _export
     with _quiet():
-        proto = export(model, example, {0: 'batch'} if dynamic is True else dynamic or {}, output_names)
+        proto = export(model, example, {0: 'batch'} if dynamic is True else dynamic or {}, output_names, opset)
     if pool:
         _pool_globally(proto)
     _strip(proto)
     return proto
 
 
-def _export(model: nn.Module, example: Tensor, dynamic: dict[int, str], output_names: list[str]) -> 'ModelProto':
+def _export(model: nn.Module, example: Tensor, dynamic: dict, output_names: list[str], opset: int) -> 'ModelProto':
     """Go through ``torch.export``."""
     import onnxscript
     from onnx.defs import OpSchema
@@ -109,7 +113,7 @@ def _export(model: nn.Module, example: Tensor, dynamic: dict[int, str], output_n
 
     shapes = ({0: torch.export.Dim('batch', min=1)},) if dynamic else None
     program = torch.onnx.export(
-        model, (example,), dynamo=True, opset_version=OPSET, input_names=['input'], output_names=output_names,
+        model, (example,), dynamo=True, opset_version=opset, input_names=['input'], output_names=output_names,
         dynamic_shapes=shapes, optimize=True, verbose=False,
         custom_translation_table={torch.ops.cnv2_plugin.native_stages.default: native_stages},
     )  # fmt: skip
@@ -118,7 +122,7 @@ def _export(model: nn.Module, example: Tensor, dynamic: dict[int, str], output_n
     return program.model_proto
 
 
-def _trace(model: nn.Module, example: Tensor, dynamic: dict[int, str], output_names: list[str]) -> 'ModelProto':
+def _trace(model: nn.Module, example: Tensor, dynamic: dict, output_names: list[str], opset: int) -> 'ModelProto':
     """Go through TorchScript."""
     import onnx
 
@@ -126,12 +130,12 @@ def _trace(model: nn.Module, example: Tensor, dynamic: dict[int, str], output_na
     torch.onnx.register_custom_op_symbolic(
         'cnv2_plugin::native_stages',
         lambda g, images, weights, plan, shape: g.op(f'{NATIVE_DOMAIN}::NativeStages', images, weights, plan),
-        OPSET,
+        opset,
     )
     file: Any = io.BytesIO()
     old: dict[str, Any] = {} if torch.__version__ < '2.5' else dict(dynamo=False)
     torch.onnx.export(
-        model, (example,), file, opset_version=OPSET, input_names=['input'], output_names=output_names,
+        model, (example,), file, opset_version=opset, input_names=['input'], output_names=output_names,
         dynamic_axes={'input': dynamic, **{name: {0: 'batch'} for name in output_names if 0 in dynamic}},
         **old,
     )  # fmt: skip
@@ -170,9 +174,11 @@ def _pool_globally(proto: 'ModelProto') -> None:
 
     constants = {item.name: item for item in proto.graph.initializer}
     for node in proto.graph.node:
-        if node.op_type != 'ReduceMean' or len(node.input) != 2 or node.input[1] not in constants:
+        if node.op_type != 'ReduceMean':
             continue
-        axes = sorted(numpy_helper.to_array(constants[node.input[1]]).flatten().tolist())
+        axes = next((sorted(a.ints) for a in node.attribute if a.name == 'axes'), None)  # before version 18
+        if len(node.input) == 2 and node.input[1] in constants:
+            axes = sorted(numpy_helper.to_array(constants[node.input[1]]).flatten().tolist())
         keeps = next((a.i for a in node.attribute if a.name == 'keepdims'), 1)
         if axes in ([2, 3], [-2, -1]) and keeps:
             node.op_type = 'GlobalAveragePool'
