@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.deploy import condense
 from cnv2_plugin.layers import LearnedGroupConv
 from tests.helpers import finish_pruning
@@ -55,3 +56,30 @@ def test_whoever_wants_to_be_told_of_condensing_is_told_once_it_is_done():
     assert condense(model)['inner'].seen == [True] and model['inner'].seen == []
     condense(model, inplace=True)
     assert model['inner'].seen == [True]
+
+
+@pytest.mark.parametrize('built', ['condense', 'deploy=True'])
+def test_the_condensed_form_has_no_convolution_of_our_own_type(built):
+    model = timm.create_model('condensenetv2_a', num_classes=3, deploy=built != 'condense')
+    model = condense(finish_pruning(model)) if built == 'condense' else model
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.Conv2d)}
+    assert kinds == {nn.Conv2d}
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', ['condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
+def test_counters_of_others_count_the_condensed_form_as_ours_does(name):
+    torchinfo, thop = pytest.importorskip('torchinfo'), pytest.importorskip('thop')
+    model, x = condense(finish_pruning(timm.create_model(name, num_classes=5)).eval()), torch.randn(1, 3, 32, 32)
+    ours = count_cost(model, (3, 32, 32)).mult_adds
+    assert torchinfo.summary(copy.deepcopy(model), input_data=x, verbose=0).total_mult_adds == pytest.approx(ours, 0.02)
+    kinds = {nn.BatchNorm2d: thop.vision.basic_hooks.zero_ops}
+    assert thop.profile(copy.deepcopy(model), (x,), kinds, verbose=False)[0] == pytest.approx(ours, 0.02)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_torchinfo_counts_the_masked_form():
+    torchinfo, x = pytest.importorskip('torchinfo'), torch.randn(1, 3, 32, 32)
+    model = timm.create_model('condensenet_50_cifar').eval()
+    told = torchinfo.summary(copy.deepcopy(model), input_data=x, verbose=0).total_mult_adds
+    assert told == pytest.approx(count_cost(model, (3, 32, 32)).mult_adds, 0.02)

@@ -43,7 +43,7 @@ class SparseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, groups=unit_groups if packed else 1, **options)
         self.unit_groups, self.num_units, self.grouped_side, self.packed = unit_groups, num_units, grouped_side, packed
 
-    def forward(self, x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:  # type: ignore[override]
         """Map ``(N, I, H, W)`` to ``(N, O, H, W)``.
 
         Args:
@@ -55,6 +55,11 @@ class SparseConv2d(nn.Conv2d):
         if self.packed:
             return packed_conv(
                 x, self.weight, self.bias, stride, kept, self.unit_groups, self.num_units, self.grouped_side
+            )
+        if not torch.jit.is_scripting() and mask.shape != self.weight.shape:
+            raise ValueError(
+                f'the weight of a masked layer has the shape {tuple(self.weight.shape)} but its mask '
+                f'{tuple(mask.shape)}; something else cut it: prune masked layers by prune_to() or a StagedSparsifier.'
             )
         return F.conv2d(x, masked_weight(self.weight, mask, self.unit_groups, self.grouped_side), self.bias, stride)
 

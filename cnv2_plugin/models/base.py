@@ -130,7 +130,7 @@ class LayerTrunk(SparseModelMixin):
         zero_init_sfr: reactivation starts at 0, so that it changes no feature before the first step.
     """
 
-    stage_class: ClassVar[type[LayerStage]]
+    stage_class: ClassVar[Callable[..., LayerStage]]
     make_stem: Callable[..., tuple[nn.Module, int, int]]
     make_final: Callable[..., tuple[nn.Module, int]]
 

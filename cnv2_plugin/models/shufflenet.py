@@ -136,6 +136,7 @@ class ShuffleNetTrunk(LayerTrunk):
     """
 
     final_attribute = 'final'
+    final: nn.Module
     stage_class = ShuffleStage
     arch: ShuffleNetArch
 

@@ -138,6 +138,13 @@ def test_what_is_attached_is_not_lost_by_a_switch(switch, attach):
     assert layer.state == 'masked' and layer(image()) is not None
 
 
+def test_a_weight_that_something_else_cut_is_refused():
+    layer = layer_in('lgc', 'masked')
+    layer.conv.weight = nn.Parameter(layer.conv.weight.detach()[:20])
+    with pytest.raises(ValueError, match=r'\(20, 12, 1, 1\).*\(24, 12, 1, 1\).*prune_to'):
+        layer(image())
+
+
 def finished(**options):
     torch.manual_seed(0)
     return finish_pruning(randomize_norms(timm.create_model('sfr_shufflenetv2_x0_5', num_classes=5, **options)))
