@@ -56,8 +56,8 @@ class SparseConv2d(nn.Conv2d):
             return packed_conv(
                 x, self.weight, self.bias, stride, kept, self.unit_groups, self.num_units, self.grouped_side
             )
-        if not torch.jit.is_scripting() and mask.shape != self.weight.shape:
-            raise ValueError(
+        if not torch.jit.is_scripting() and isinstance(self.weight, Tensor) and mask.shape != self.weight.shape:
+            raise ValueError(  # while torch.fx traces, the weight is no tensor
                 f'the weight of a masked layer has the shape {tuple(self.weight.shape)} but its mask '
                 f'{tuple(mask.shape)}; something else cut it: prune masked layers by prune_to() or a StagedSparsifier.'
             )
