@@ -1,5 +1,8 @@
 """What ``cnv2 deploy CONFIG CHECKPOINT`` compares, exports and says of models of MMPretrain and MMDetection."""
 
+from contextlib import redirect_stdout
+from io import StringIO
+
 from torch import Tensor, nn
 
 
@@ -96,7 +99,8 @@ def test_images(cfg, model: nn.Module, count: int) -> list[Tensor]:
     from mmengine.registry import DATASETS, DefaultScope
 
     try:
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
+        with scope, redirect_stdout(StringIO()):  # pycocotools prints
             dataset = DATASETS.build(cfg.test_dataloader.dataset)
             items = [dataset[i] for i in range(min(count, len(dataset)))]
     except (OSError, AttributeError):

@@ -91,7 +91,7 @@ def test_fixed_batch_and_size_stand_in_the_file(tmp_path):
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path):
     model = detector('retinanet')
-    for size, word in (((3, 64, 90), '16'), ((64, 64), 'C, H, W')):
+    for size, word in (((3, 64, 90), ' 16'), ((64, 64), 'C, H, W')):
         with pytest.raises(ValueError, match=word):
             export_detector(model, tmp_path / 'd.onnx', size)
     with pytest.raises(ValueError, match='batch'):
@@ -130,6 +130,9 @@ def test_a_file_of_another_kind_or_size_is_told(tmp_path):
     export_onnx(model.backbone, tmp_path / 'b.onnx', SIZE)
     with pytest.raises(ValueError, match='no whole detector'):
         MODELS.build(dict(type='OnnxDetector', file=str(tmp_path / 'b.onnx')))
+    (tmp_path / 'c.onnx').write_bytes(b'no model')
+    with pytest.raises(ValueError, match='c.onnx is no ONNX file'):
+        MODELS.build(dict(type='OnnxDetector', file=str(tmp_path / 'c.onnx')))
 
 
 @pytest.mark.slow

@@ -110,8 +110,8 @@ def _proto(lowered: nn.Module, example: Tensor, dims: dict[int, str], names: lis
         return onnxruntime.to_proto(lowered, example, dims, names, trace=True)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise UnsupportedDetectorError(
-            f'{kind.__name__} has an operator that PyTorch cannot write as ONNX; export its backbone and neck. '
-            f'({str(error).splitlines()[0]})'
+            f'{kind.__name__} has an operator that PyTorch cannot write as ONNX; export its backbone and '
+            f'neck (cnv2 deploy --features). ({str(error).splitlines()[0]})'
         ) from error
 
 
@@ -120,8 +120,7 @@ def _stride(whole: WholeDetector, input_size: tuple[int, int, int]) -> int:
     if len(input_size) != 3 or any(size < 1 for size in input_size):
         raise ValueError(f'input_size is {tuple(input_size)}; it takes three positive numbers (C, H, W).')
     with torch.no_grad():
-        height = min(maps.size(2) for maps in whole.backbone(torch.zeros(1, *input_size)))
-    stride = -(-input_size[1] // height)
+        stride = 256 // min(maps.size(2) for maps in whole.backbone(torch.zeros(1, input_size[0], 256, 256)))
     if any(size % stride for size in input_size[1:]):
         raise ValueError(f'input_size is {tuple(input_size)}; height and width take multiples of {stride}.')
     return stride

@@ -52,13 +52,13 @@ def adapt(part: Any, *args: Any) -> Any:
             if found:
                 raise UnsupportedDetectorError(
                     f'{name} overrides {", ".join(found)} of {kind.__name__}, so that its boxes cannot be restated in '
-                    f'standard operators; export its backbone and neck.'
+                    f'standard operators; export its backbone and neck (cnv2 deploy --features).'
                 )
             return adapter(part, *args)
         overridden |= set(vars(kind))
     raise UnsupportedDetectorError(
         f'{name} is not known here, so that its boxes cannot be restated in standard operators; '
-        f'export its backbone and neck.'
+        f'export its backbone and neck (cnv2 deploy --features).'
     )
 
 

@@ -29,7 +29,10 @@ class OnnxDetector(BaseModel):
 
     def __init__(self, file: str, data_preprocessor: Optional[dict] = None, threads: int = 0) -> None:
         super().__init__(data_preprocessor)
-        self.session = onnx_session(file, threads or torch.get_num_threads())
+        try:
+            self.session = onnx_session(file, threads or torch.get_num_threads())
+        except Exception as error:  # ONNX Runtime raises what derives from nothing else
+            raise ValueError(f'{file} is no ONNX file that opens here; deploy it again. ({error})') from error
         self.metadata = metadata_of(self.session)
         if self.metadata.get('kind') != 'detector':
             raise ValueError(f'{file} holds no whole detector; give a file that "cnv2 deploy CONFIG CHECKPOINT" wrote.')
