@@ -26,12 +26,22 @@ AVX2 = ['-mavx2', '-mfma']
 AVX512 = [*AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mprefer-vector-width=512']
 MIM = 'cnv2_plugin/.mim'
 CHECKOUT_TOOLS = (
-    '__init__.py', 'draw_architecture.py', 'quickstart.py', 'quickstart.sh', 'run_tests.sh', '_environment.sh',
-    '_stack.sh', 'research', 'docs_site',
+    '__init__.py', 'build_wheels.sh', 'draw_architecture.py', 'quickstart.py', 'quickstart.sh', 'run_tests.sh',
+    '_environment.sh', '_stack.sh', 'research', 'docs_site',
 )  # fmt: skip
 """In tools/, what needs the repository around it."""
 
-X86 = platform.machine().lower() in ('x86_64', 'amd64')
+TARGETS = {
+    'manylinux2014_x86_64': 'x86_64-linux-gnu.2.17',
+    'manylinux2014_aarch64': 'aarch64-linux-gnu.2.17',
+    'macosx_13_0_arm64': 'aarch64-macos.13.0',
+    'macosx_13_0_x86_64': 'x86_64-macos.13.0',
+    'win_amd64': 'x86_64-windows-gnu',
+}
+"""Platforms of wheels that ``CNV2_PLATFORM`` may name, as ziglang's compiler calls them (tools/build_wheels.sh)."""
+
+PLATFORM = os.environ.get('CNV2_PLATFORM', '')
+X86 = (PLATFORM or platform.machine()).lower().endswith(('x86_64', 'amd64'))
 
 
 def requirements(name: str) -> list[str]:
@@ -41,7 +51,14 @@ def requirements(name: str) -> list[str]:
 
 
 def compiler() -> list[str]:
-    """The C++ compiler as words: ``$CXX``, g++ or clang++; none where there is none or CNV2_NO_KERNELS is set."""
+    """The C++ compiler as words: ``$CXX``, g++ or clang++; none where there is none or CNV2_NO_KERNELS is set.
+
+    For another platform it is ziglang's, which brings the libraries of that platform and links C++'s statically.
+    """
+    if PLATFORM and PLATFORM not in TARGETS:
+        raise SystemExit(f'CNV2_PLATFORM is {PLATFORM}; take one of {", ".join(TARGETS)}, or leave it unset.')
+    if PLATFORM:
+        return [sys.executable, '-m', 'ziglang', 'c++', '-target', TARGETS[PLATFORM]]
     if os.environ.get('CNV2_NO_KERNELS') or sys.platform == 'win32':
         return []
     wanted = [shlex.split(os.environ['CXX'])] if os.environ.get('CXX') else [['g++'], ['clang++'], ['c++']]
@@ -50,7 +67,9 @@ def compiler() -> list[str]:
 
 def sources() -> dict[str, list[str]]:
     """Source files with the flags that only they get: one file for each instruction set."""
-    plain = ('api', 'dispatch', 'kernels_baseline', 'memory', 'onnxruntime', 'program', 'programs', 'run', 'threads')
+    plain = (
+        'api', 'dispatch', 'kernels_baseline', 'memory', 'onnxruntime', 'program', 'programs', 'run', 'threads',
+    )  # fmt: skip
     files = {f'{CSRC}/{name}.cpp': ['-DCNV2_X86'] if X86 else [] for name in plain}
     if X86:
         files[f'{CSRC}/kernels_avx2.cpp'] = ['-DCNV2_X86', *AVX2]
@@ -78,13 +97,15 @@ class BuildKernels(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         """Not tied to a version of Python."""
-        return f'{fullname.replace(".", "/")}.so'
+        return f'{fullname.replace(".", "/")}{".dll" if PLATFORM.startswith("win") else ".so"}'
 
     def run(self) -> None:
         """Build, or say in one sentence why not; what an earlier build left does not go into a wheel."""
         try:
             super().run()
         except (OSError, subprocess.CalledProcessError) as error:
+            if PLATFORM:
+                raise
             print(f'cnv2_plugin: the native kernels could not be built ({error}); everything else works without them.')
             if not self.inplace:
                 for ext in self.extensions:
@@ -107,8 +128,10 @@ class BuildKernels(build_ext):
         print('cnv2_plugin: building the native kernels (about 20 seconds)')
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             made = list(pool.map(compile_one, sources().items()))
-        temporary = target.with_suffix('.so.part')
-        subprocess.run([*compiler(), '-shared', '-pthread', *made, '-o', str(temporary)], check=True)
+        linked, temporary = objects / target.name, target.with_name(f'{target.name}.part')
+        strip = ['-s'] if PLATFORM else []
+        subprocess.run([*compiler(), '-shared', '-pthread', *strip, *made, '-o', str(linked)], check=True)
+        shutil.copy2(linked, temporary)
         temporary.replace(target)
 
 
@@ -124,7 +147,7 @@ class PlatformWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         """``py3-none-<platform>`` with kernels, ``py3-none-any`` without."""
         python, abi, tag = super().get_tag()
-        return ('py3', 'none', tag) if self.distribution.has_ext_modules() else (python, abi, tag)
+        return ('py3', 'none', PLATFORM or tag) if self.distribution.has_ext_modules() else (python, abi, tag)
 
 
 setup(

@@ -31,6 +31,7 @@ choose_python
 DEBIAN=()
 [ -d /usr/share/datasets/fashion-mnist ] || DEBIAN+=(dataset-fashion-mnist)
 command -v chromium > /dev/null || DEBIAN+=(chromium)
+command -v qemu-aarch64 > /dev/null || DEBIAN+=(qemu-user libc6-arm64-cross)  # for the kernels of ARM64
 if [ ${#DEBIAN[@]} -gt 0 ] && command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
     say "Installing from Debian: ${DEBIAN[*]}"
     apt-get update -qq > /dev/null || true

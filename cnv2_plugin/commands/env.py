@@ -44,10 +44,11 @@ def _machine() -> list[list[str]]:
 
 
 def _kernels() -> list[list[str]]:
-    from ..kernels import KernelsMissingError, instruction_set
+    from ..kernels import KernelsMissingError, built_for, instruction_set
 
     try:
-        return [['kernels', 'native kernels', 'built'], ['kernels', 'instruction set', instruction_set()]]
+        found = {'native kernels': 'built', 'instruction set': instruction_set(), 'built for': built_for()}
+        return [['kernels', name, value] for name, value in found.items()]
     except KernelsMissingError as error:
         return [['kernels', 'native kernels', f'none: {error}']]
 

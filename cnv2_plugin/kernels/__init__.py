@@ -4,6 +4,6 @@
 that they run, ``operator`` gives them to PyTorch, ``native_model`` puts them into models.
 """
 
-from .library import KernelsMissingError, available, instruction_set, onnxruntime_library
+from .library import KernelsMissingError, available, built_for, instruction_set, onnxruntime_library
 
-__all__ = ['KernelsMissingError', 'available', 'instruction_set', 'onnxruntime_library']
+__all__ = ['KernelsMissingError', 'available', 'built_for', 'instruction_set', 'onnxruntime_library']

@@ -1,7 +1,9 @@
 """The compiled kernels, loaded where they were built."""
 
 import ctypes
+import importlib.metadata
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from onnxruntime import SessionOptions
     from torch import Tensor
 
-FILE = Path(__file__).with_name('_native.so')
+FILE = Path(__file__).with_name('_native.dll' if os.name == 'nt' else '_native.so')
 _Shape = ctypes.c_int64 * 3
 
 
@@ -74,6 +76,17 @@ def instruction_set() -> str:
             f'or avx512, or leave it unset.'
         )
     return name.decode()
+
+
+def built_for() -> str:
+    """Platform of the wheel that brought the kernels, or that this machine built them."""
+    try:
+        wheel = importlib.metadata.distribution('cnv2_plugin').read_text('WHEEL') or ''
+    except importlib.metadata.PackageNotFoundError:
+        wheel = ''
+    return next(
+        (tag for tag in re.findall(r'^Tag: \S+-(\w+)$', wheel, re.M) if tag != 'any'), 'this machine, from source'
+    )
 
 
 def onnxruntime_library() -> str:

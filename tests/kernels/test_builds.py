@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from cnv2_plugin.deploy import lower
-from tests.kernels.builds import ROOT, build, run_python, run_tests, sanitized
+from cnv2_plugin.kernels.native_model import NativeStages
+from tests.helpers import relative_difference
+from tests.kernels.builds import HERE, ROOT, build, run_python, run_tests, sanitized
 from tests.kernels.cases import TINY, finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs('kernels')]
@@ -48,34 +51,38 @@ def test_whatever_fails_ends_the_call_with_its_reason(tmp_path):
     assert len(told.splitlines()) == 24
 
 
-def write_case(path: Path) -> Path:
-    """A program with images, as run_program.cpp and fork_program.cpp read it."""
-    model = finished('condensenetv2', arch=dict(TINY, growth=(16, 32), head_width=40), num_classes=5)
-    form = lower(model, (3, 96, 96), 'native').fused
-    images = torch.randn(4, 3, 96, 96)
-    sizes = [form.plan.numel(), form.weights.numel(), *images.shape, *form(images).shape[1:]]
+def write_case(path: Path, form: NativeStages, images: Tensor) -> Tensor:
+    """A part of a network with images, as the programs here read it (case.h); returns its result."""
+    result = form(images)
+    sizes = [form.plan.numel(), form.weights.numel(), *images.shape, *result.shape[1:]]
     parts = (torch.tensor(sizes).int(), form.plan, form.weights, images)
     path.write_bytes(b''.join(part.numpy().tobytes() for part in parts))
-    return path
+    return result
+
+
+@pytest.fixture
+def case(tmp_path) -> Path:
+    """A classifier with four images."""
+    model = finished('condensenetv2', arch=dict(TINY, growth=(16, 32), head_width=40), num_classes=5)
+    write_case(tmp_path / 'case', lower(model, (3, 96, 96), 'native').fused, torch.randn(4, 3, 96, 96))
+    return tmp_path / 'case'
 
 
 @pytest.mark.needs('c++')
-def test_threads_do_not_race(tmp_path):
+def test_threads_do_not_race(tmp_path, case):
     """Two callers with three threads each under the thread sanitizer."""
     flags = ('-O1', '-g', '-fsanitize=thread')
     program = build(tmp_path / 'run_program', *flags, extra=('run_program.cpp',), baseline=True)
-    done = subprocess.run([program, write_case(tmp_path / 'case'), '3'], capture_output=True, text=True)
+    done = subprocess.run([program, case, '3'], capture_output=True, text=True)
     assert done.returncode == 0 and 'WARNING' not in done.stderr, f'{done.stdout}\n{done.stderr[:3000]}'
 
 
 @pytest.mark.needs('c++')
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork here')
-def test_a_thousand_forks_under_load_all_answer(tmp_path):
+def test_a_thousand_forks_under_load_all_answer(tmp_path, case):
     flags = ('-O2', '-g', '-fsanitize=undefined', '-fno-sanitize-recover=undefined')
     program = build(tmp_path / 'fork_program', *flags, extra=('fork_program.cpp',), baseline=True)
-    done = subprocess.run(
-        [program, write_case(tmp_path / 'case'), '1000'], capture_output=True, text=True, timeout=1200
-    )
+    done = subprocess.run([program, case, '1000'], capture_output=True, text=True, timeout=1200)
     assert done.stdout.strip() == '1000 of 1000 children answered', f'{done.stdout}\n{done.stderr[:3000]}'
 
 
@@ -97,7 +104,7 @@ def test_wheels_with_and_without_kernels(platform_wheel, tmp_path):
         'from cnv2_plugin.deploy import lower\n'
         'model = timm.create_model("condensenetv2_110_cifar")\n'
         '[layer.prune_to(layer.num_stages) for layer in model.sparse_layers()]\n'
-        'print("kernels", kernels.available())\n'
+        'print("kernels", kernels.available(), "built for", kernels.built_for())\n'
         'runtime = "native" if kernels.available() else "onnxruntime"\n'
         'print(lower(model, (3, 32, 32), runtime)(torch.zeros(1, 3, 32, 32)).shape)'
     )
@@ -113,3 +120,38 @@ def test_wheels_with_and_without_kernels(platform_wheel, tmp_path):
         )  # fmt: skip
         assert str(place) in done.stdout and f'kernels {folder == "platform"}' in done.stdout, done.stderr[-800:]
         assert 'torch.Size([1, ' in done.stdout
+        assert folder != 'platform' or f'built for linux_{os.uname().machine}' in done.stdout
+
+
+SYSROOT = Path('/usr/aarch64-linux-gnu')  # of Debian's libc6-arm64-cross
+
+
+def test_wheels_for_other_machines(tmp_path):
+    """Built by one command; what is in them computes the same here and, under qemu, on ARM64."""
+    platforms = ['manylinux2014_x86_64', 'manylinux2014_aarch64']
+    subprocess.run(['bash', 'tools/build_wheels.sh', '--out', str(tmp_path), *platforms], cwd=ROOT, check=True)
+    models = {
+        'dense': finished('condensenetv2', arch=dict(TINY, growth=(16, 32), head_width=40), num_classes=5),
+        'condensenetv2_a': finished('condensenetv2_a'),
+        'shuffled': finished('sfr_shufflenetv2_x0_5'),
+    }
+    expected = {}
+    for name, model in models.items():
+        form, images = lower(model, (3, 96, 80), 'native'), torch.randn(2, 3, 96, 80)
+        part = getattr(form, 'fused', None) or form.stages
+        expected[name] = write_case(tmp_path / name, part, images)
+    with_emulator = shutil.which('qemu-aarch64') and SYSROOT.exists()
+    for platform in platforms if with_emulator else platforms[:1]:
+        (wheel,) = tmp_path.glob(f'*-py3-none-{platform}.whl')
+        shutil.unpack_archive(wheel, tmp_path / platform, 'zip')
+        target = f'{platform.removeprefix("manylinux2014_")}-linux-gnu.2.17'
+        program, result = tmp_path / f'answer-{platform}', tmp_path / 'result'
+        compiler = [ROOT / 'build/wheel-tools/bin/python', '-m', 'ziglang', 'cc', '-target', target]
+        subprocess.run([*compiler, HERE / 'answer.c', '-ldl', '-o', program], check=True)
+        emulator = ['qemu-aarch64', '-L', SYSROOT] if 'aarch64' in platform else []
+        library = tmp_path / platform / 'cnv2_plugin/kernels/_native.so'
+        for name, wanted in expected.items():
+            for threads in ('1', '2'):
+                subprocess.run([*emulator, program, library, tmp_path / name, threads, result], check=True)
+                given = torch.frombuffer(bytearray(result.read_bytes()), dtype=torch.float32).view_as(wanted)
+                assert relative_difference(given, wanted) <= 5e-7, (platform, name)

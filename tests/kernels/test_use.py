@@ -239,7 +239,7 @@ def test_benchmark_measures_the_native_form():
 def test_command_tells_what_is_there(capsys):
     assert main(['env', '--json']) == 0
     text = capsys.readouterr().out
-    assert torch.__version__.split('+')[0] in text and kernels.instruction_set() in text
+    assert torch.__version__.split('+')[0] in text and kernels.instruction_set() in text and kernels.built_for() in text
 
 
 def test_an_instruction_set_that_is_not_there_is_refused():

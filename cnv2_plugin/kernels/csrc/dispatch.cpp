@@ -4,27 +4,52 @@
 #include <cstring>
 #include <string>
 
-#include "kernels.h"
 #include "failure.h"
+#include "kernels.h"
+
+#ifdef CNV2_X86
+#include <cpuid.h>
+#endif
 
 namespace cnv2 {
 namespace {
+
+#ifdef CNV2_X86
+
+struct Processor {
+    bool avx2 = false, avx512 = false;
+};
+
+// What the processor has and the system saves when it switches between threads. (__builtin_cpu_supports needs a library of
+// the compiler's that not every target has.)
+Processor look_at_processor() {
+    constexpr unsigned kVectors = bit_OSXSAVE | bit_AVX | bit_FMA, kSaved = 0x6, kSavedWide = 0xe6;
+    constexpr unsigned kWide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    Processor found;
+    unsigned a, b, c, d, saved, rest;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kVectors) != kVectors) return found;
+    __asm__("xgetbv" : "=a"(saved), "=d"(rest) : "c"(0));
+    if ((saved & kSaved) != kSaved || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+    found.avx2 = b & bit_AVX2;
+    found.avx512 = found.avx2 && (saved & kSavedWide) == kSavedWide && (b & kWide) == kWide;
+    return found;
+}
+
+#endif
 
 const Kernels& choose() {
     const char* wanted = std::getenv("CNV2_KERNELS");
     if (wanted && !*wanted) wanted = nullptr;
 #ifdef CNV2_X86
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    const Kernels* all[] = {avx512 ? &kAvx512Kernels : nullptr, avx2 ? &kAvx2Kernels : nullptr, &kBaselineKernels};
+    Processor has = look_at_processor();
+    const Kernels* all[] = {has.avx512 ? &kAvx512Kernels : nullptr, has.avx2 ? &kAvx2Kernels : nullptr, &kBaselineKernels};
 #else
     const Kernels* all[] = {&kBaselineKernels};
 #endif
     for (const Kernels* some : all)
         if (some && (!wanted || std::strcmp(wanted, some->name) == 0)) return *some;
-    refuse("CNV2_KERNELS is " + std::string(wanted) + ", which this processor does not run; take baseline, avx2 or avx512, or "
-           "leave it unset");
+    refuse("CNV2_KERNELS is " + std::string(wanted) +
+           ", which this processor does not run; take baseline, avx2 or avx512, or leave it unset");
 }
 
 }  // namespace
