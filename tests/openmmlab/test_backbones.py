@@ -250,3 +250,9 @@ def test_learning_rates_decay_from_the_head_to_the_stem(which):
     for name, rate in rates.items():
         assert rate == next((r for start, r in expected.items() if name.startswith(start)), 1.0), name
     assert len(set(rates.values())) == len(layers) + 1
+
+
+def test_a_dilated_backbone_tells_its_strides():
+    backbone = SFRShuffleNetV2(arch=SHUFFLE, out_indices=(0, 1, 2), output_stride=16).eval()
+    assert backbone.out_strides == [8, 16, 16]
+    assert [64 // maps.shape[-1] for maps in backbone(torch.randn(1, 3, 64, 64))] == [8, 16, 16]

@@ -188,6 +188,12 @@ def test_counters_of_others_know_the_condensed_form(count, built):
     assert count(copy.deepcopy(model)) == pytest.approx(count_cost(model, SIZE).mult_adds, rel=0.01)
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_torchinfo_counts_the_masked_form(family):
+    model = form_of(family, 'masked')
+    assert by_torchinfo(model) == pytest.approx(count_cost(model, SIZE).mult_adds, rel=0.01)
+
+
 # --- arguments of timm's own models ----------------------------------------------------------------------------------
 
 

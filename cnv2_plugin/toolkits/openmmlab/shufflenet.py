@@ -25,7 +25,7 @@ class SFRShuffleNetV2(OpenMMLabBackbone, ShuffleNetTrunk, BaseModule):
         arch: a dict of the fields of :class:`~cnv2_plugin.archs.ShuffleNetArch`, in place of ``widen_factor``.
         **options: see :class:`OpenMMLabBackbone`: ``in_channels``, ``out_indices``, ``frozen_stages``, ``norm_eval``,
             ``norm_cfg``, ``act_cfg``, ``with_cp``, ``out_norm``, ``deploy``, ``init_cfg``;
-            and :class:`~cnv2_plugin.models.ShuffleNetTrunk`: ``zero_init_sfr``.
+            and :class:`~cnv2_plugin.models.ShuffleNetTrunk`: ``zero_init_sfr``, ``output_stride``.
 
     Raises:
         ValueError: ``widen_factor`` is none of the published ones, or a field of ``arch`` does not fit.
