@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS, DefaultScope
 from mmengine.runner import Runner
 
 from cnv2_plugin.checkpoints import load_checkpoint
@@ -331,3 +331,9 @@ def test_ema_copy_follows_and_its_checkpoint_has_final_masks(tmp_path, update_bu
     after = tester.model.head(tester.model.extract_feat(x))
     assert relative_difference(after, before) < 1e-5
     assert tester.test()['accuracy/top1'] == metrics['accuracy/top1']
+
+
+def test_settings_of_earlier_configs_are_taken_where_they_mean_the_only_way_there_is():
+    HOOKS.build(dict(type='StagedSparsificationHook', spacing='even', importance='l1'))
+    with pytest.raises(ValueError, match="importance='taylor'.*leave importance out"):
+        HOOKS.build(dict(type='StagedSparsificationHook', importance='taylor'))
