@@ -1,11 +1,14 @@
 """Putting the fastest exact implementation into a model: graph -> choice -> rewrites -> module, part by part."""
 
 from collections.abc import Mapping
+from math import inf
 from typing import Optional
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
-from ..graph.builder import to_graph
+from ..graph.builder import is_plain_squeeze_excite, to_graph
 from ..graph.choice import MAX_GROWTH, RUNTIME_WORKAROUNDS, choose
 from ..graph.implementations import implement
 from ..graph.model_parts import layer_name, parts, replace_module
@@ -15,7 +18,8 @@ from ..graph.rewrites import clean_up
 from ..kernels.native_model import NativeStages, native_model
 from ..layers import SqueezeExcite
 from ..models.condense import condense
-from ..models.modes import in_eval
+from ..models.modes import evaluating, in_eval
+from .verify import VerificationError
 
 
 def lower(
@@ -25,6 +29,7 @@ def lower(
     choices: Optional[Mapping[str, str]] = None,
     example: Optional[Tensor] = None,
     max_growth: Optional[float] = None,
+    verify: bool = True,
 ) -> nn.Module:
     """Return the condensed model with every layer in the implementation that runs fastest, computing the same.
 
@@ -43,8 +48,11 @@ def lower(
         max_growth: share of the condensed parameters by which zeros filled in may enlarge the model; where the rules
             would go beyond, the layers that add most keep their groups, but for those in ``choices``. By default
             what ``cnv2_plugin.graph.choice.MAX_GROWTH`` says for the runtime.
+        verify: compare the result with the model once, on ``example`` or a random image, before it is returned.
 
     Raises:
+        UnknownModuleError: a layer does more than its class says, so that condensing it could not be proven exact.
+        VerificationError: the result computes something else, or the model gives NaN or infinite values.
         UnfinishedPruningError: pruning is not finished somewhere.
         ValueError: unknown runtime, layer or implementation, or native kernels for a model that is not float32 on the
             CPU.
@@ -73,7 +81,37 @@ def lower(
         lowered = replace_module(lowered, part.name, module)
     if choices:
         raise ValueError(f'choices name layers that the model does not have: {", ".join(sorted(choices)[:4])}.')
+    if verify:
+        _check_same(model, lowered, input_size, example)
     return lowered
+
+
+@torch.no_grad()
+def _check_same(
+    model: nn.Module, lowered: nn.Module, input_size: tuple[int, int, int], example: Optional[Tensor]
+) -> None:
+    """Raise unless both give the same, up to rounding in the precision that they compute in."""
+    dtype, device = dtype_device(model)
+    random = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+    images = random.to(device, dtype) if example is None else example
+    with evaluating(model):
+        expected, actual = (
+            [leaf for leaf in tree_flatten(form(images.clone()))[0] if isinstance(leaf, Tensor)]
+            for form in (model, lowered)
+        )
+    if [leaf.shape for leaf in expected] != [leaf.shape for leaf in actual]:
+        raise VerificationError('the lowered model gives outputs of other shapes than the model; nothing was lowered.')
+    tolerance = 1e-4 if device.type == 'cpu' and dtype.itemsize >= 4 else 0.05
+    for number, (a, b) in enumerate(zip(expected, actual)):
+        if not a.numel() or not a.is_floating_point():
+            continue
+        difference, scale = (a.double() - b.double()).abs().max().item(), a.double().abs().max().item()
+        if not difference <= tolerance * scale < inf:
+            what = 'has NaN or infinite values' if not scale < inf else f'is off by {difference:.3g} of {scale:.3g}'
+            raise VerificationError(
+                f'output {number} of the lowered model {what} on a test image; give an example that the model is made '
+                f'for, or pass verify=False and compare the two on images of your own.'
+            )
 
 
 def lowered_forms(model: nn.Module) -> dict[str, str]:
@@ -88,6 +126,6 @@ def lowered_forms(model: nn.Module) -> dict[str, str]:
 
 def _restate_squeeze_excite(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
-        if type(module) is SqueezeExcite:
+        if isinstance(module, SqueezeExcite) and is_plain_squeeze_excite(module):
             model = replace_module(model, name, PooledSqueezeExcite(module).eval())
     return model

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any, Optional, Union, cast
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,17 @@ from ..layers import (
     LearnedGroupConv,
     SelectiveLinear,
     SparseFeatureReactivation,
+    SpatialGroupConv2d,
     SqueezeExcite,
 )
+from ..layers.known import DROPOUTS, ELEMENTWISE, is_changed, is_class, is_exactly
 from ..layers.norm import is_batch_norm
+from ..layers.permute import ChannelShuffle
 from ..models.condensenet import DenseLayer, DenseStage
 from ..models.shufflenet import ShuffleStage, ShuffleUnit
 from . import ops
 from .ir import Graph
 from .module import PooledSqueezeExcite
-
-POINTWISE = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.Hardswish,
-    nn.Hardsigmoid,
-    nn.SiLU,
-    nn.GELU,
-    nn.Sigmoid,
-    nn.Tanh,
-    nn.LeakyReLU,
-    nn.ELU,
-)
-"""Activations known to treat every element alike; any other module is kept as it is, where it is."""
 
 ITSELF = '.'
 """Name of a layer that is a graph by itself, not part of a stage."""
@@ -67,9 +56,9 @@ def builds(kind: type[nn.Module], stage: bool = False) -> Callable[[Builder], Bu
 def is_chain_of_stages(module: nn.Module) -> bool:
     """Return whether a module is nothing but several stages one after the other."""
     return (
-        isinstance(module, nn.Sequential)
-        and len(module) > 1
-        and all(type(m) in STAGES and builder_of(m) for m in module)
+        is_exactly(module, nn.Sequential)
+        and len(cast(nn.Sequential, module)) > 1
+        and all(type(m) in STAGES and builder_of(m) for m in cast(nn.Sequential, module))
     )
 
 
@@ -101,17 +90,12 @@ def chain_to_graph(chain: Iterable[tuple[str, nn.Module]], channels: int) -> tup
 
 
 def builder_of(module: nn.Module) -> Optional[Builder]:
-    """Return the builder of a module's kind; None where there is none, or where a ``forward`` in it was changed."""
-    build = next((build for kind, build in BUILDERS.items() if _is_unchanged(module, kind)), None)
-    units = (m for m in module.modules() if isinstance(m, (DenseLayer, ShuffleUnit))) if build else ()
-    return build if all(_is_unchanged(unit, (DenseLayer, ShuffleUnit)) for unit in units) else None
-
-
-def _is_unchanged(module: nn.Module, kinds: Union[type[nn.Module], tuple[type[nn.Module], ...]]) -> bool:
-    """Return whether a module is of a kind and computes what that kind does, as surgery and subclasses may not."""
-    own = vars(module).get('forward', type(module).forward)
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    return any(isinstance(module, kind) and own is kind.forward for kind in kinds)
+    """Return the builder of a module's kind; None where there is none, or where anything in the module is changed."""
+    build = next((build for kind, build in BUILDERS.items() if is_class(module, kind)), None)
+    if build is None or is_changed(module):
+        return None
+    units = (m for m in module.modules() if isinstance(m, (DenseLayer, ShuffleUnit)))
+    return build if all(is_class(unit, DenseLayer, ShuffleUnit) for unit in units) else None
 
 
 def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
@@ -121,37 +105,40 @@ def add_module(graph: Graph, module: nn.Module, x: int, name: str) -> int:
     """
     if (build := builder_of(module)) is not None:
         return build(graph, module, x, name)
-    if isinstance(module, (nn.Identity, nn.Dropout)):
+    part = cast(Any, module)
+    if is_exactly(module, nn.Identity, *DROPOUTS):
         return x
-    if isinstance(module, nn.Sequential):
+    if is_exactly(module, nn.Sequential):
         for key, child in module.named_children():
             x = add_module(graph, child, x, f'{name}.{key}')
         return x
-    if isinstance(module, nn.Conv2d) and module.padding_mode == 'zeros' and not isinstance(module.padding, str):
-        return _add_conv(graph, module, module.padding, x, name)
+    if is_exactly(module, nn.Conv2d, SpatialGroupConv2d):
+        if part.padding_mode == 'zeros' and not isinstance(part.padding, str):
+            return _add_conv(graph, part, part.padding, x, name)
     if is_batch_norm(module) and module.running_mean is not None:
         return graph.add(_affine(module), x)
-    if isinstance(module, POINTWISE):
+    if is_exactly(module, *ELEMENTWISE):
         return graph.add(ops.Pointwise(_out_of_place(module)), x)
-    if isinstance(module, ChannelGather):
-        return graph.add(ops.Gather(module.index), x)
-    if isinstance(module, nn.ChannelShuffle):
+    if is_exactly(module, ChannelGather):
+        return graph.add(ops.Gather(part.index), x)
+    if is_exactly(module, nn.ChannelShuffle, ChannelShuffle):
         order = torch.arange(graph.channels(x)).view(1, -1, 1, 1)
-        return graph.add(ops.Gather(module(order).flatten()), x)
-    if isinstance(module, ChannelScatterSum):
-        return graph.add(ops.ScatterSum(module.index, module.out_channels), x, layer=name)
-    if isinstance(module, SelectiveLinear):
-        x = graph.add(ops.Gather(module.index), x)
+        return graph.add(ops.Gather(part(order).flatten()), x)
+    if is_exactly(module, ChannelScatterSum):
+        return graph.add(ops.ScatterSum(part.index, part.out_channels), x, layer=name)
+    if is_exactly(module, SelectiveLinear):
+        x = graph.add(ops.Gather(part.index), x)
     channels = graph.channels(x)
     op = _pool(module) or _of_pooled(module) or ops.Opaque(module, channels, ops.try_module(module, channels).size(1))
     return graph.add(op, x)
 
 
-def _pool(pool: nn.Module) -> Optional[ops.Op]:
-    """A pool of square windows or of everything; None for other windows and other modules."""
-    if isinstance(pool, nn.AdaptiveAvgPool2d):
+def _pool(module: nn.Module) -> Optional[ops.Op]:
+    """A pool of square windows or of everything; None for other windows, options and modules."""
+    pool = cast(Any, module)
+    if is_exactly(module, nn.AdaptiveAvgPool2d):
         return ops.GlobalAveragePool() if pool.output_size in (1, (1, 1)) else None
-    if not isinstance(pool, (nn.AvgPool2d, nn.MaxPool2d)) or pool.ceil_mode:
+    if not is_exactly(module, nn.AvgPool2d, nn.MaxPool2d) or pool.ceil_mode:
         return None
     size, stride, padding = pool.kernel_size, pool.stride, pool.padding
     if not isinstance(size, int) or not isinstance(stride, int) or not isinstance(padding, int):
@@ -163,16 +150,24 @@ def _pool(pool: nn.Module) -> Optional[ops.Op]:
 
 def _of_pooled(module: nn.Module) -> Optional[ops.Op]:
     """Squeeze-and-excitation, and what follows a pool of everything; None for other modules."""
-    if type(module) in (SqueezeExcite, PooledSqueezeExcite):
-        block = cast(SqueezeExcite, module)
-        squeeze, excite = (_constant(linear.weight).flatten(1) for linear in (block.fc1, block.fc2))
-        return ops.SqueezeExcitation(module, squeeze, excite, block.act, block.gate)
-    if isinstance(module, nn.Flatten) and module.start_dim == 1:
+    part = cast(Any, module)
+    if is_plain_squeeze_excite(module):
+        squeeze, excite = (_constant(linear.weight).flatten(1) for linear in (part.fc1, part.fc2))
+        return ops.SqueezeExcitation(module, squeeze, excite, part.act, part.gate)
+    if is_exactly(module, nn.Flatten) and (part.start_dim, part.end_dim) == (1, -1):
         return ops.Flatten()
-    if type(module) in (nn.Linear, SelectiveLinear):
-        linear = cast(nn.Linear, module)
-        return ops.Linear(_constant(linear.weight), None if linear.bias is None else _constant(linear.bias))
+    if is_exactly(module, nn.Linear, SelectiveLinear):
+        return ops.Linear(_constant(part.weight), None if part.bias is None else _constant(part.bias))
     return None
+
+
+def is_plain_squeeze_excite(module: nn.Module) -> bool:
+    """Whether a module is squeeze-and-excitation, and every part of it what it was made as."""
+    if not is_class(module, SqueezeExcite, PooledSqueezeExcite) or is_changed(module):
+        return False
+    block = cast(SqueezeExcite, module)
+    maps = [is_class(linear, nn.Linear, nn.Conv2d) and linear.bias is None for linear in (block.fc1, block.fc2)]
+    return all(maps) and is_class(block.act, nn.ReLU) and is_class(block.gate, *ELEMENTWISE)
 
 
 def _add_conv(graph: Graph, module: nn.Conv2d, padding: Iterable[int], x: int, name: str) -> int:
@@ -203,14 +198,14 @@ def _out_of_place(module: nn.Module) -> nn.Module:
 
 @builds(LearnedGroupConv)
 def _add_lgc(graph: Graph, layer: LearnedGroupConv, x: int, name: str) -> int:
-    for part in (layer.gather, layer.norm, layer.act):
+    for part in (layer.gather, layer.norm, layer.act, layer.drop):
         x = add_module(graph, part, x, '')
     return add_module(graph, layer.scatter, add_module(graph, layer.conv, x, name), '')
 
 
 @builds(SparseFeatureReactivation)
 def _add_sfr(graph: Graph, layer: SparseFeatureReactivation, x: int, name: str) -> int:
-    for part in (layer.norm, layer.act, layer.gather, layer.conv):
+    for part in (layer.norm, layer.act, layer.drop, layer.gather, layer.conv):
         x = add_module(graph, part, x, '')
     return add_module(graph, layer.scatter, x, name)
 

@@ -38,9 +38,8 @@ def parts(condensed: nn.Module, input_size: tuple[int, int, int], example: Optio
         dtype, device = dtype_device(condensed)
         example = torch.zeros(1, *input_size, dtype=dtype, device=device)
     with ExitStack() as hooks, torch.no_grad():
-        for wanted in names:
-            if builder_of(wanted) is not None or is_chain_of_stages(wanted):
-                hooks.enter_context(wanted.register_forward_hook(note))
+        for wanted in [m for m in names if builder_of(m) is not None or is_chain_of_stages(m)]:
+            hooks.enter_context(wanted.register_forward_hook(note))
         condensed(example)
     found: list[Part] = []
     inside: set[nn.Module] = set()

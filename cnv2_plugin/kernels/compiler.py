@@ -186,6 +186,7 @@ class _Compiler:
             dst = self.placement.place(nodes[-1].id, scatter.out_channels, self._changes(src))
             self.program.zero(dst.map)
         rows = dst.channels[scatter.index[row_to_channel]].view(conv.groups, -1)
+        require(all(row.unique().numel() == row.numel() for row in rows))  # a group writes each of its channels once
         index = src.channels.view(conv.groups, -1)
         affine = src.grouped_affine(conv.groups)
         self.program.select(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..graph.builder import chain_to_graph, is_chain_of_stages
 from ..graph.model_parts import Part, parts, replace_module
 from ..graph.ops import dtype_device
+from ..layers.known import is_changed, is_exactly
 from ..models.base import SparseModelMixin
 from ..models.condense import condense
 from ..models.modes import in_eval
@@ -72,7 +73,10 @@ class NativeStages(nn.Module):
 
 
 def native_program(chain: Iterable[tuple[str, nn.Module]], channels: int) -> Optional[Program]:
-    """Compile condensed modules that follow one another; None where the kernels do not compute one of them."""
+    """Compile condensed modules that follow one another; None where the kernels do not compute one of them exactly."""
+    chain = list(chain)
+    if any(is_changed(module) for _, module in chain):
+        return None
     flat = [
         part
         for name, module in chain
@@ -110,7 +114,7 @@ def native_model(
     made = in_eval(condense(model))
     found = parts(made, input_size, example)
     for name, module in list(made.named_modules()):
-        if type(module) is nn.Dropout:  # costs a call
+        if is_exactly(module, nn.Dropout):  # costs a call
             replace_module(made, name, nn.Identity())
     if isinstance(made, SparseModelMixin) and (classifier := _Classifier.of(made)) is not None:
         if _make_whole(made, classifier):
@@ -140,7 +144,7 @@ def _with_surroundings(model: nn.Module, part: Part) -> Optional[NativeStages]:
     """A part in the kernels, with the stem in front of a trunk's first stage and the normalisation behind its last."""
     trunks = (module for module in model.modules() if isinstance(module, SparseModelMixin))
     trunk = next((t for t in trunks if part.module in [t.stages, *t.get_submodule('stages').children()][:2]), None)
-    if trunk is not None:
+    if trunk is not None and _feeds_stages(trunk):
         stem, (name, final) = trunk.parts()[0], _final(trunk)
         conv, middle = _first_conv([stem]), ('stages', part.module)
         normalises = part.module is trunk.stages and not any(isinstance(m, nn.Conv2d) for m in final.modules())
@@ -154,6 +158,12 @@ def _with_surroundings(model: nn.Module, part: Part) -> Optional[NativeStages]:
             return NativeStages(program)
     program = native_program([(part.name, part.module)], part.input_shape[1])
     return None if program is None else NativeStages(program)
+
+
+def _feeds_stages(trunk: SparseModelMixin) -> bool:
+    """Whether a trunk's stages get what its stem gives, so that they can compute the stem themselves."""
+    ours = next(i for i, kind in enumerate(type(trunk).__mro__) if kind.__module__.startswith('cnv2_plugin.'))
+    return is_exactly(trunk.stages, nn.Sequential) and not _overrides(trunk, ours)
 
 
 def _final(trunk: SparseModelMixin) -> tuple[str, nn.Module]:
@@ -170,10 +180,7 @@ class _Classifier(NamedTuple):
 
     @classmethod
     def of(cls, model: SparseModelMixin) -> Optional['_Classifier']:
-        """None where a model has no head, or none but pooling, or computes something else than it says.
-
-        A hook on a module around parts of the head may change what passes between them.
-        """
+        """None where a model has no head, or none but pooling, or computes something else than it says."""
         if not _is_what_it_says(model):
             return None
         said = model.parts()
@@ -181,7 +188,7 @@ class _Classifier(NamedTuple):
         end = next((i for i, (_, module) in enumerate(said) if type(module) is nn.Flatten), begin)
         head = said[begin:end]
         around = {name.rpartition('.')[0] for name, _ in head} - {''}
-        if any(_is_hooked(model.get_submodule(name)) for name in around):
+        if not all(_only_holds(model.get_submodule(name), [module for _, module in head]) for name in around):
             return None
         return cls(said[:begin], head, said[end:]) if any(isinstance(m, nn.Conv2d) for _, m in head) else None
 
@@ -192,26 +199,36 @@ class _Classifier(NamedTuple):
         replace_module(model, self.head[0][0], NativeStages(program, weights))
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _only_holds(module: nn.Module, parts: list[nn.Module]) -> bool:
+    """Whether a module around parts of a head, such as timm's pool, does nothing but call them."""
+    others = [child for child in module.children() if child not in parts]
+    known = type(module).__module__.partition('.')[0] in ('timm', 'torch', __package__.partition('.')[0])
+    return known and not is_changed(module) and all(type(child) is nn.Identity for child in others)
 
 
 def _is_what_it_says(model: SparseModelMixin) -> bool:
     """Whether no subclass or object changes what a model computes without saying other parts."""
+    return not _overrides(model, next(i for i, kind in enumerate(type(model).__mro__) if 'parts' in vars(kind)))
+
+
+def _overrides(model: SparseModelMixin, classes: int) -> bool:
+    """Whether the object, or one of the first classes in its order, has a way of its own through the network."""
     methods = ('forward', 'forward_features', 'forward_head', 'forward_stem', 'forward_final')
-    classes = type(model).__mro__
-    says = next(i for i, kind in enumerate(classes) if 'parts' in vars(kind))
-    return not any(name in vars(where) for where in (model, *classes[:says]) for name in methods)
+    return any(name in vars(where) for where in (model, *type(model).__mro__[:classes]) for name in methods)
 
 
 def _make_whole(model: SparseModelMixin, parts: _Classifier) -> bool:
     """Let one operator compute all in front of the classifier, and two others trunk and head on slices of its weights.
 
     Does nothing, and returns False, where the kernels do not compute all of it, where something else stands in front of
-    the classifier, or where a hook is on a part.
+    the classifier, or where anything in the model is changed.
     """
-    hooked = any(_is_hooked(module) for _, part in model.parts() for module in part.modules())
-    if hooked or [type(module) for _, module in parts.rest[:-1]] != [nn.Flatten, nn.Identity]:
+    if not _feeds_stages(model) or any(map(is_changed, model.children())):
+        return False
+    if [type(module) for _, module in parts.rest[:-1]] != [
+        nn.Flatten,
+        nn.Identity,
+    ]:
         return False
     conv = _first_conv(parts.trunk)
     whole = native_program([*parts.trunk, *parts.head], conv.in_channels)

@@ -95,7 +95,10 @@ def packed_conv(
         num_units: channels of the side that is not grouped.
         grouped_side: ``'outputs'`` or ``'inputs'``.
     """
-    if not prefer_group_product(weight.size(1), grouped_side, is_channels_last(x)):
+    dense = not prefer_group_product(weight.size(1), grouped_side, is_channels_last(x))
+    if not torch.jit.is_scripting():
+        dense = dense or torch.onnx.is_in_onnx_export()  # TorchScript's exporter loses sums of index_add
+    if dense:
         return F.conv2d(x, unpacked_weight(weight, kept, groups, num_units, grouped_side), bias, stride)
     if stride[0] > 1 or stride[1] > 1:
         x = x[:, :, :: stride[0], :: stride[1]]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .known import UnknownModuleError, is_class, peculiarity
+
 _DEVIATIONS = (-1e3, -10.0, -1.0, -0.1, 0.1, 1.0, 10.0, 1e3)
 """Distances of the trial features from the running mean, in standard deviations."""
 
@@ -15,18 +17,27 @@ _DEVIATIONS = (-1e3, -10.0, -1.0, -0.1, 0.1, 1.0, 10.0, 1e3)
 def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
     """Whether a module normalises by batch statistics and does nothing else.
 
-    SyncBN does, and timm's ``SplitBatchNorm2d``; ``BatchNormAct2d`` only with ``apply_act=False``. A class with a
-    ``forward`` of its own is tried: in evaluation mode it has to compute what its statistics and weights say.
+    SyncBN does, timm's ``SplitBatchNorm2d`` and every ``FrozenBatchNorm2d``; ``BatchNormAct2d`` only with
+    ``apply_act=False``. A class with a ``forward`` of its own is tried: in evaluation mode it has to compute what its
+    statistics and weights say.
     """
-    if not isinstance(module, _BatchNorm):
+    if peculiarity(module) or not isinstance(module, _BatchNorm) and not _is_frozen(module):
         return False
-    return type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or _computes_batch_norm(module)
+    return is_class(module, _BatchNorm, nn.SyncBatchNorm) or _computes_batch_norm(module)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether a module looks like torchvision's ``FrozenBatchNorm2d``: all that a normalisation has, as buffers."""
+    names = {name for name, _ in module.named_buffers()} - {'num_batches_tracked'}
+    return names == {'weight', 'bias', 'running_mean', 'running_var'} and isinstance(
+        getattr(module, 'eps', None), float
+    )
 
 
 @torch.no_grad()
 def _computes_batch_norm(norm: _BatchNorm) -> bool:
     mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:
+    if mean is None or var is None or mean.is_meta:
         return False
     spread = torch.tensor(_DEVIATIONS, dtype=mean.dtype, device=mean.device)
     x = (mean[:, None] + (var + norm.eps).sqrt()[:, None] * spread).view(1, len(mean), 2, -1)
@@ -35,21 +46,38 @@ def _computes_batch_norm(norm: _BatchNorm) -> bool:
     return torch.allclose(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-def gather_norm(norm: nn.Module, index: Tensor) -> nn.BatchNorm2d:
-    """Batch normalisation of the gathered channels; any batch normalisation (SyncBN too) becomes a plain one.
+def check_norm(norm: nn.Module, name: str = 'norm') -> None:
+    """Raise unless a module of that name is batch normalisation and nothing else.
+
+    Raises:
+        UnknownModuleError: it is not.
+    """
+    if not is_batch_norm(norm):
+        raise UnknownModuleError(
+            f'Only batch normalisation can be condensed, but {name} is {type(norm).__name__}'
+            f'{" that " * bool(peculiarity(norm))}{peculiarity(norm)}; build the model with '
+            f'norm_layer=torch.nn.BatchNorm2d and nothing more on it, and give an activation as act_layer.'
+        )
+
+
+def gather_norm(norm: nn.Module, index: Tensor) -> nn.Module:
+    """Batch normalisation of the gathered channels; SyncBN and the like become plain, what is frozen stays so.
 
     Args:
         norm: normalisation of all channels.
         index: the gathered channels, ``(K,)``.
 
     Raises:
-        TypeError: ``norm`` is no batch normalisation, or more than that.
+        UnknownModuleError: ``norm`` is no batch normalisation, or more than that.
     """
-    if not is_batch_norm(norm):
-        raise TypeError(
-            f'Only batch normalisation can be condensed, but the layer is normalised by {type(norm).__name__}; build '
-            f'the model with norm_layer=torch.nn.BatchNorm2d, and give an activation as act_layer.'
-        )
+    check_norm(norm)
+    if not isinstance(norm, _BatchNorm):
+        frozen = deepcopy(norm)
+        for name, buffer in norm.named_buffers():
+            setattr(frozen, name, buffer[index] if buffer.ndim else buffer.clone())
+        if hasattr(norm, 'num_features'):
+            frozen.num_features = index.numel()
+        return frozen
     reference = norm.weight if norm.affine else norm.running_mean
     gathered = nn.BatchNorm2d(
         index.numel(), norm.eps, norm.momentum, norm.affine, norm.track_running_stats,

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ChannelGather(nn.Module):
@@ -44,8 +45,23 @@ class ChannelScatterSum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, K, H, W)`` to ``(N, C, H, W)``."""
+        if not torch.jit.is_scripting():
+            if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+                return self._as_gathers(x)
         zeros = x.new_zeros([x.size(0), self.out_channels, x.size(2), x.size(3)])
         return zeros.index_add(1, self.index, x)
+
+    def _as_gathers(self, x: Tensor) -> Tensor:
+        """The same for TorchScript's ONNX exporter, whose ``index_add`` keeps one of several rows of a channel."""
+        rows: list[list[int]] = [[] for _ in range(self.out_channels)]
+        for row, channel in enumerate(self.index.tolist()):
+            rows[channel].append(row)
+        padded, total = torch.cat((x, torch.zeros_like(x[:, :1])), 1), None
+        for level in range(max(1, *map(len, rows))):
+            chosen = [of_one[level] if level < len(of_one) else self.index.numel() for of_one in rows]
+            part = padded.index_select(1, torch.tensor(chosen, device=x.device))
+            total = part if total is None else total + part
+        return total
 
     def extra_repr(self) -> str:
         return f'rows={self.index.numel()}, out_channels={self.out_channels}'
@@ -56,8 +72,19 @@ class ViewedChannelShuffle(nn.ChannelShuffle):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""
-        n, c, h, w = x.shape
+        n, c, h, w = x.size(0), x.size(1), x.size(2), x.size(3)
         return x.reshape(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-ChannelShuffle = nn.ChannelShuffle if torch.__version__ >= '2.6' else ViewedChannelShuffle
+class ExportedChannelShuffle(nn.ChannelShuffle):
+    """``nn.ChannelShuffle``, by views where TorchScript's ONNX exporter traces it, which does not know the operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to the same shape."""
+        if not torch.jit.is_scripting():
+            if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+                return ViewedChannelShuffle.forward(self, x)
+        return F.channel_shuffle(x, self.groups)
+
+
+ChannelShuffle = ExportedChannelShuffle if torch.__version__ >= '2.6' else ViewedChannelShuffle

@@ -20,7 +20,8 @@ from torch.types import Device
 
 from .convolutions import convolutions_last
 from .grouping import GroupedSide
-from .norm import gather_norm
+from .known import peculiarity, refuse, treats_channels_alike
+from .norm import check_norm, gather_norm
 from .sparse import GroupSparseConv2d
 
 NormLayer = Callable[[int], nn.Module]
@@ -103,6 +104,20 @@ class LearnedGroupConv(PreActivation):
 
     def _condense_norm(self, kept: Tensor) -> None:
         self.norm = gather_norm(self.norm, kept)
+
+    def check_known(self, name: str = '') -> None:
+        """Refuse also what stands behind the gather of the condensed form and does not treat channels alike.
+
+        Raises:
+            UnknownModuleError: condensing could not be proven exact.
+        """
+        super().check_known(name)
+        check_norm(self.norm, f'{name}.norm'.strip('.'))
+        index = self.grouping.kept_index(self.mask)
+        for part, module in (('act', self.act), ('drop', self.drop)):
+            if not treats_channels_alike(module, index, self.in_channels):
+                wrong = next(filter(None, map(peculiarity, module.modules())), 'does not treat every channel alike')
+                raise refuse(f'{name}.{part}'.strip('.'), module, wrong)
 
 
 class SparseFeatureReactivation(PreActivation):

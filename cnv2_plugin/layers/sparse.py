@@ -1,5 +1,6 @@
 """The group-sparse 1x1 convolution that LGC and SFR are two views of: masked, then packed if wanted, then condensed."""
 
+from inspect import isfunction
 from typing import Any, Literal, Optional, Union
 from weakref import WeakSet
 
@@ -9,6 +10,7 @@ from torch.types import Device
 
 from .convolutions import SparseConv2d, masked_weight
 from .grouping import GroupedSide, Grouping
+from .known import check_exact, is_class, refuse
 from .state_dicts import adopt_average, adopt_other_state, adopt_plain_conv, state_dict_faults
 
 LIVING: 'WeakSet[GroupSparseConv2d]' = WeakSet()
@@ -248,16 +250,33 @@ class GroupSparseConv2d(nn.Module):
         """The inverse of :meth:`pack_weight`; pruned entries are 0."""
         return self.grouping.unpack(packed, self.grouping.kept_index(self.mask if mask is None else mask))
 
+    def check_known(self, name: str = '') -> None:
+        """Raise unless every part of the layer that condensing replaces or reads is what its class says.
+
+        Args:
+            name: of the layer in its model, for the message.
+
+        Raises:
+            UnknownModuleError: condensing could not be proven exact.
+        """
+        kind = next(k for k in type(self).__mro__ if k.__module__.startswith(__package__))
+        method = any(isfunction(getattr(type(self), attribute, None)) for attribute in vars(self))
+        if method or not is_class(self, kind):
+            raise refuse(name or self._short(), self, f'computes something else than {kind.__name__}')
+        self._check_plain(name)
+        check_exact((f'{name}.{part}', getattr(self, part), (nn.Identity,)) for part in ('gather', 'scatter'))
+
     def switch_to_deploy(self) -> None:
         """Condense to the equivalent standard group convolution, in place; does nothing the second time.
 
         Raises:
             UnfinishedPruningError: pruning stages are left.
+            UnknownModuleError: a part is not what its class says.
         """
         if self.state == 'condensed':
             return
         self._check_finished('condensing')
-        self._check_plain()
+        self.check_known()
         kept = self.grouping.kept_index(self.mask)
         weight = self.conv.weight if self.state == 'packed' else self.grouping.pack(self.conv.weight, kept)
         self._condense_norm(kept)
@@ -319,16 +338,9 @@ class GroupSparseConv2d(nn.Module):
                 f'sparsification schedule, or call prune_to({self.num_stages}), before {action} it.'
             )
 
-    def _check_plain(self) -> None:
+    def _check_plain(self, name: str = '') -> None:
         """Raise before another convolution would take the place of one that does more than its class says."""
-        conv = self.conv
-        attached = conv._forward_hooks or conv._forward_pre_hooks or 'forward' in vars(conv)
-        if not isinstance(conv, SparseConv2d) or type(conv).forward is not SparseConv2d.forward or attached:
-            raise TypeError(
-                f'{self._short()}.conv ({type(conv).__module__}.{type(conv).__name__}) has a hook, a forward or a '
-                f'class of somebody else, which would be lost; remove or merge that first (handle.remove(), '
-                f'prune.remove, remove_weight_norm, merge_and_unload).'
-            )
+        check_exact([(f'{name or self._short()}.conv', self.conv, (SparseConv2d,))])
 
     def _short(self) -> str:
         return f'{type(self).__name__}({self.in_channels}, {self.out_channels})'

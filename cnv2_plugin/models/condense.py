@@ -4,9 +4,11 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Optional, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d, SelectiveLinear, SpatialGroupConv2d, UnfinishedPruningError
+from ..layers.known import check_exact, is_changed, refuse
 
 Model = TypeVar('Model', bound=nn.Module)
 
@@ -42,11 +44,16 @@ def condense(model: Model, inplace: bool = False, classifier_keep: Optional[floa
 
     Raises:
         UnfinishedPruningError: pruning is not finished somewhere; names the layers, and nothing is changed.
+        UnknownModuleError: a layer, or the classifier, carries hooks or other code that would be lost, or a part that
+            does not treat channels alike; names it, and nothing is changed.
         ValueError: ``classifier_keep`` is out of range, or the model has no linear classifier; nothing is changed.
     """
     _check_finished(model)
     keep = 1.0 if classifier_keep is None else classifier_keep
     classifier = None if keep == 1 else _find_classifier(model, keep)
+    for name, module in model.named_modules():
+        if isinstance(module, GroupSparseConv2d) and not module.deploy:
+            _check_layer(name, module)
     condensed = model if inplace else deepcopy(model)
     for module in condensed.modules():
         if isinstance(module, (GroupSparseConv2d, SpatialGroupConv2d)):
@@ -66,6 +73,7 @@ def classifier_cost(model: nn.Module, classifier_keep: float) -> ClassifierCost:
 
     Raises:
         ValueError: as for :func:`condense`.
+        UnknownModuleError: as for :func:`condense`.
     """
     _, linear = _find_classifier(model, classifier_keep)
     if isinstance(linear, SelectiveLinear):
@@ -139,6 +147,24 @@ def _check_finished(model: nn.Module) -> None:
         )
 
 
+@torch.no_grad()
+def _check_layer(name: str, layer: GroupSparseConv2d) -> None:
+    """Raise unless a layer is known through and through and, tried on a few pixels, computes the same condensed."""
+    layer.check_known(name)
+    if layer.conv.weight.is_meta or any(is_changed(part) for part in layer.children()):
+        return  # hooks on parts that stay must not see what is no feature of an image
+    twin = deepcopy(layer).cpu().double().eval()
+    x = torch.randn(1, layer.in_channels, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mean, var = (getattr(getattr(twin, 'norm', None), statistic, None) for statistic in ('running_mean', 'running_var'))
+    if mean is not None and var is not None:
+        x = mean.view(-1, 1, 1) + x * var.clamp(min=0).sqrt().view(-1, 1, 1)
+    expected = twin.forward(x.clone())
+    twin.switch_to_deploy()
+    difference = (twin.forward(x) - expected).abs().max()
+    if difference > 1e-9 * expected.abs().max():
+        raise refuse(name, layer, 'computes something else once it is condensed')
+
+
 def _find_classifier(model: nn.Module, keep: float) -> tuple[str, nn.Linear]:
     """The classifier and its name: what ``get_classifier`` returns (timm), or ``head.fc`` (MMPretrain)."""
     if not 0 < keep <= 1:
@@ -150,4 +176,6 @@ def _find_classifier(model: nn.Module, keep: float) -> tuple[str, nn.Linear]:
         raise ValueError(
             f'{type(model).__name__} has no linear classifier, so classifier_keep={keep} does not apply; leave it out.'
         )
-    return next(name for name, module in modules.items() if module is classifier), classifier
+    name = next(name for name, module in modules.items() if module is classifier)
+    check_exact([(name, classifier, (nn.Linear, SelectiveLinear))])
+    return name, classifier
