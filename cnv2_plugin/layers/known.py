@@ -22,6 +22,9 @@ _MAY_DIFFER = {
 """What a subclass may have of its own and still compute what its base does."""
 
 
+PARAMETRISED = 'has parametrised weights'
+
+
 class UnknownModuleError(TypeError):
     """A conversion meets a module that does more than its class says, or whose class it does not know."""
 
@@ -31,7 +34,7 @@ def peculiarity(module: nn.Module) -> str:
     if module._forward_hooks or module._forward_pre_hooks:
         return 'carries forward hooks'
     if 'parametrizations' in module._modules:
-        return 'has parametrised weights'
+        return PARAMETRISED
     if any(isfunction(getattr(type(module), name, None)) for name in vars(module)):
         return 'has a method of its own on the object'
     return ''

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .known import UnknownModuleError, is_class, peculiarity
+from .known import PARAMETRISED, UnknownModuleError, is_class, peculiarity
 
 _DEVIATIONS = (-1e3, -10.0, -1.0, -0.1, 0.1, 1.0, 10.0, 1e3)
 """Distances of the trial features from the running mean, in standard deviations."""
@@ -21,7 +21,8 @@ def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
     ``apply_act=False``. A class with a ``forward`` of its own is tried: in evaluation mode it has to compute what its
     statistics and weights say.
     """
-    if peculiarity(module) or not isinstance(module, _BatchNorm) and not _is_frozen(module):
+    known = isinstance(module, _BatchNorm) or _is_frozen(module)
+    if not known or peculiarity(module) not in ('', PARAMETRISED):
         return False
     return is_class(module, _BatchNorm, nn.SyncBatchNorm) or _computes_batch_norm(module)
 
@@ -54,7 +55,7 @@ def check_norm(norm: nn.Module, name: str = 'norm') -> None:
     """
     if not is_batch_norm(norm):
         raise UnknownModuleError(
-            f'Only batch normalisation can be condensed, but {name} is {type(norm).__name__}'
+            f'Only batch normalisation can be condensed, but {name} normalises by {type(norm).__name__}'
             f'{" that " * bool(peculiarity(norm))}{peculiarity(norm)}; build the model with '
             f'norm_layer=torch.nn.BatchNorm2d and nothing more on it, and give an activation as act_layer.'
         )

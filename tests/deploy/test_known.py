@@ -29,10 +29,25 @@ FAMILIES = {
     'sfr_shufflenetv2': dict(channels=(32, 56), repeats=(2, 2), final_width=40),
     'shufflenetv2': dict(channels=(32, 56), repeats=(2, 1), final_width=40),
 }
+
+
+class Inverted(nn.Module):
+    """A user's own block: widen, filter by channel, narrow, with a shortcut."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.widen = nn.Sequential(nn.Conv2d(width, 2 * width, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU6())
+        self.filter = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
+        self.narrow = nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        return x + self.narrow(self.filter(self.widen(x)))
+
+
 FOREIGN = {
-    'resnet26': dict(layers=(1, 2, 1, 1)),
-    'mobilenetv2_100': {},
-    'densenet121': dict(growth_rate=8, block_config=(2, 2)),
+    'resnet': lambda: timm.create_model('resnet26', num_classes=5, layers=(2, 1, 1, 1), channels=(8, 8, 16, 16)),
+    'densenet': lambda: timm.create_model('densenet121', num_classes=5, growth_rate=8, block_config=(2, 2)),
+    'own': lambda: nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), Inverted(16), Inverted(16), nn.MaxPool2d(3, 2, 1)),
 }
 
 
@@ -47,10 +62,10 @@ def network(name):
     torch.manual_seed(0)
     if name in FAMILIES:
         return finished(timm.create_model(name, arch=FAMILIES[name], num_classes=5, drop_rate=0.1))
-    model = timm.create_model(name, num_classes=5, **FOREIGN[name])
-    to_learned_groups(model, groups=4, factor=2, input_size=SIZE)
-    if name != 'mobilenetv2_100':
-        add_reactivation(model, groups=4, factor=2, input_size=SIZE)
+    model = FOREIGN[name]()
+    to_learned_groups(model, groups=4, factor=2, min_channels=8, input_size=SIZE)
+    if name != 'own':
+        add_reactivation(model, groups=4, factor=2, min_channels=8, input_size=SIZE)
     return finished(model)
 
 

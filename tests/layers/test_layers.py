@@ -303,7 +303,10 @@ def test_classes_that_compute_batch_norm_condense(norm_layer):
 def test_trying_a_norm_runs_no_hook_and_nan_does_not_make_it_another_norm():
     layer, seen = LearnedGroupConv(12, 24, 4, 1, norm_layer=without_act), []
     layer.norm.running_var[0] = float('nan')
-    layer.norm.register_forward_hook(lambda *_: seen.append(1))
+    hook = layer.norm.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(TypeError, match='hooks'):  # it would be lost
+        layer.switch_to_deploy()
+    hook.remove()
     layer.switch_to_deploy()
     assert layer.deploy and not seen
 
