@@ -5,6 +5,7 @@ at a time: masked, packed or condensed; :mod:`.grouping` says which weights form
 """
 
 from .grouping import Grouping, kept_units, largest_divisor
+from .known import UnknownModuleError
 from .linear import SelectiveLinear, SqueezeExcite
 from .memory_format import SpatialGroupConv2d
 from .permute import ChannelGather, ChannelScatterSum
@@ -22,6 +23,7 @@ __all__ = [
     'SpatialGroupConv2d',
     'SqueezeExcite',
     'UnfinishedPruningError',
+    'UnknownModuleError',
     'kept_units',
     'largest_divisor',
 ]
