@@ -21,7 +21,7 @@ COMMANDS = {
     'benchmark': 'compare the latency of a model as trained, condensed, lowered and native, in several runtimes',
     'configs': 'list the configs that travel with the package, or copy one into a folder',
     'convert-keys': 'rename the keys of a checkpoint for timm, mmpretrain, or as a bare backbone',
-    'cost': 'count parameters and multiply-adds of a variant, or of all variants beside the published figures',
+    'cost': 'count parameters and multiply-adds of a variant, of the parts of a config, or beside published figures',
     'deploy': 'condense a finished model, verify it, and write it: checkpoint, ONNX, OpenVINO, ExecuTorch, ncnn, ...',
     'env': 'list what is installed here: toolkits, native kernels and instruction set, runtimes',
     'export': 'another name for deploy',

@@ -1,4 +1,4 @@
-"""``cnv2 cost``: parameters and multiply-adds of a variant, or of all beside the published figures."""
+"""``cnv2 cost``: parameters and multiply-adds of a variant, of the parts of a config, or beside published figures."""
 
 import argparse
 
@@ -10,7 +10,8 @@ PRINTS_TABLES = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 cost``."""
-    parser.add_argument('arch', nargs='?', help='timm name, such as condensenetv2_a')
+    parser.add_argument('arch', nargs='?', help='timm name, such as condensenetv2_a, or OpenMMLab config (file or '
+                        'cnv2_plugin::NAME)')  # fmt: skip
     parser.add_argument('--all', action='store_true', help='every variant beside the published figures')
     add_input_option(parser)
     parser.add_argument('--deploy', action='store_true', help='the condensed form only')
@@ -21,10 +22,13 @@ def run(args: argparse.Namespace) -> None:
     from ..analysis.cost import cost_table
 
     if args.all == bool(args.arch):
-        raise UsageError('give one variant, such as condensenetv2_a, or --all.')
+        raise UsageError('give one variant, such as condensenetv2_a, or a config, or --all.')
     if args.all:
         header, rows = _published_rows(args.input)
         print_table('Every variant after pruning, beside the published figures', header, rows, args.markdown)
+    elif args.arch.endswith('.py') or '::' in args.arch:
+        title, header, rows = _parts_of_config(args)
+        print_table(title, header, rows, args.markdown)
     else:
         training = None if args.deploy else count_variant(args.arch, False, args.input)
         forms = dict(training=training, pruned=training.pruned) if training else {}
@@ -43,6 +47,38 @@ def count_variant(name: str, deploy: bool, input_size=None):
     size = tuple(input_size or variant.input_size)
     model = timm.create_model(name, deploy=deploy, in_chans=size[0], device='meta')
     return count_cost(model, size, linear_bias=variant.family == 'CondenseNet')
+
+
+def _parts_of_config(args: argparse.Namespace) -> tuple[str, list[str], list[list[str]]]:
+    """Title, header and rows: backbone, neck and head of a config's model apart."""
+    from ..analysis import count_cost
+    from ..models.modes import in_eval
+    from ..toolkits.openmmlab.deploy_files import build, deployed_config
+    from ..toolkits.openmmlab.runner_config import load_config
+    from ._config_models import Features, compared_views, input_size_of
+
+    cfg = load_config(args.arch)
+    size = tuple(args.input or input_size_of(cfg))
+    model = in_eval(build(deployed_config(cfg) if args.deploy else cfg))
+    model = model if hasattr(model, 'backbone') else model.model  # surgery is around the model
+    parts: list = [model.backbone, Features(model)]
+    whole = list(compared_views(model).values())[-1]
+    if whole is not Features:
+        parts.append(whole(model))
+    costs = [count_cost(part, size) for part in parts]
+    forms = dict(condensed=costs) if args.deploy else {'as trained': costs, 'pruned': [cost.pruned for cost in costs]}
+    rows = [['backbone'], ['neck'], ['head'], ['all']] if len(parts) == 3 else [['backbone'], ['neck'], ['both']]
+    for counted in forms.values():
+        sums = [(0, 0), *((cost.params, cost.mult_adds) for cost in counted)]
+        own = [(after[0] - before[0], after[1] - before[1]) for before, after in zip(sums, sums[1:])]
+        for row, (params, work) in zip(rows, [*own, sums[-1]]):
+            row += [f'{params:,}', f'{work / 1e6:.2f}', f'{work / sums[-1][1]:.1%}']
+    if len(parts) == 2:
+        heads = sum(parameter.numel() for parameter in model.parameters()) - costs[-1].params
+        rows.append(['head', *[f'{heads:,}', 'for each box', ''] * len(forms)])
+    figures = ('parameters', 'multiply-adds (M)', 'share')
+    header = ['', *(f'{figure}, {form}' for form in forms for figure in figures)]
+    return f'{args.arch}, one image {"x".join(map(str, size))}', header, rows
 
 
 def _published_rows(input_size):
