@@ -53,7 +53,8 @@ class PlainConv(nn.Module):
 def folded_avg_pool(x: Tensor, size: int, stride: int) -> Tensor:
     """Average pooling of ``(N, C, H, W)`` with bands of rows as further channels."""
     channels, height, width = x.shape[1:]
-    bands = ops.AveragePool(size, stride).folding(channels, height)
+    known = type(height) is int  # not where a graph is made for any height
+    bands = ops.AveragePool(size, stride).folding(channels, height) if known else 1
     folded = x.reshape(-1, channels * bands, height // bands, width) if bands > 1 else x
     y = F.avg_pool2d(folded, size, stride)
     return y.reshape(-1, channels, y.size(2) * bands, y.size(3)) if bands > 1 else y

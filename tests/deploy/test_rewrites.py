@@ -318,6 +318,14 @@ def test_pools_fold_rows_into_channels(channels, size, bands):
     assert AveragePool(3, 2).folding(channels, size[0]) == 1
 
 
+def test_graphs_for_any_height_do_not_fold():
+    pool = FoldedAvgPool2d(AveragePool(2, 2))
+    x, y = torch.randn(1, 6, 32, 8), torch.randn(1, 6, 28, 8)
+    assert torch.equal(torch.jit.trace(pool, x)(y), pool(y))
+    dynamic = {2: 2 * torch.export.Dim('half', min=2, max=64)}
+    assert torch.equal(torch.export.export(pool, (x,), dynamic_shapes=(dynamic,)).module()(y), pool(y))
+
+
 @pytest.mark.parametrize(
     'op', [conv(3, 6), Gather(torch.arange(5, -1, -1)), ScatterSum(torch.tensor([0, 0, 3, 1, 2, 2]), 4)]
 )

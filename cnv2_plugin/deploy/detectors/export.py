@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from ... import __version__
 from ...checkpoints import atomic_path
 from ...checkpoints.io import check_target
-from ...graph.model_parts import replace_module
-from ...graph.module import FoldedAvgPool2d
 from ...models.modes import in_eval
 from ..lower import lower
 from ..runtimes import onnxruntime
@@ -102,10 +100,6 @@ def export_detector(
 
 def _proto(lowered: nn.Module, example: Tensor, dims: dict[int, str], names: list[str], kind: type) -> Any:
     write_as_standard_operators(onnxruntime.OPSETS[-1])
-    if 2 in dims:
-        for name, module in list(lowered.named_modules()):
-            if isinstance(module, FoldedAvgPool2d):  # how it folds depends on the height
-                replace_module(lowered, name, nn.AvgPool2d(module.pool.size, module.pool.stride))
     try:
         return onnxruntime.to_proto(lowered, example, dims, names, trace=True)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
