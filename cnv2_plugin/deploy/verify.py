@@ -199,7 +199,9 @@ def _relative(expected: Tensor, actual: Tensor, dtype: torch.dtype, noise: Optio
     mean = expected.mean() if alone else expected.mean(1, keepdim=True)
     variation = (expected - mean).abs().amax(1)
     rounding = torch.finfo(dtype).eps * expected.abs().amax(1)
-    if noise is not None:
+    if noise is None and len(rounding):
+        rounding = rounding.clamp(min=rounding.median())  # activations cut off most of what was rounded
+    elif noise is not None:
         own = _channels(noise).abs().amax(1)
         rounding = torch.maximum(rounding, own.clamp(min=3 * own.median()))
     scale = (variation.max() if alone else variation) + ROUNDING * rounding
