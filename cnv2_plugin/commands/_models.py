@@ -87,7 +87,29 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
     model = _build(state_dict, arch, kwargs, name)
     title = Path(name).stem if arch in ('condensenetv2', 'condensenet') else f'{arch} ({Path(name).name})'
     meta = dict(arch=arch, model_kwargs=kwargs, num_classes=model.num_classes)
-    return Source(title, model, _input_size(model, size), meta)
+    return Source(title, model, _input_size(model, size), meta, _facts(checkpoint))
+
+
+def _facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its images and classes, and the config in it, which is read and not run."""
+    from ..checkpoints.config_text import read_config
+
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    found: dict[str, Any] = {}
+    if isinstance(meta.get('cfg'), str):
+        with suppress(ImportError, KeyError, TypeError, AttributeError, ValueError):
+            from ..toolkits.openmmlab.preprocessing import preprocessing
+
+            found |= preprocessing(read_config(meta['cfg']))
+    told = _plain(meta.get('preprocessing') or {})
+    found |= told if isinstance(told, Mapping) else {}
+    names = meta.get('dataset_meta')
+    names = names.get('classes') if isinstance(names, Mapping) else None
+    classes = names or meta.get('CLASSES') or checkpoint.get('class_names') or checkpoint.get('classes')
+    if isinstance(classes, (list, tuple)) and all(isinstance(name, str) for name in classes):
+        found['classes'] = list(classes)
+    return found
 
 
 def open_config_model(config: str, name: str, args: argparse.Namespace, trained: bool = False) -> Source:

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         'the file takes this package, see docs/deployment.md)')  # fmt: skip
     parser.add_argument('--int8', type=Path, metavar='IMAGES', help='quantise statically too, calibrated on the images '
                         'in this folder (.onnx only)')  # fmt: skip
+    parser.add_argument('--finish', action='store_true', help='prune the stages now that a training did not reach')
+    parser.add_argument('--images', type=Path, metavar='DIR', help='with --finish: measure the statistics of '
+                        'normalisations again on the images in this folder')  # fmt: skip
     parser.add_argument('--opset', type=int, metavar='N', help='version of the ONNX operators, 17 to 20 (the default)')
     parser.add_argument('--tolerance', type=number, default=1e-5, help='largest relative difference that is accepted')
     parser.add_argument(
@@ -68,9 +71,41 @@ def run(args: argparse.Namespace) -> None:
     trains = any(out.suffix in CHECKPOINTS for out in outs)
     source = open_config_model(*config, given, args, trains) if config else open_model(given, args, trains)
     check_finite(source.model.state_dict(), given)
+    _finish(source, args)
     outputs = [(_checkpoint if paths[0].suffix in CHECKPOINTS else _exported)(paths, source, args) for paths in groups]
     done = deploy(source.model, outputs, source.input_size, source.views, args.tolerance, args.classifier_keep)
     _print_report(source, done, args)
+
+
+def _finish(source: Source, args: argparse.Namespace) -> None:
+    """Do what is missing of the pruning where ``--finish`` asks for it, and print what that changes; else say it."""
+    from ..deploy.finish import finish, missing_stages, say_missing
+    from ..deploy.quantize import image_batches
+
+    missing = missing_stages(source.model)
+    if not missing:
+        return
+    if not args.finish:
+        raise ValueError(
+            f'Pruning is not finished: {args.files[-1]} lacks stages, {say_missing(missing)}. Resume the '
+            f'training, or prune what is missing now with --finish (and --images DIR for the statistics).'
+        )
+    batches: list = []
+    if args.images:
+        import torch
+
+        found = image_batches(args.images, ('batch', *source.input_size), source.model.pretrained_cfg)
+        batches = [torch.stack(group) for group in _groups([torch.from_numpy(batch[0]) for batch in found], 32)]
+    done = finish(source.model, next(iter(source.views.values())), source.input_size, batches)
+    kind = 'images' if batches else 'random images'
+    rows = [[f'same top-1 class as before, of {done.images} {kind}', f'{done.agreement:.1%}']]
+    if done.recalibrated is not None:
+        rows.append(['the same with statistics of these images', f'{done.recalibrated:.1%}'])
+    print_table(f'Finished: {say_missing(done.missing)}', ['', ''], rows, args.markdown)
+
+
+def _groups(items: list, size: int) -> list[list]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> None:
@@ -92,6 +127,8 @@ def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> Non
     if args.native and (args.no_optimize or args.int8):
         raise UsageError('--native rewrites the model and leaves nothing to quantise; give it without --no-optimize '
                          'and --int8.')  # fmt: skip
+    if args.images and (config or not args.finish):
+        raise UsageError('--images goes with --finish, for timm models.')
     if args.opset is not None and args.opset not in OPSETS:
         raise UsageError(f'--opset is {args.opset}; it takes {OPSETS[0]} to {OPSETS[-1]}.')
     for option, fitting, given in (
@@ -122,7 +159,7 @@ def _checkpoint(paths: tuple[Path, ...], source: Source, args: argparse.Namespac
     from ..checkpoints import save_checkpoint
     from ..deploy.pipeline import Output
 
-    meta = dict(source.meta, deploy=True)
+    meta = dict(source.meta, deploy=True, **(dict(preprocessing=source.metadata) if source.metadata else {}))
     if args.classifier_keep is not None:
         meta['model_kwargs'] = dict(meta['model_kwargs'], classifier_keep=args.classifier_keep)
 

@@ -18,6 +18,7 @@ from ..layers import ChannelScatterSum
 from ..layers.permute import ViewedChannelShuffle
 from ..models.modes import in_eval
 from .lower import lower, lowered_forms
+from .quantize import per_channel
 from .runtimes import onnxruntime
 from .runtimes.base import check_float32
 from .verify import VerifyReport, verify
@@ -150,6 +151,7 @@ def _metadata(model: nn.Module, input_size: tuple[int, int, int], metadata: Opti
     config = getattr(model, 'pretrained_cfg', None) or {}
     names = {'architecture': 'arch', **{name: name for name in ('mean', 'std', 'interpolation', 'crop_pct')}}
     found = {name: config[key] for key, name in names.items() if config.get(key) is not None}
+    found |= {name: per_channel(found[name], input_size[0]) for name in ('mean', 'std') if name in found}
     if hasattr(model, 'num_classes'):
         found['num_classes'] = model.num_classes
     return {'version': __version__, 'size': list(input_size), **found, **(metadata or {})}

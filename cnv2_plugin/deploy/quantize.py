@@ -173,9 +173,14 @@ def _image(path: Path, shape: Sequence[int], config: Mapping[str, Any]) -> numpy
     left, top = (resized.width - width) // 2, (resized.height - height) // 2
     pixels = numpy.asarray(resized.crop((left, top, left + width, top + height)), numpy.float32) / 255
     pixels = pixels.reshape(height, width, channels)
-    mean = numpy.asarray(config.get('mean', (0.485, 0.456, 0.406)), numpy.float32)[:channels]
-    std = numpy.asarray(config.get('std', (0.229, 0.224, 0.225)), numpy.float32)[:channels]
+    mean = numpy.asarray(per_channel(config.get('mean', (0.485, 0.456, 0.406)), channels), numpy.float32)
+    std = numpy.asarray(per_channel(config.get('std', (0.229, 0.224, 0.225)), channels), numpy.float32)
     return ((pixels - mean) / std).transpose(2, 0, 1)
+
+
+def per_channel(values: Sequence[float], channels: int) -> list[float]:
+    """Statistics for each channel; of other numbers of channels their mean, as grey images are means of colours."""
+    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 
 def _outputs(session: 'InferenceSession', batches: Iterable[numpy.ndarray]) -> numpy.ndarray:

@@ -1,5 +1,6 @@
 """A ``torch.export`` package: the lowered program without the Python classes that made it."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -10,8 +11,10 @@ from .base import Loaded
 
 def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
     """Write ``.pt2``."""
+    content = io.BytesIO()  # a full disk ends PyTorch's own writer, and with it the process
     with torch.no_grad():
-        torch.export.save(torch.export.export(lowered, (example,)), path)
+        torch.export.save(torch.export.export(lowered, (example,)), content)
+    path.write_bytes(content.getvalue())
 
 
 def load(path: Path) -> Loaded:
