@@ -3,7 +3,7 @@
 Channels keep their original order, so nothing around them changes. TorchScript compiles the functions too.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Optional
 
 import torch
@@ -62,6 +62,43 @@ class SparseConv2d(nn.Conv2d):
                 f'{tuple(mask.shape)}; something else cut it: prune masked layers by prune_to() or a StagedSparsifier.'
             )
         return F.conv2d(x, masked_weight(self.weight, mask, self.unit_groups, self.grouped_side), self.bias, stride)
+
+
+def check_knows_masks(conv: nn.Module, name: Callable[[], str]) -> None:
+    """Raise where something took the place of the convolution, or asks for more of it, that knows no mask."""
+    if type(conv) is not SparseConv2d and not any(isinstance(part, SparseConv2d) for part in conv.modules()):
+        raise TypeError(
+            f'{name()}.conv is a {type(conv).__module__}.{type(conv).__name__}, which does not know '
+            f'which weights are pruned; finish pruning and call switch_to_deploy() before replacing it.'
+        )
+    if getattr(conv, 'qconfig', None) is not None:
+        raise TypeError(
+            f'{name()}.conv has a qconfig, but eager quantisation-aware training does not see masks; '
+            f'finish pruning, condense the model and then prepare it, or set qconfig = None on this layer.'
+        )
+
+
+def replacement_conv(conv: nn.Conv2d, weight: Tensor, old: nn.Conv2d) -> nn.Conv2d:
+    """Give a convolution a weight, and the bias (the same parameter) and flags of the one that it replaces.
+
+    Args:
+        conv: the new convolution.
+        weight: its weight, ``(O, I / G, 1, 1)``.
+        old: the one that it replaces.
+    """
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+    conv.weight.requires_grad_(old.weight.requires_grad)
+    conv.bias = old.bias
+    return conv.train(old.training)
+
+
+def conv_options(conv: nn.Conv2d) -> dict[str, Any]:
+    """The options of a convolution that another one in its place takes over."""
+    return dict(
+        stride=conv.stride, dilation=conv.dilation, bias=conv.bias is not None,
+        device=conv.weight.device, dtype=conv.weight.dtype,
+    )  # fmt: skip
 
 
 def masked_weight(weight: Tensor, mask: Tensor, groups: int, grouped_side: str) -> Tensor:

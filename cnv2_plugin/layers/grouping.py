@@ -125,6 +125,16 @@ class Grouping:
         units[torch.arange(self.groups, device=mask.device)[:, None], weakest] = False
         return mask
 
+    def check_importance(self, importance: Tensor) -> None:
+        """Raise a ValueError unless there is one finite value for each unit."""
+        if tuple(importance.shape) != (self.groups, self.num_units):
+            raise ValueError(
+                f'importance has the shape {tuple(importance.shape)}; this layer takes one value for each unit, '
+                f'(groups, units) = {(self.groups, self.num_units)}.'
+            )
+        if not bool(torch.isfinite(importance).all()):
+            raise ValueError('importance holds NaN or infinite values; no mask was changed: give finite ones.')
+
     def pack(self, weight: Tensor, kept: Tensor) -> Tensor:
         """Take the surviving entries of a tensor of the weight's shape, as the weight of a group convolution.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
-from .convolutions import SparseConv2d, masked_weight
+from .convolutions import SparseConv2d, check_knows_masks, conv_options, masked_weight, replacement_conv
 from .grouping import GroupedSide, Grouping
 from .known import check_exact, is_class, refuse
 from .state_dicts import adopt_average, adopt_other_state, adopt_plain_conv, state_dict_faults
@@ -136,22 +136,8 @@ class GroupSparseConv2d(nn.Module):
         if not hasattr(self, 'mask'):  # condensed; TorchScript resolves this when it compiles, a comparison it does not
             return self.conv(x)
         if not torch.jit.is_scripting():
-            self._check_conv()
+            check_knows_masks(self.conv, self._short)
         return self.conv(x, self.mask, self.kept)
-
-    def _check_conv(self) -> None:
-        """Raise where something took the place of the convolution, or asks for more of it, that knows no mask."""
-        conv = self.conv
-        if type(conv) is not SparseConv2d and not any(isinstance(part, SparseConv2d) for part in conv.modules()):
-            raise TypeError(
-                f'{self._short()}.conv is a {type(conv).__module__}.{type(conv).__name__}, which does not know '
-                f'which weights are pruned; finish pruning and call switch_to_deploy() before replacing it.'
-            )
-        if getattr(conv, 'qconfig', None) is not None:
-            raise TypeError(
-                f'{self._short()}.conv has a qconfig, but eager quantisation-aware training does not see masks; '
-                f'finish pruning, condense the model and then prepare it, or set qconfig = None on this layer.'
-            )
 
     def masked_weight(self) -> Tensor:
         """The weight ``(O, I, 1, 1)`` with pruned entries zero; gradients reach surviving weights only.
@@ -223,7 +209,7 @@ class GroupSparseConv2d(nn.Module):
         if importance is None:
             importance = self.grouping.by_unit((self.conv.weight * self.mask).to('cpu', torch.float64)).abs().sum(2)
         else:
-            _check_importance(importance, (self.groups, self.num_units))
+            self.grouping.check_importance(importance)
         importance = importance.detach().to('cpu', torch.float64)
         mask = self.mask
         for due in range(done + 1, stage + 1):
@@ -280,7 +266,7 @@ class GroupSparseConv2d(nn.Module):
         kept = self.grouping.kept_index(self.mask)
         weight = self.conv.weight if self.state == 'packed' else self.grouping.pack(self.conv.weight, kept)
         self._condense_norm(kept)
-        self.conv = replacement_conv(self.grouping.group_conv(**_options(self.conv)), weight, self.conv)
+        self.conv = replacement_conv(self.grouping.group_conv(**conv_options(self.conv)), weight, self.conv)
         if self.conv.bias is not None:
             with torch.no_grad():  # output o is in group o mod G: into the order of the groups
                 self.conv.bias.copy_(self.conv.bias.unflatten(0, (-1, self.groups)).t().flatten())
@@ -306,7 +292,7 @@ class GroupSparseConv2d(nn.Module):
         self._check_plain()
         self.kept = self.grouping.kept_index(self.mask)
         weight = self.grouping.pack(self.conv.weight, self.kept)
-        self.conv = replacement_conv(self.grouping.sparse_conv(True, **_options(self.conv)), weight, self.conv)
+        self.conv = replacement_conv(self.grouping.sparse_conv(True, **conv_options(self.conv)), weight, self.conv)
         self.state = 'packed'
 
     def switch_to_masked(self) -> None:
@@ -316,7 +302,7 @@ class GroupSparseConv2d(nn.Module):
         weight = self.grouping.unpack(self.conv.weight, self.kept)
         self.kept = self.kept.new_zeros(0)
         self._check_plain()
-        self.conv = replacement_conv(self.grouping.sparse_conv(False, **_options(self.conv)), weight, self.conv)
+        self.conv = replacement_conv(self.grouping.sparse_conv(False, **conv_options(self.conv)), weight, self.conv)
         self.state = 'masked'
 
     def dense_conv(self) -> nn.Conv2d:
@@ -325,7 +311,7 @@ class GroupSparseConv2d(nn.Module):
         Raises:
             RuntimeError: the layer is condensed.
         """
-        dense = nn.Conv2d(self.in_channels, self.out_channels, 1, **_options(self.conv))
+        dense = nn.Conv2d(self.in_channels, self.out_channels, 1, **conv_options(self.conv))
         return replacement_conv(dense, self.masked_weight(), self.conv)
 
     def _condense_norm(self, kept: Tensor) -> None:
@@ -358,35 +344,3 @@ class GroupSparseConv2d(nn.Module):
         return (
             f'{self.in_channels}, {self.out_channels}, groups={self.groups}, factor={self.factor}, deploy={self.deploy}'
         )
-
-
-def replacement_conv(conv: nn.Conv2d, weight: Tensor, old: nn.Conv2d) -> nn.Conv2d:
-    """Give a convolution a weight, and the bias (the same parameter) and flags of the one that it replaces.
-
-    Args:
-        conv: the new convolution.
-        weight: its weight, ``(O, I / G, 1, 1)``.
-        old: the one that it replaces.
-    """
-    with torch.no_grad():
-        conv.weight.copy_(weight)
-    conv.weight.requires_grad_(old.weight.requires_grad)
-    conv.bias = old.bias
-    return conv.train(old.training)
-
-
-def _options(conv: nn.Conv2d) -> dict[str, Any]:
-    return dict(
-        stride=conv.stride, dilation=conv.dilation, bias=conv.bias is not None,
-        device=conv.weight.device, dtype=conv.weight.dtype,
-    )  # fmt: skip
-
-
-def _check_importance(importance: Tensor, shape: tuple[int, int]) -> None:
-    if tuple(importance.shape) != shape:
-        raise ValueError(
-            f'importance has the shape {tuple(importance.shape)}; this layer takes one value for each unit, '
-            f'(groups, units) = {shape}.'
-        )
-    if not bool(torch.isfinite(importance).all()):
-        raise ValueError('importance holds NaN or infinite values; no mask was changed: give finite ones.')
