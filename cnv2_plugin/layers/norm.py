@@ -1,7 +1,7 @@
 """Batch normalisation in the exact conversions: telling whether a module is one, and gathering its channels."""
 
 from copy import deepcopy
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _computes_batch_norm(norm: _BatchNorm) -> bool:
+def _computes_batch_norm(norm: Any) -> bool:
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None or mean.is_meta:
         return False
@@ -73,7 +73,7 @@ def gather_norm(norm: nn.Module, index: Tensor) -> nn.Module:
     """
     check_norm(norm)
     if not isinstance(norm, _BatchNorm):
-        frozen = deepcopy(norm)
+        frozen: Any = deepcopy(norm)
         for name, buffer in norm.named_buffers():
             setattr(frozen, name, buffer[index] if buffer.ndim else buffer.clone())
         if hasattr(norm, 'num_features'):

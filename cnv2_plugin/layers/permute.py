@@ -56,15 +56,19 @@ class ChannelScatterSum(nn.Module):
         rows: list[list[int]] = [[] for _ in range(self.out_channels)]
         for row, channel in enumerate(self.index.tolist()):
             rows[channel].append(row)
-        padded, total = torch.cat((x, torch.zeros_like(x[:, :1])), 1), None
-        for level in range(max(1, *map(len, rows))):
-            chosen = [of_one[level] if level < len(of_one) else self.index.numel() for of_one in rows]
-            part = padded.index_select(1, torch.tensor(chosen, device=x.device))
-            total = part if total is None else total + part
-        return total
+        padded, levels = torch.cat((x, torch.zeros_like(x[:, :1])), 1), range(max(1, *map(len, rows)))
+        table = [[of_one[level] if level < len(of_one) else self.index.numel() for of_one in rows] for level in levels]
+        first, *others = (padded.index_select(1, torch.tensor(chosen, device=x.device)) for chosen in table)
+        return sum(others, first)
 
     def extra_repr(self) -> str:
         return f'rows={self.index.numel()}, out_channels={self.out_channels}'
+
+
+def shuffle_by_views(x: Tensor, groups: int) -> Tensor:
+    """Shuffle the channels of ``(N, C, H, W)`` by reshaping."""
+    n, c, h, w = x.size(0), x.size(1), x.size(2), x.size(3)
+    return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 class ViewedChannelShuffle(nn.ChannelShuffle):
@@ -72,8 +76,7 @@ class ViewedChannelShuffle(nn.ChannelShuffle):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""
-        n, c, h, w = x.size(0), x.size(1), x.size(2), x.size(3)
-        return x.reshape(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return shuffle_by_views(x, self.groups)
 
 
 class ExportedChannelShuffle(nn.ChannelShuffle):
@@ -83,7 +86,7 @@ class ExportedChannelShuffle(nn.ChannelShuffle):
         """Map ``(N, C, H, W)`` to the same shape."""
         if not torch.jit.is_scripting():
             if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
-                return ViewedChannelShuffle.forward(self, x)
+                return shuffle_by_views(x, self.groups)
         return F.channel_shuffle(x, self.groups)
 
 

@@ -65,7 +65,9 @@ def _class_of(base: type[nn.Module], source: str, names: Mapping[str, Any]) -> t
         namespace = {name: _resolved(value) for name, value in names.items()}
         exec(compile(source, f'<reactivated {base.__name__}>', 'exec'), namespace)
 
-        def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+        def reduce(self: nn.Module, protocol: Any) -> Any:
+            if type(self) is not _CLASSES[key]:  # somebody's subclass, which Python copies by itself
+                return base.__reduce_ex__(self, protocol)
             return _rebuild, (base, source, names), self.__getstate__()
 
         members = dict(forward=namespace['forward'], __reduce_ex__=reduce, __module__=base.__module__)
