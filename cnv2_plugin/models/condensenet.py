@@ -131,6 +131,7 @@ class CondenseNetTrunk(LayerTrunk):
     """
 
     final_attribute = 'norm'
+    norm: nn.Module
     stage_class = DenseStage
     arch: CondenseNetArch
 
