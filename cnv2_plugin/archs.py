@@ -236,31 +236,37 @@ def _check_counts(arch: Any, *names: str, optional: bool = False) -> None:
             raise ValueError(f'arch has {name}={value!r}; it takes {accepted}.')
 
 
+def _published(figures: tuple, source: str, **more: Any) -> Published:
+    params, mult_adds, top1_error = figures
+    return Published(params, mult_adds, top1_error, source, **more)
+
+
 def _v2(key: str, layers: tuple, growth: tuple, groups: int, head_width: int, *published: Any, **more: Any) -> Variant:
     stages = dict(se_from=4, hswish_from=3, head_width=head_width)
     arch = CondenseNetArch(layers, growth, groups, groups, groups, groups, groups, **stages)
-    figures = Published(*published, 'arXiv 2104.04382')
+    figures = _published(published, 'arXiv 2104.04382')
     return Variant(f'condensenetv2_{key}', 'CondenseNetV2', key, arch, figures, **more)
 
 
 def _v1(groups: int, *published: Any, page: str) -> Variant:
     arch = CondenseNetArch((4, 6, 8, 10, 8), (8, 16, 32, 64, 128), groups, groups, 0, groups)
-    figures = Published(*published, 'arXiv 1711.09224', halved_classifier=True)
+    figures = _published(published, 'arXiv 1711.09224', halved_classifier=True)
     return Variant(f'condensenet_74_g{groups}', 'CondenseNet', f'74-g{groups}', arch, figures, weights_page=page)
 
 
 def _cifar(version: str, depth: int, layers: int, *published: Any) -> Variant:
     v2 = version == 'V2'
-    arch = CondenseNetArch((layers,) * 3, (8, 16, 32), *((8, 4) if v2 else (4, 4, 0, 4)), stem_stride=1)
+    factor = 8 if v2 else 4
+    arch = CondenseNetArch((layers,) * 3, (8, 16, 32), factor, 4, 8 if v2 else 0, factor, stem_stride=1)
     source, note = ('arXiv 2104.04382', _CIFAR_NOTE) if v2 else ('arXiv 1711.09224', '')
     return Variant(
         f'condensenet{version.lower()}_{depth}_cifar', f'CondenseNet{version}', f'{depth}-cifar', arch,
-        Published(*published, source, note=note), 10, (3, 32, 32), 1.0, stats=CIFAR_STATS,
+        _published(published, source, note=note), 10, (3, 32, 32), 1.0, stats=CIFAR_STATS,
     )  # fmt: skip
 
 
 def _shufflenet(width: float, channels: tuple, final_width: int, *published: Any, note: str = '') -> list[Variant]:
-    name, figures = f'shufflenetv2_x{str(width).replace(".", "_")}', Published(*published, _SHUFFLE, note=note)
+    name, figures = f'shufflenetv2_x{str(width).replace(".", "_")}', _published(published, _SHUFFLE, note=note)
     plain = ShuffleNetArch(channels, final_width=final_width, with_sfr=False)
     return [
         Variant(f'sfr_{name}', 'SFRShuffleNetV2', width, ShuffleNetArch(channels, final_width=final_width)),

@@ -162,7 +162,7 @@ def _anchors(known: Collection[str]) -> tuple[str, ...]:
 def _prefixes(tensors: dict[str, Tensor], known: Collection[str]) -> set[str]:
     """What stands in front of the first tensors of a model, else the prefixes of wrappers that all names have."""
     for anchors in (_anchors(known), _ANCHORS):
-        found = set()
+        found: set[str] = set()
         for name in tensors:
             if name.endswith(anchors):
                 starts = (name[: -len(anchor)] for anchor in anchors if name.endswith(anchor))
@@ -177,10 +177,10 @@ def _prefixes(tensors: dict[str, Tensor], known: Collection[str]) -> set[str]:
         if found:
             return found
     counted = [name for name, value in tensors.items() if '.' in name or value.numel() > 1] or list(tensors)
-    start, wrapper = '', ''
-    while wrapper is not None:
+    start, wrapper = '', '.'
+    while wrapper:
+        wrapper = next((each for each in _WRAPPERS if all(name.startswith(start + each) for name in counted)), '')
         start += wrapper
-        wrapper = next((each for each in _WRAPPERS if all(name.startswith(start + each) for name in counted)), None)
     return {start}
 
 

@@ -77,7 +77,7 @@ def gather_norm(norm: nn.Module, index: Tensor) -> nn.Module:
         for name, buffer in norm.named_buffers():
             setattr(frozen, name, buffer[index] if buffer.ndim else buffer.clone())
         if hasattr(norm, 'num_features'):
-            frozen.num_features = index.numel()
+            setattr(frozen, 'num_features', index.numel())  # noqa: B010
         return frozen
     reference = norm.weight if norm.affine else norm.running_mean
     gathered = nn.BatchNorm2d(

@@ -69,8 +69,9 @@ def choose_learned_groups(
     """
     layers = list(report.layers)
     if latency is None:
-        enough = at_most is not None and at_most >= 1
-        costs = {i: p.mult_adds_after - p.mult_adds_before for i, p in enumerate(layers) if not enough}
+        costs: dict[int, float] = {}
+        if at_most is None or at_most < 1:
+            costs = {i: p.mult_adds_after - p.mult_adds_before for i, p in enumerate(layers)}
     else:
         times = dict(enumerate(latency.layers(layers)))
         known = {i: time for i, time in times.items() if time is not None}
@@ -134,7 +135,7 @@ def choose_reactivations(
         layers=tuple(plans[i] for i in sorted(order[:count])),
         left_out=tuple(plans[i].name for i in sorted(order[count:])),
         at_most=at_most,
-        latency=latency and NetworkLatency(latency.runtime, *found),
+        latency=None if latency is None else NetworkLatency(latency.runtime, *found),
     )
 
 

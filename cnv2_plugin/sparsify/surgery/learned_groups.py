@@ -188,7 +188,7 @@ def _replace(model: nn.Module, layers: Sequence[LayerPlan], deploy: bool) -> Non
                 setattr(parent, name, learned[child])
 
 
-def _learned(conv: nn.Conv2d, plan: LayerPlan, deploy: bool) -> GroupSparseConv2d:
+def _learned(conv: Any, plan: LayerPlan, deploy: bool) -> GroupSparseConv2d:
     """A masked layer around the weight and bias of a convolution."""
     layer = GroupSparseConv2d(
         plan.in_channels, plan.out_channels, plan.groups, plan.factor,
