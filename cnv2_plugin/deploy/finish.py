@@ -64,7 +64,7 @@ def finish(
     for layer in model.modules():
         if isinstance(layer, GroupSparseConv2d) and not layer.is_finished():
             layer.prune_to(layer.num_stages)
-    compared = batches or torch.randn(4, 4, *input_size, generator=torch.Generator().manual_seed(0))
+    compared = batches or list(torch.randn(4, 4, *input_size, generator=torch.Generator().manual_seed(0)))
     agreement = _agreement(view(before), view(model), compared)
     if not batches:
         return Finished(missing, sum(map(len, compared)), agreement, None)
