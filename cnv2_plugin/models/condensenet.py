@@ -134,7 +134,6 @@ class CondenseNetTrunk(LayerTrunk):
     norm: nn.Module
     stage_class = DenseStage
     arch: CondenseNetArch
-    norm: nn.Module
 
     def __init__(self, arch: CondenseNetArch, in_chans: int = 3, lgc_drop_rate: float = 0.0, **options: Any) -> None:
         super().__init__(arch, in_chans, layer_options=dict(drop_rate=lgc_drop_rate), **options)
