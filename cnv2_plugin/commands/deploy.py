@@ -87,8 +87,8 @@ def _finish(source: Source, args: argparse.Namespace) -> None:
         return
     if not args.finish:
         raise ValueError(
-            f'Pruning is not finished: {args.files[-1]} lacks stages, {say_missing(missing)}. Resume the '
-            f'training, or prune what is missing now with --finish (and --images DIR for the statistics).'
+            f'Pruning is not finished: in {args.files[-1]} {say_missing(missing)}. Resume the training, or prune what '
+            f'is missing now with --finish (and --images DIR for the statistics), as prune_to() does in Python.'
         )
     batches: list = []
     if args.images:

@@ -17,29 +17,30 @@ class Finished:
     """What finishing a network changed.
 
     Attributes:
-        missing: stages that each layer lacked, by name.
+        missing: pruning stages that layers had done and that they take, of those that lacked some, by name.
         images: number of images compared.
         agreement: share of positions with the same largest channel as before, with the statistics of the training.
         recalibrated: the same with statistics of the given images; None where none were given.
     """
 
-    missing: dict[str, int]
+    missing: dict[str, tuple[int, int]]
     images: int
     agreement: float
     recalibrated: Optional[float]
 
 
-def missing_stages(model: nn.Module) -> dict[str, int]:
-    """Pruning stages that layers lack, by name."""
+def missing_stages(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Pruning stages that layers have done and that they take, of those that lack some, by name."""
     layers = ((name, m) for name, m in model.named_modules() if isinstance(m, GroupSparseConv2d))
-    return {name: layer.num_stages - int(layer.stage) for name, layer in layers if not layer.is_finished()}
+    return {name: (int(layer.stage), layer.num_stages) for name, layer in layers if not layer.is_finished()}
 
 
-def say_missing(missing: dict[str, int]) -> str:
-    """The missing stages in words, the layers with the most first."""
-    most = sorted(missing, key=lambda name: -missing[name])[:3]
-    named = ', '.join(f'{missing[name]} of {name}' for name in most)
-    return f'{named}{f" and others of {len(missing) - 3} layers" if len(missing) > 3 else ""}'
+def say_missing(missing: dict[str, tuple[int, int]]) -> str:
+    """The layer that lacks the most stages, in words."""
+    name = max(missing, key=lambda name: missing[name][1] - missing[name][0])
+    stage, stages = missing[name]
+    more = f' ({len(missing) - 1} more layers lack stages)' if len(missing) > 1 else ''
+    return f'{name} is at pruning stage {stage} of {stages}{more}'
 
 
 @torch.no_grad()
