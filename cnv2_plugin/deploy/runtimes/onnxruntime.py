@@ -134,11 +134,14 @@ def _trace(model: nn.Module, example: Tensor, dynamic: dict, output_names: list[
     )
     file: Any = io.BytesIO()
     old: dict[str, Any] = {} if torch.__version__ < '2.5' else dict(dynamo=False)
-    torch.onnx.export(
-        model, (example,), file, opset_version=opset, input_names=['input'], output_names=output_names,
-        dynamic_axes={'input': dynamic, **{name: {0: 'batch'} for name in output_names if 0 in dynamic}},
-        **old,
-    )  # fmt: skip
+    try:
+        torch.onnx.export(
+            model, (example,), file, opset_version=opset, input_names=['input'], output_names=output_names,
+            dynamic_axes={'input': dynamic, **{name: {0: 'batch'} for name in output_names if 0 in dynamic}},
+            **old,
+        )  # fmt: skip
+    finally:  # a user's own export is told what the exporter does not know
+        torch.onnx.unregister_custom_op_symbolic('cnv2_plugin::native_stages', opset)
     return onnx.load_model_from_string(file.getvalue())
 
 
