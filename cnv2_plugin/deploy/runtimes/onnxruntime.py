@@ -140,9 +140,15 @@ def _trace(model: nn.Module, example: Tensor, dynamic: dict, output_names: list[
             dynamic_axes={'input': dynamic, **{name: {0: 'batch'} for name in output_names if 0 in dynamic}},
             **old,
         )  # fmt: skip
-    finally:  # a user's own export is told what the exporter does not know
-        torch.onnx.unregister_custom_op_symbolic('cnv2_plugin::native_stages', opset)
+    finally:
+        torch.onnx.register_custom_op_symbolic('cnv2_plugin::native_stages', _refuse_native, opset)
     return onnx.load_model_from_string(file.getvalue())
+
+
+def _refuse_native(*_):
+    raise RuntimeError(
+        'torch.onnx.export cannot write native stages as ONNX; use export_onnx(model, path, native=True).'
+    )
 
 
 @contextmanager
