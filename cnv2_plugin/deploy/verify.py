@@ -241,7 +241,8 @@ def _common_modules(reference: Optional[nn.Module], candidate: Optional[nn.Modul
     """Names under which both have a module of one class, outside of group-sparse layers, whose insides differ."""
     if reference is None or candidate is None:
         return []
-    sparse = [f'{name}.' for name, module in reference.named_modules() if isinstance(module, GroupSparseConv2d)]
+    layers = (name for name, module in reference.named_modules() if isinstance(module, GroupSparseConv2d))
+    sparse = [name and f'{name}.' for name in layers]
     others = dict(candidate.named_modules())
     return [
         name

@@ -43,7 +43,8 @@ class SparseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, groups=unit_groups if packed else 1, **options)
         self.unit_groups, self.num_units, self.grouped_side, self.packed = unit_groups, num_units, grouped_side, packed
 
-    def forward(self, x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:  # type: ignore[override]  # the mask comes with the image
+    # The mask comes with the image; TorchScript reads no reason behind the code.
+    def forward(self, x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:  # type: ignore[override]
         """Map ``(N, I, H, W)`` to ``(N, O, H, W)``.
 
         Args:

@@ -62,6 +62,11 @@ def test_float64_and_several_outputs():
     assert report.max_abs == 0
 
 
+def test_a_layer_by_itself():
+    layer = next(finished('condensenetv2').sparse_layers()).eval()
+    verify(layer, condense(layer), (layer.in_channels, 8, 8), exact=True).check(1e-5)
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
 def test_images_have_the_type_of_the_model(dtype):
     model = finished('condensenetv2').to(dtype)
