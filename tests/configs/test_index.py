@@ -4,10 +4,11 @@ import re
 
 import pytest
 import yaml
-from mmengine.config import Config
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
+
+from mmengine.config import Config
 
 from .stand_ins import CONFIGS, config_paths
 

@@ -9,7 +9,7 @@ from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.deploy import VerificationError, condense, export_onnx, verify
 from cnv2_plugin.deploy.runtimes import export_runtime
 from cnv2_plugin.sparsify.surgery import to_learned_groups
-from tests.helpers import finish_pruning, random_arch, randomize_norms
+from tests.helpers import finish_pruning, installed, random_arch, randomize_norms
 
 pytestmark = pytest.mark.smoke
 
@@ -116,7 +116,8 @@ class Mean(nn.Module):
 @pytest.mark.parametrize('keepdim', [False, True])
 def test_a_mean_is_pooled_globally_only_where_it_keeps_its_dimensions(keepdim, tmp_path):
     report = export_onnx(Mean(keepdim).eval(), tmp_path / 'x.onnx', (3, 4, 6))
-    assert ('GlobalAveragePool' in report.operators) == keepdim
+    pooled = 'GlobalAveragePool' in report.operators
+    assert pooled == keepdim or installed('torch<2.6') and not pooled  # TorchScript gives the axes as an input
     session = onnxruntime.InferenceSession(report.path)
     (found,) = session.run(None, {'input': torch.ones(2, 3, 4, 6).numpy()})
     assert found.shape == ((2, 5, 1, 1) if keepdim else (2, 5))
