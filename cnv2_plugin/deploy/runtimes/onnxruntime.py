@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +145,7 @@ def _trace(model: nn.Module, example: Tensor, dynamic: dict, output_names: list[
     return onnx.load_model_from_string(file.getvalue())
 
 
-def _refuse_native(*_):
+def _refuse_native(*_: object) -> NoReturn:
     raise RuntimeError(
         'torch.onnx.export cannot write native stages as ONNX; use export_onnx(model, path, native=True).'
     )
