@@ -33,11 +33,21 @@ def peculiarity(module: nn.Module) -> str:
     """Say what makes a module compute something else than its class says; '' where nothing does."""
     if module._forward_hooks or module._forward_pre_hooks:
         return 'carries forward hooks'
+    return peculiarity_besides_hooks(module)
+
+
+def peculiarity_besides_hooks(module: nn.Module) -> str:
+    """As :func:`peculiarity`, of a module whose hooks stay."""
     if 'parametrizations' in module._modules:
         return PARAMETRISED
     if any(isfunction(getattr(type(module), name, None)) for name in vars(module)):
         return 'has a method of its own on the object'
     return ''
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything listens to a module's forward or backward pass."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def is_changed(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ...layers import GroupSparseConv2d, kept_units, largest_divisor
+from ...layers.known import has_hooks, is_class, peculiarity
 from .choice import LatencyModel, Target, choose_learned_groups, finish_at_random, latency_for
 from .probe import Probe, probe
 from .report import LayerPlan, SkippedLayer, SurgeryReport
@@ -208,16 +209,16 @@ def _learned(conv: Any, plan: LayerPlan, deploy: bool) -> GroupSparseConv2d:
 
 def _refused_by_kind(conv: nn.Conv2d) -> Optional[str]:
     kind = type(conv)
-    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks)
+    known = f'{kind.__module__}.{kind.__name__}' in _EQUIVALENT_CLASSES or is_class(conv, nn.Conv2d)
     refusals = {
         'depthwise': conv.groups == conv.in_channels > 1,
         'already a group convolution': conv.groups > 1,
         'the kernel is larger than 1x1': conv.kernel_size != (1, 1),
         'padded': conv.padding not in ((0, 0), 0, 'valid', 'same'),
         'its weight is parametrized': is_parametrized(conv) or hasattr(conv, 'weight_g'),
-        f'{kind.__name__} does more than a plain convolution': kind is not nn.Conv2d
-        and f'{kind.__module__}.{kind.__name__}' not in _EQUIVALENT_CLASSES,
-        'it has hooks of its own': any(hooks),
+        'it has hooks of its own': has_hooks(conv),
+        f'it {peculiarity(conv)}': bool(peculiarity(conv)),
+        f'{kind.__name__} does more than a plain convolution': not known,
     }
     return next((reason for reason, refused in refusals.items() if refused), None)
 

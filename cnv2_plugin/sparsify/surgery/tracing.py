@@ -2,14 +2,16 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from ...layers import GroupSparseConv2d
+from ...layers.known import has_hooks, peculiarity, peculiarity_besides_hooks
 from ...models.modes import evaluating
 from .sites import convolutions_of
 
@@ -29,9 +31,14 @@ def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx
     The module is left as it is, and runs once on ``example``, in eval mode; ``whole`` modules are not looked into.
 
     Raises:
-        UntraceableError: if control flow or code depends on values, or on training mode.
+        UntraceableError: if control flow or code depends on values, or on training mode, or if something is attached to
+            a module that would be traced through.
     """
     graphs = {}
+    for name, inner in _traced_through(module, _Tracer(whole)):
+        own = peculiarity(inner) or ('carries hooks' if has_hooks(inner) else '') if name else ''
+        if wrong := own or peculiarity_besides_hooks(inner):
+            raise UntraceableError(f'{name or "it"} {wrong}, which a traced forward pass would lose; remove that first')
     try:
         with evaluating(module):
             for training in (True, False):
@@ -39,13 +46,32 @@ def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx
                     m.training = training
                 graphs[training] = _Tracer(whole).trace(module, concrete_args=_defaults(module))
             with torch.no_grad():
-                _Shapes(module, graph=graphs[False]).run(example)
+                same = _equal(_Shapes(module, graph=graphs[False]).run(example.clone()), module.forward(example))
     except _TRACING_ERRORS as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UntraceableError(f'its forward pass is not a fixed graph ({reason})') from error
+    if not same:
+        raise UntraceableError(
+            'its traced forward pass computes something else, as where code asks for types of values'
+        )
     if str(graphs[True]) != str(graphs[False]):
         raise UntraceableError('its own code behaves differently in training mode (outside of layers such as Dropout)')
     return graphs[False]
+
+
+def _equal(traced: Any, expected: Any) -> bool:
+    a, b = tree_leaves(traced), tree_leaves(expected)
+    tensors = [pair for pair in zip(a, b) if all(isinstance(value, Tensor) for value in pair)]
+    return len(a) == len(b) and all(torch.allclose(x, y, 1e-4, 1e-5, equal_nan=True) for x, y in tensors)
+
+
+def _traced_through(module: nn.Module, tracer: '_Tracer', name: str = '') -> Iterator[tuple[str, nn.Module]]:
+    """A module and those inside whose own forward passes become part of its graph."""
+    yield name, module
+    for key, child in module.named_children():
+        full = f'{name}.{key}' if name else key
+        if not tracer.is_leaf_module(child, full):
+            yield from _traced_through(child, tracer, full)
 
 
 def with_forward(module: nn.Module, graph: fx.Graph) -> type[nn.Module]:
