@@ -94,8 +94,16 @@ def _fits(model: nn.Module, options: Options) -> bool:
     return _dense(model, options) <= options.mult_adds
 
 
-def without_channels(model: nn.Module, share: float) -> nn.Module:
-    """A copy without this share of the channels of every layer, those with the smallest L1 norm, by torch-pruning.
+def without_channels(
+    model: nn.Module, share: float, input_size: tuple[int, int, int] = INPUT_SIZE, norm: int = 1
+) -> nn.Module:
+    """A copy without this share of the channels of every layer, those with the smallest norm, by torch-pruning.
+
+    Args:
+        model: stays as it is.
+        share: of the channels.
+        input_size: of its images.
+        norm: 1 or 2: L1 or L2.
 
     Raises:
         ImportError: torch-pruning is not installed.
@@ -105,10 +113,10 @@ def without_channels(model: nn.Module, share: float) -> nn.Module:
     except ImportError as error:
         raise ImportError('channels are pruned by torch-pruning; pip install torch-pruning.') from error
     copy = deepcopy(model)
-    importance = torch_pruning.importance.GroupMagnitudeImportance(p=1)
+    importance = torch_pruning.importance.GroupMagnitudeImportance(p=norm)
     last = [m for m in copy.modules() if isinstance(m, nn.Linear)]
     torch_pruning.pruner.BasePruner(
-        copy.eval(), torch.zeros(1, *INPUT_SIZE), importance, pruning_ratio=share, ignored_layers=last, round_to=8
+        copy.eval(), torch.zeros(1, *input_size), importance, pruning_ratio=share, ignored_layers=last, round_to=8
     ).step()
     return copy.train(model.training)
 

