@@ -60,7 +60,6 @@ def _parts_of_config(args: argparse.Namespace) -> tuple[str, list[str], list[lis
     cfg = load_config(args.arch)
     size = tuple(args.input or input_size_of(cfg))
     model = in_eval(build(deployed_config(cfg) if args.deploy else cfg))
-    model = model if hasattr(model, 'backbone') else model.model  # surgery is around the model
     parts: list = [model.backbone, Features(model)]
     whole = list(compared_views(model).values())[-1]
     if whole is not Features:

@@ -2,10 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._output import print_table, write_json
 from ._usage import UsageError, check_paths
 from .train import add_launch_arguments, open_config
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
 
 PRINTS_TABLES = True
 
@@ -26,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     """Build the runner, test, and print the metrics."""
     from mmengine.dist import is_main_process
 
-    from ..toolkits.openmmlab.runner_config import build_runner
+    from ..toolkits.openmmlab.runner_config import build_runner, load_whole
     from ..toolkits.openmmlab.safe_loading import safe_loading
 
     if not Path(args.checkpoint).is_file():
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     check_paths([args.out], [args.checkpoint, args.config])
     cfg = open_config(args)
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
-        raise ValueError(f'{args.config} has no test_dataloader or no test_evaluator; there is nothing to test with.')
+        raise ValueError(f'{args.config} has no test_dataloader or no test_evaluator; give a config that has both.')
     onnx = args.checkpoint.endswith('.onnx')
     if onnx and args.deploy:
         raise UsageError('--deploy condenses a checkpoint; an .onnx file is deployed already, so leave it out.')
@@ -51,12 +55,30 @@ def run(args: argparse.Namespace) -> None:
         cfg.setdefault('default_hooks', {}).setdefault('visualization', {})
         cfg.default_hooks.visualization.update(_painting(cfg, str(Path(args.show_dir).resolve())))
     with safe_loading(args.trust):
-        metrics = build_runner(cfg, args.trust).test()
+        runner = build_runner(cfg, args.trust)
+        if onnx:
+            _check_classes(runner, args)
+        else:
+            load_whole(runner, args.config)
+        if not cfg.test_dataloader.dataset.get('pipeline', True):
+            raise ValueError(f'{args.config} has no test pipeline; test_dataloader.dataset.pipeline takes its steps.')
+        metrics = runner.test()
     if is_main_process():
         rows = [[name, f'{value:.4f}'] for name, value in metrics.items()]
         print_table('Metrics', ['metric', 'value'], rows, args.markdown)
         if args.out:
             write_json(args.out, {name: float(value) for name, value in metrics.items()})
+
+
+def _check_classes(runner: 'Runner', args: argparse.Namespace) -> None:
+    """Raise a ValueError where an ONNX file tells other classes than the test set."""
+    told = runner.model.metadata.get('classes')
+    classes = runner.test_dataloader.dataset.metainfo.get('classes')
+    if told and classes and told != list(classes):
+        raise ValueError(
+            f'{args.checkpoint} knows {len(told)} classes ({told[0]}, ...), the test set of {args.config} has '
+            f'{len(classes)} ({classes[0]}, ...); check that the file is of this config.'
+        )
 
 
 def _painting(cfg, folder: str) -> dict:

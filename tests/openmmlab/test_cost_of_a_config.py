@@ -35,6 +35,7 @@ def test_a_pruned_neck_and_head_count_condensed(capsys):
     trained, condensed = rows_of([LIGHT], capsys), rows_of([LIGHT, '--deploy'], capsys)
     for part in ('backbone', 'neck', 'head'):
         assert 0 < condensed[part][1] < trained[part][1]
+        assert trained[part][3:5] == condensed[part][:2]
 
 
 def test_heads_that_work_on_each_box_are_not_counted_for_an_image(capsys):

@@ -64,8 +64,20 @@ def test_detectors_pruned_early_and_never_from_end_to_end(tmp_path, capsys, monk
     assert compare.main(arguments) == 0
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in capsys.readouterr().out.splitlines()[-2:]]
     assert ['early' in row[0] for row in rows] == [True, False]
-    assert rows[0][4] == rows[0][5] != '' and rows[1][4] != '' and rows[1][5] == ''
+    assert rows[0][4] == rows[0][5] != '' and rows[1][4] != '' and rows[1][5] == rows[1][6] == ''
+    assert abs(float(rows[0][6]) - float(rows[0][5])) <= 1e-3
     assert float(rows[0][1]) < float(rows[1][1])
+
+
+def test_layers_that_surgery_adds_are_counted_pruned():
+    pytest.importorskip('mmdet')
+    name = 'rtmdet-light_condensenetv2-small_pafpn{}_1xb8-12e-early_fashion-scenes.py'
+    plain, pruned = (
+        config_runs.ConfigRun(ROOT / 'configs/mmdet' / name.format(neck)).cost((3, 160, 160))
+        for neck in ('', '-pruned')
+    )
+    assert pruned['mult_adds'] < plain['mult_adds'] and pruned['params'] < plain['params']
+    assert pruned['params_unpruned'] == plain['params_unpruned']
 
 
 def test_what_is_never_pruned_has_no_condensed_form(tmp_path, capsys, monkeypatch):
@@ -77,17 +89,21 @@ def test_what_is_never_pruned_has_no_condensed_form(tmp_path, capsys, monkeypatc
     assert renamed.cost((3, 160, 160)) == costs[0]
     assert costs[0]['mult_adds'] < costs[1]['mult_adds'] and costs[1]['params'] == costs[0]['params_unpruned']
 
-    def call(command, *arguments, options):
-        folder = Path(arguments[arguments.index('--work-dir') + 1])
+    def call(command, *arguments, options=()):
         if command == 'train':
+            folder = Path(arguments[arguments.index('--work-dir') + 1])
             (folder / 'last_checkpoint').write_text('epoch_12.pth')
-        else:
+        elif command == 'test':
             seed = int(options[0].removeprefix('randomness.seed='))
             Path(arguments[arguments.index('--out') + 1]).write_text(f'{{"mAP": {0.5 + seed / 100}}}')
 
     monkeypatch.setattr(config_runs, '_call', call)
     arguments = [str(base), str(never), '--input', '3', '160', '160', '--metrics', 'mAP', '--work-dirs', str(tmp_path)]
-    assert compare.main(arguments) == 0
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in capsys.readouterr().out.splitlines()[2:]]
+    page = tmp_path / 'page.md'
+    page.write_text('<!-- scenes: begin -->\nold\n<!-- scenes: end -->\n')
+    assert compare.main([*arguments, '--page', str(page), 'scenes']) == 0
+    table = capsys.readouterr().out
+    assert page.read_text() == f'<!-- scenes: begin -->\n{table}<!-- scenes: end -->\n'
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()[2:]]
     both = '0.5100 ± 0.010 (0.5000 / 0.5100 / 0.5200)'
-    assert [row[4:6] for row in rows] == [[both, both], [both, '']]
+    assert [row[4:7] for row in rows] == [[both, both, both], [both, '', '']]

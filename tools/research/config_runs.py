@@ -5,14 +5,20 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cnv2_plugin.kernels import available
 
 from .runs import Place
 
 if TYPE_CHECKING:
     from mmengine.config import Config
+
+FILES = ('standard', 'native')
+"""Forms that are ONNX files."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,10 @@ class ConfigRun:
         return json.loads(json.dumps(self._merged().to_dict(), default=str))
 
     def perform(self, seed: int, folder: Path, place: Place) -> dict[str, Any]:
-        """Train, going on from the last checkpoint, and test as trained and, where it was pruned, condensed."""
+        """Train, going on from the last checkpoint, and test as trained.
+
+        What was pruned is also tested condensed and, of detectors, as ONNX files in standard operators and native.
+        """
         options = [f'randomness.seed={seed}', *self.options]
         trained = folder / 'training_time.json'
         if not trained.exists():
@@ -49,24 +58,33 @@ class ConfigRun:
             trained.write_text(json.dumps(seconds) + '\n')
         checkpoint = (folder / 'last_checkpoint').read_text().strip()
         figures = json.loads(trained.read_text())
-        forms = dict(trained=[], condensed=['--deploy']) if self._prunes() else dict(trained=[])
-        for form, flags in forms.items():
-            metrics = folder / f'metrics_{form}.json'
+        for form, flags in self._forms().items():
+            metrics, tested = folder / f'metrics_{form}.json', checkpoint
+            if form in FILES and not metrics.exists():
+                tested = folder / f'{form}.onnx'
+                _call('deploy', self.config, checkpoint, '--out', tested, *flags)
+                flags = []
             if not metrics.exists():
-                _call('test', self.config, checkpoint, '--work-dir', folder / form, '--out', metrics, *flags,
+                _call('test', self.config, tested, '--work-dir', folder / form, '--out', metrics, *flags,
                       options=options)  # fmt: skip
             figures[form] = json.loads(metrics.read_text())
         return figures
 
+    def _forms(self) -> dict[str, list[str]]:
+        """What is tested, with the options that make it: of ``cnv2 deploy`` for files, else of ``cnv2 test``."""
+        forms = dict(trained=[])
+        if self._prunes():
+            forms['condensed'] = ['--deploy']
+            if self._merged().get('default_scope') == 'mmdet':
+                forms |= dict(standard=[], native=['--native']) if available() else dict(standard=[])
+        return forms
+
     def cost(self, input_size: tuple[int, int, int]) -> dict[str, int]:
         """Multiply-adds and parameters of the network for one image, without what its training prunes."""
-        from mmengine.registry import MODELS, DefaultScope
-
         from cnv2_plugin.analysis import count_cost
+        from cnv2_plugin.toolkits.openmmlab.deploy_files import build
 
-        cfg = self._merged()
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            found = count_cost(MODELS.build(cfg.model), input_size)
+        found = count_cost(build(self._merged()), input_size)
         if not self._prunes():
             return dict(mult_adds=found.mult_adds, params=found.params, params_unpruned=found.params)
         return dict(mult_adds=found.mult_adds_pruned, params=found.params_pruned, params_unpruned=found.params)
@@ -88,9 +106,10 @@ class ConfigRun:
         return cfg
 
 
-def _call(command: str, *arguments, options: list[str]) -> None:
-    """Run ``cnv2 train`` or ``cnv2 test`` with one thread."""
-    words = [sys.executable, '-m', 'cnv2_plugin.cli', command, *map(str, arguments), '--cfg-options', *options]
+def _call(command: str, *arguments, options: Sequence[str] = ()) -> None:
+    """Run a command of ``cnv2`` with one thread."""
+    words = [sys.executable, '-m', 'cnv2_plugin.cli', command, *map(str, arguments)]
+    words += ['--cfg-options', *options] if options else []
     subprocess.run(words, check=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
 
 

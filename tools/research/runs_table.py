@@ -12,11 +12,11 @@ import torch
 from cnv2_plugin.archs import closest
 
 from . import latency, train_time
-from .config_runs import ConfigRun
+from .config_runs import FILES, ConfigRun
 from .plot import Point, plot_runs
 from .runs import NetworkRun, Place, complete_all, finished
 from .suites import SUITES
-from .tables import accuracies, markdown, mean_and_each, network_table
+from .tables import accuracies, markdown, mean_and_each, network_table, replace_table
 
 RESULTS = Path(__file__).parent / 'results/fashion_mnist.csv'
 
@@ -63,6 +63,8 @@ def arguments() -> argparse.ArgumentParser:
     configs = parser.add_argument_group('configs')
     configs.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='size of an image, to count')
     configs.add_argument('--metrics', nargs='+', default=['accuracy/top1'])
+    configs.add_argument('--page', nargs=2, metavar=('FILE', 'MARK'), help='page that takes the table too, between '
+                         '"<!-- MARK: begin -->" and "<!-- MARK: end -->"')  # fmt: skip
     configs.add_argument('--cfg-options', nargs='+', default=[])
     return parser
 
@@ -116,22 +118,23 @@ def compare_configs(args: argparse.Namespace) -> None:
     place = Place(args.results or args.work_dirs / 'results.csv', args.work_dirs)
     if not args.table:
         complete_all([(run, seed) for seed in args.seeds for run in runs], place)
-    rows = []
-    for run in runs:
-        figures = [one for seed in args.seeds if (one := finished(run, seed, place)) is not None]
-        if figures:
-            rows.append(_config_row(run, figures, args))
+    found = {run: [one for seed in args.seeds if (one := finished(run, seed, place)) is not None] for run in runs}
+    files = [form for form in FILES if any(form in one for figures in found.values() for one in figures)]
+    rows = [_config_row(run, figures, files, args) for run, figures in found.items() if figures]
     header = ['config', 'multiply-adds (M)', 'parameters (k)', 'of training form (k)']
     for metric in args.metrics:
-        header += [f'{metric}, as trained', 'condensed']
-    print(markdown([*header, 'training, CPU seconds'], rows), end='')
+        header += [f'{metric}, as trained', 'condensed', *(f'{form} file' for form in files)]
+    table = markdown([*header, 'training, CPU seconds'], rows)
+    print(table, end='')
+    if args.page:
+        replace_table(table, Path(args.page[0]), args.page[1])
 
 
-def _config_row(run: ConfigRun, figures: list[dict], args: argparse.Namespace) -> list[str]:
+def _config_row(run: ConfigRun, figures: list[dict], files: list[str], args: argparse.Namespace) -> list[str]:
     cost = run.cost(tuple(args.input))
     cells = [run.name, f'{cost["mult_adds"] / 1e6:.3f}', f'{cost["params"] / 1e3:.1f}',
              f'{cost["params_unpruned"] / 1e3:.1f}']  # fmt: skip
     for metric in args.metrics:
-        for form in ('trained', 'condensed'):
+        for form in ('trained', 'condensed', *files):
             cells.append(mean_and_each([one[form][metric] for one in figures if form in one]))
     return [*cells, ' / '.join(f'{one["seconds"]:.0f}' for one in figures)]

@@ -1,6 +1,7 @@
 """Markdown tables of finished runs."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Optional
 
@@ -9,6 +10,22 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[Any]], texts: int = 
     """A Markdown table; the first ``texts`` columns are text, the others are aligned right."""
     lines = ['| ' + ' | '.join(header) + ' |', '|' + '---|' * texts + '---:|' * (len(header) - texts)]
     return '\n'.join([*lines, *('| ' + ' | '.join(map(str, row)) + ' |' for row in rows)]) + '\n'
+
+
+def replace_table(text: str, page: Path, mark: str) -> None:
+    """Put a table into a page, between the lines ``<!-- MARK: begin -->`` and ``<!-- MARK: end -->``.
+
+    Raises:
+        ValueError: the page lacks the lines.
+    """
+    begin, end = (f'<!-- {mark}: {side} -->\n' for side in ('begin', 'end'))
+    before, first, rest = page.read_text().partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(
+            f'{page} lacks the lines "{begin.strip()}" and "{end.strip()}"; put them where the table goes.'
+        )
+    page.write_text(f'{before}{begin}{text}{end}{after}')
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

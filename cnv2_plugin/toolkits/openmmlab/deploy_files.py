@@ -26,12 +26,9 @@ def deployed_config(cfg: Config) -> Config:
     ``LearnedGroupModel`` around the model, which needs no hooks.
     """
     cfg = deepcopy(cfg)
-    hooks = cfg.get('custom_hooks') or []
-    for hook in hooks:
-        if _type_name(hook) == _SURGERY_HOOK:
-            options = {key: value for key, value in hook.items() if key not in ('type', 'priority')}
-            cfg.model = dict(type='LearnedGroupModel', model=cfg.model, **options)
+    cfg.model = _with_surgery(cfg)
     _mark_deployed(cfg.model)
+    hooks = cfg.get('custom_hooks') or []
     cfg.custom_hooks = [hook for hook in hooks if _type_name(hook) not in _TRAINING_HOOKS]
     cfg.load_from = None
     cfg.resume = False
@@ -62,12 +59,22 @@ def save_deployed(
 
 
 def build(cfg: Config) -> nn.Module:
-    """The model of a config, with the config's own preprocessing."""
-    options = deepcopy(cfg.model)
+    """The model of a config, with the config's own preprocessing and what its surgery hook does to it."""
+    options = deepcopy(_with_surgery(cfg))
     if cfg.get('data_preprocessor') is not None:
         options.setdefault('data_preprocessor', deepcopy(cfg.data_preprocessor))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
         return MODELS.build(options)
+
+
+def _with_surgery(cfg: Config) -> Any:
+    """The model's config, in a ``LearnedGroupModel`` where the config has a surgery hook."""
+    model = cfg.model
+    for hook in cfg.get('custom_hooks') or []:
+        if _type_name(hook) == _SURGERY_HOOK:
+            options = {key: value for key, value in hook.items() if key not in ('type', 'priority')}
+            model = dict(type='LearnedGroupModel', model=model, **options)
+    return model
 
 
 def _mark_deployed(node: Any) -> None:

@@ -12,7 +12,10 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ...checkpoints import find_state_dict, load_checkpoint
+from ...checkpoints.io import misfit
 from ...config_files import config_path
+from .runner_models import plain_model
 from .safe_loading import check_start
 
 _TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -75,6 +78,29 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
         check_start(cfg)
     prepare_cpu_launch(cfg)
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def load_whole(runner: Runner, config: str) -> None:
+    """Make a runner refuse, by a ValueError, a checkpoint that does not fit; mmengine's own only logs what is left out.
+
+    Buffers of the data preprocessor, which older checkpoints hold, may be over.
+    """
+    load = runner.load_checkpoint
+
+    def load_strictly(filename: str, *args: Any, **options: Any) -> dict:
+        try:
+            return load(filename, *args, **{**options, 'strict': True})
+        except RuntimeError:
+            given = find_state_dict(load_checkpoint(filename))
+            given = {name: value for name, value in given.items() if not name.startswith('data_preprocessor.')}
+            fault = misfit(plain_model(runner).state_dict(), given)
+            if fault:
+                raise ValueError(
+                    f'{filename} does not fit {config}: it {fault}; check that the checkpoint is of this config.'
+                ) from None
+            return load(filename, *args, **options)
+
+    runner.load_checkpoint = load_strictly
 
 
 def prepare_cpu_launch(cfg: Config) -> bool:
