@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--memory', action='store_true', help='also the peak memory of ONNX Runtime')
     parser.add_argument('--roofline', action='store_true', help="also the machine's limit for each model")
     parser.add_argument('--front', action='store_true', help="accuracy over latency among timm's small classifiers")
+    parser.add_argument('--profile', metavar='FILE', help='only where the time of this native ONNX file goes')
     parser.add_argument('--scaling', action='store_true', help='also latency against image size and batch')
     parser.add_argument('--files', type=Path, help='folder where exported files are kept and found again')
     parser.add_argument('--json', nargs='?', const='-', metavar='FILE',
@@ -52,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, print the tables and write the files that were asked for."""
     _check(args)
-    check_paths([None if args.json == '-' else args.json, args.png], [args.checkpoint])
+    check_paths([None if args.json == '-' else args.json, args.png], [args.checkpoint, args.profile])
     with redirect_stdout(sys.stderr) if args.json == '-' else nullcontext():
-        content = _measure_front(args) if args.front else _measure(args)
+        measure = _profile if args.profile else _measure_front if args.front else _measure
+        content = measure(args)
     if args.json:
         write_json(args.json, content)
 
@@ -126,6 +128,17 @@ def _measure_front(args: argparse.Namespace) -> dict:
         with atomic_path(args.png) as temporary:
             plot_front(points, temporary)
     return {'machine': machine(), 'points': [point.as_dict() for point in points]}
+
+
+def _profile(args: argparse.Namespace) -> dict:
+    from ..benchmark import machine
+    from ..benchmark.profile import profile
+
+    shares = profile(args.profile, tuple(args.input_size), args.rounds)
+    rows = [[s.kind, s.count or '', f'{s.milliseconds:.3f}', f'{100 * s.share:.1f}'] for s in shares]
+    title = f'{Path(args.profile).name}: one image, one thread, least of {args.rounds} rounds'
+    print_table(title, ['instructions', 'count', 'ms', '%'], rows, args.markdown)
+    return {'machine': machine(), 'instructions': [share.as_dict() for share in shares]}
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .opcodes import VERSION
+from .opcodes import OPERATIONS, VERSION
 
 if TYPE_CHECKING:
     from onnxruntime import SessionOptions
@@ -122,3 +122,28 @@ def run(program: 'Tensor', weights: 'Tensor', images: 'Tensor', result: 'Tensor'
     )  # fmt: skip
     if failed:
         raise ValueError(f'{message.value.decode(errors="replace")}.')
+
+
+def profile(program: 'Tensor', weights: 'Tensor', images: 'Tensor') -> list[tuple[str, float]]:
+    """Run a program on one thread, see :func:`run`; name and milliseconds of each instruction, in their order.
+
+    Raises:
+        ValueError: the program, its weights or the images do not fit.
+        KernelsMissingError: the kernels are not built.
+    """
+    measure = getattr(load(), 'cnv2_profile', None)
+    if measure is None:
+        raise KernelsMissingError('the native kernels are of a build that cannot be timed; install cnv2_plugin again.')
+    address, size = ctypes.c_void_p, ctypes.c_int64
+    measure.argtypes = [address, size, address, size, address, *[size] * 4, address, address, address, size]
+    measure.restype = size
+    message, most = ctypes.create_string_buffer(512), program.numel()
+    kinds, nanoseconds = (ctypes.c_int32 * most)(), (ctypes.c_int64 * most)()
+    count = measure(
+        program.data_ptr(), most, weights.data_ptr(), weights.numel(), images.data_ptr(), *images.shape, kinds,
+        nanoseconds, message, len(message),
+    )  # fmt: skip
+    if count < 0:
+        raise ValueError(f'{message.value.decode(errors="replace")}.')
+    names = {number: name for name, number in OPERATIONS.items()}
+    return [(names[kinds[i]], nanoseconds[i] / 1e6) for i in range(count)]

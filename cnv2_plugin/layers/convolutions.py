@@ -172,6 +172,44 @@ def prefer_group_product(columns: int, grouped_side: str, channels_last: bool) -
     return columns >= (32 if grouped_side == 'outputs' else 16)
 
 
+def may_take_product(x: Tensor, conv: nn.Module, training: bool) -> bool:
+    """Whether :func:`group_product` may stand for a call of a condensed layer's convolution.
+
+    That is in evaluation mode, for contiguous features on a CPU, while nothing traces, compiles or exports, and where
+    nothing is attached to the convolution that a call of it would run.
+
+    Args:
+        x: features, or what a tracer puts in their place.
+        conv: the convolution.
+        training: mode of the layer.
+    """
+    return (
+        not training
+        and type(x) is Tensor
+        and type(conv) is nn.Conv2d
+        and x.device.type == 'cpu'
+        and x.is_contiguous()
+        and conv.groups > 1
+        and conv.stride == (1, 1)
+        and 'forward' not in conv.__dict__
+        and not (conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks)
+        and not nn.modules.module._has_any_global_hook()
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def group_product(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 1x1 group convolution of ``(N, I, H, W)`` as one product a group.
+
+    PyTorch convolves group by group on a CPU, which takes longer the narrower the groups are.
+    """
+    n, h, w = x.size(0), x.size(2), x.size(3)
+    weight = conv.weight.reshape(conv.groups, -1, conv.weight.size(1))
+    y = (weight @ x.view(n, conv.groups, weight.size(2), h * w)).view(n, conv.out_channels, h, w)
+    return y if conv.bias is None else y + conv.bias[:, None, None]
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether features ``(N, C, H, W)`` are stored position by position."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -260,3 +260,20 @@ for call in (instruction_set, lambda: native_stages(torch.zeros(1, 1, 1, 1), pla
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           env={**os.environ, 'CNV2_KERNELS': 'avx1024'})  # fmt: skip
     assert done.stdout.count('CNV2_KERNELS is avx1024, which this processor does not run; take baseline') == 2, done
+
+
+@pytest.mark.needs('onnx', 'onnxruntime')
+def test_a_profile_names_what_every_instruction_takes(tmp_path, capsys):
+    path, standard, figures = tmp_path / 'native.onnx', tmp_path / 'standard.onnx', tmp_path / 'profile.json'
+    export_onnx(tiny(), path, (3, 64, 64), native=True)
+    export_onnx(tiny(), standard, (3, 64, 64))
+    options = ['--rounds', '3', '--input-size', '3', '64', '64', '--quiet']
+    assert main(['benchmark', '--profile', str(path), '--json', str(figures), *options]) == 0
+    assert '3x3 convolution' in capsys.readouterr().out
+    found = json.loads(figures.read_text())['instructions']
+    counts = {each['kind']: each['count'] for each in found}
+    assert counts['3x3 convolution'] >= 3 and counts['1x1 convolution'] >= 6  # three layers with reactivation
+    assert all(each['milliseconds'] >= 0 and 0 <= each['share'] <= 1 for each in found)
+    for wrong in (standard, figures):
+        assert main(['benchmark', '--profile', str(wrong), *options]) == 1
+        assert wrong.name in capsys.readouterr().err

@@ -1,9 +1,7 @@
 """Whole detectors of MMDetection in one ONNX file."""
 
-from ..adapters import UnsupportedModelError
 from .compare import BoxReport, compare, paste
 from .export import DetectorReport, export_detector
-
-UnsupportedDetectorError = UnsupportedModelError
+from .registry import UnsupportedDetectorError
 
 __all__ = ['BoxReport', 'DetectorReport', 'UnsupportedDetectorError', 'compare', 'export_detector', 'paste']

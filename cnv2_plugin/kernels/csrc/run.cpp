@@ -8,6 +8,7 @@
 
 #include "memory.h"
 #include "program.h"
+#include "stopwatch.h"
 
 namespace cnv2 {
 namespace {
@@ -32,8 +33,10 @@ struct Extent {
 // One image at a time through all instructions.
 class Runner {
   public:
-    Runner(const Program& program, int32_t channels, Geometry size, int64_t threads)
-        : kernels_(kernels()), program_(program), channels_(channels), size_(size), threads_(threads) {
+    // Sums of nanoseconds, one for each instruction, are for one thread only.
+    Runner(const Program& program, int32_t channels, Geometry size, int64_t threads, int64_t* nanoseconds = nullptr)
+        : kernels_(kernels()), program_(program), channels_(channels), size_(size), threads_(threads),
+          nanoseconds_(nanoseconds) {
         int64_t total = 0;
         for (int64_t floats : program.slots) {
             starts_.push_back(total);
@@ -56,17 +59,22 @@ class Runner {
         if (threads_ > 1) return run_steps(executor);
         for (size_t i = 0; i < program_.instructions.size(); ++i) {
             const Instruction& it = program_.instructions[i];
-            prepare(it);
             if (it.followers) {
+                prepare(it);
                 band(&it);
                 i += it.followers;
             } else {
+                Stopwatch watch(sum(it));
+                prepare(it);
                 work(it, 0, extent(it).count, 0);
             }
         }
     }
 
   private:
+    int64_t* sum(const Instruction& it) const {
+        return nanoseconds_ ? nanoseconds_ + (&it - program_.instructions.data()) : nullptr;
+    }
     float* data() const { return memory_.data.get(); }
     Planes planes(int32_t index) const {
         const Map& map = program_.maps[index];
@@ -277,12 +285,21 @@ class Runner {
         int64_t done = 0, convolved = 0;
         while (convolved < all) {
             int64_t end = all - done > step + step / 2 ? done + step : all;
-            if (done < end) select(*it, done, end, 0);
+            if (done < end) {
+                Stopwatch watch(sum(*it));
+                select(*it, done, end, 0);
+            }
             done = end;
             int64_t behind = done == all ? all : (done - hidden.size.row() - 1) / kStep * kStep;
             if (behind > convolved) {
-                spatial(it[1], convolved, behind);
-                if (it->followers == 2) select(it[2], convolved, behind, 0);
+                {
+                    Stopwatch watch(sum(it[1]));
+                    spatial(it[1], convolved, behind);
+                }
+                if (it->followers == 2) {
+                    Stopwatch watch(sum(it[2]));
+                    select(it[2], convolved, behind, 0);
+                }
                 convolved = behind;
             }
         }
@@ -293,6 +310,7 @@ class Runner {
     int32_t channels_;
     Geometry size_;
     int64_t threads_, scratch_ = 0, vector_ = 0;
+    int64_t* nanoseconds_;
     const float* image_ = nullptr;
     float* output_ = nullptr;
     std::vector<int64_t> starts_;
@@ -318,6 +336,17 @@ void run(const Checked& checked, const Input& input, const std::function<float*(
     parallel_for(executor, parts, [&](int64_t i) {
         images(input.batch * i / parts, input.batch * (i + 1) / parts, 1);
     });
+}
+
+void measure(const Checked& checked, const Input& input,
+             const std::function<int64_t*(const std::vector<int32_t>& operations)>& begin) {
+    const Program& program = checked.program;
+    std::vector<int32_t> operations;
+    for (const Instruction& it : program.instructions) operations.push_back(it.operation);
+    Runner runner(program, int32_t(input.channels), checked.size, 1, begin(operations));
+    std::vector<float> output(size_t(program.output.channels * program.output.height * program.output.width));
+    int64_t in = input.channels * input.height * input.width;
+    for (int64_t i = 0; i < input.batch; ++i) runner.run(input.data + i * in, output.data(), Executor{});
 }
 
 }  // namespace cnv2
