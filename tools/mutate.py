@@ -17,17 +17,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
-    'layers': (['layers/*.py'], ['layers', 'deploy/test_condense.py', 'timm/test_classifier_keep.py']),
+    'layers': (
+        ['layers/*.py'],
+        ['layers', 'deploy/test_known.py', 'deploy/test_condense.py', 'timm/test_classifier_keep.py',
+         'sparsify/test_packing.py', 'sparsify/test_training_state.py'],
+    ),
     'sparsify': (['sparsify/*.py'], ['sparsify', 'layers/test_attached.py']),
     'kernels': (['kernels/*.py'], ['kernels', 'deploy/test_rewrites.py']),
     'verify': (['deploy/verify.py'], ['deploy/test_verify.py', 'deploy/test_pipeline.py', 'deploy/test_export.py']),
     'surgery': (['sparsify/surgery/*.py'], ['surgery', 'sparsify/test_importance.py']),
-    'models': (['models/*.py'], ['timm/test_generic.py', 'timm/test_as_a_module.py', 'layers', 'test_trunks.py']),
-}
+    'models': (['models/*.py'], ['test_trunks.py', 'timm/test_as_a_module.py', 'timm/test_generic.py', 'layers']),
+}  # fmt: skip
 """For each room the files that get faults, under the package, and the tests that should notice, under ``tests``."""
 SAME_BY_KIND = ('Eq_Is', 'Is_Eq', 'NotEq_IsNot', 'IsNot_NotEq')
 """Operators that change nothing for the objects of this package."""
@@ -49,14 +54,18 @@ def main() -> None:
     args = parser.parse_args()
     end = time.monotonic() + args.minutes * 60
     results = args.folder / f'results-{args.seed}.jsonl'
-    found = _read(results)
+    found, missed = _read(results), []
     if args.again:
-        found = {key: result for key, result in found.items() if result['outcome'] != 'survived'}
+        missed = [result for result in found.values() if 'diff' in result]
+        found = {key: result for key, result in found.items() if 'diff' not in result}
     if not args.report:
         tree = _copy(args.folder / 'tree')
         _preload(tree)
-        traces = {room: _trace(room, tree, args.folder, args.again) for room in args.room}
-        queues = {room: iter(_sample(room, tree, args.sample, args.seed)) for room in args.room}
+        traces = {room: _trace(room, tree, args.folder) for room in args.room}
+        faults = {room: _sample(room, tree, args.sample, args.seed) for room in args.room}
+        if args.again:
+            faults = {room: [fault for fault in missed if fault['room'] == room] for room in args.room}
+        queues = {room: iter(faults[room]) for room in args.room}
         while queues and time.monotonic() < end:
             for room, queue in list(queues.items()):
                 fault = next((f for f in queue if _key(f) not in found), None)
@@ -127,27 +136,35 @@ class _Tracer:
         return {str(Path(file).relative_to(tree)): lines for file, lines in found.items()}
 
 
-def _trace(room: str, tree: Path, folder: Path, again: bool) -> dict:
-    """Which tests of a room pass, for how long, and by which lines they come; kept in a file."""
-    path = folder / f'trace-{room}.json'
-    if path.is_file() and not again:
-        return json.loads(path.read_text())
-    print(f'tracing the tests of {room}', flush=True)
+def _trace(room: str, tree: Path, folder: Path) -> dict:
+    """Which tests of a room pass, for how long, and by which lines of it they come; kept in a file for each path."""
+    seconds: dict[str, float] = {}
+    lines: dict[str, dict[str, list[str]]] = {}
+    for tests in ROOMS[room][1]:
+        path = folder / f'trace-{room}-{tests.replace("/", ".")}.json'
+        sources = [p for glob in ROOMS[room][0] for p in (tree / 'cnv2_plugin').glob(glob)]
+        given = [*sources, *(tree / 'tests').glob(f'{tests}/*.py' if '.' not in tests else tests)]
+        if not path.is_file() or path.stat().st_mtime < max(p.stat().st_mtime for p in given):
+            print(f'tracing tests/{tests} for {room}', flush=True)
+            _fork(partial(_traced, sources, tests, tree, path), 3600, path.with_suffix('.log'))
+        found = json.loads(path.read_text())
+        seconds.update(found['seconds'])
+        for file, by_line in found['lines'].items():
+            for line, names in by_line.items():
+                lines.setdefault(file, {}).setdefault(line, []).extend(names)
+    return dict(seconds=seconds, lines=lines)
 
-    def run() -> int:
-        import pytest
 
-        globs, tests = ROOMS[room]
-        tracer = _Tracer([p for g in globs for p in (tree / 'cnv2_plugin').glob(g)])
-        tracer.coverage.start()
-        pytest.main([*(f'tests/{t}' for t in tests), '-q', '-p', 'no:cacheprovider'], plugins=[tracer])
-        tracer.coverage.stop()
-        good = {name: s for name, s in tracer.seconds.items() if name not in tracer.failed}
-        path.write_text(json.dumps(dict(seconds=good, lines=tracer.lines(tree))))
-        return 0
+def _traced(sources: list[Path], tests: str, tree: Path, path: Path) -> int:
+    import pytest
 
-    _fork(run, 3600, folder / f'trace-{room}.log')
-    return json.loads(path.read_text())
+    tracer = _Tracer(sources)
+    tracer.coverage.start()
+    pytest.main([f'tests/{tests}', '-q', '-p', 'no:cacheprovider'], plugins=[tracer])
+    tracer.coverage.stop()
+    good = {name: s for name, s in tracer.seconds.items() if name not in tracer.failed}
+    path.write_text(json.dumps(dict(seconds=good, lines=tracer.lines(tree))))
+    return 0
 
 
 def _fork(run, seconds: float, log: Path) -> int | None:  # noqa: ANN001

@@ -150,3 +150,12 @@ def test_deploy_report_shows_what_it_costs(tmp_path, capsys):
         assert torch.equal(loaded(x), condense(model, classifier_keep=0.5)(x))
     assert main([*options, '--out', out]) == 0
     assert 'top-1' not in capsys.readouterr().out
+
+
+def test_any_number_of_inputs_from_one_on_is_kept():
+    layer = SelectiveLinear(8, 2, 3)
+    assert (layer.keep, layer.source_features, layer(torch.ones(1, 8)).shape) == (0.25, 8, (1, 3))
+    for wrong in (0, 9):
+        with pytest.raises(ValueError, match=f'{wrong}.*8'):
+            SelectiveLinear(8, wrong, 3)
+    assert SelectiveLinear.from_linear(torch.nn.Linear(10, 2), 0.01).weight.shape == (2, 1)
