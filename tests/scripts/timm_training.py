@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from timm import create_model
+from timm.data import create_dataset, create_loader
 from timm.models import load_checkpoint, resume_checkpoint
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -23,6 +24,7 @@ parser.add_argument('--model', default='condensenetv2')
 parser.add_argument('--model-kwargs', type=json.loads, default={})
 parser.add_argument('--opt', default='sgd')
 parser.add_argument('--epochs', type=int, default=6)
+parser.add_argument('--lr', type=float, default=0.05)
 parser.add_argument('--stop-after', type=int, default=0)
 parser.add_argument('--grad-accum-steps', type=int, default=1)
 parser.add_argument('--model-ema', action='store_true')
@@ -30,15 +32,29 @@ parser.add_argument('--resume', default='')
 parser.add_argument('--distributed', action='store_true')
 parser.add_argument('--compile', action='store_true')
 parser.add_argument('--amp', action='store_true')
+parser.add_argument('--data-dir', default='')
+parser.add_argument('--pretrained', action='store_true')
+parser.add_argument('--pretrained-path', default='')
+parser.add_argument('--num-classes', type=int, default=5)
+parser.add_argument('--input-size', type=int, nargs=3)
 
 
 def loaders(args):
     """Two loaders of made-up images; the smaller one evaluates."""
+    if args.data_dir:
+        return [folder_loader(args, part) for part in ('train', 'val')]
     generator = torch.Generator().manual_seed(0)
     images, targets = torch.randn(40, 3, 8, 8, generator=generator), torch.arange(40) % 5
     train, held_out = TensorDataset(images[:28], targets[:28]), TensorDataset(images[28:], targets[28:])
     sampler = DistributedSampler(train, shuffle=False) if args.distributed else None
     return DataLoader(train, 4, sampler=sampler), DataLoader(held_out, 12)
+
+
+def folder_loader(args, part):
+    """A loader of class folders."""
+    dataset = create_dataset('', root=args.data_dir, split=part, is_training=part == 'train')
+    options = dict(is_training=part == 'train', use_prefetcher=False, num_workers=0, persistent_workers=False)
+    return create_loader(dataset, tuple(args.input_size), 4, **options)
 
 
 def train_one_epoch(epoch, model, loader, optimizer, scaler, ema, scheduler, args):
@@ -80,8 +96,9 @@ def main():
         torch.distributed.init_process_group('gloo')
     primary = not args.distributed or torch.distributed.get_rank() == 0
     torch.manual_seed(0)
-    model = create_model(args.model, num_classes=5, **args.model_kwargs)
-    optimizer = create_optimizer_v2(model, args.opt, lr=0.05, momentum=0.9, weight_decay=1e-4)
+    given = dict(pretrained_cfg_overlay=dict(file=args.pretrained_path, num_classes=-1)) if args.pretrained_path else {}
+    model = create_model(args.model, args.pretrained, num_classes=args.num_classes, **given, **args.model_kwargs)
+    optimizer = create_optimizer_v2(model, args.opt, lr=args.lr, momentum=0.9, weight_decay=1e-4)
     scaler = NativeScaler(device='cpu') if args.amp else None
     start = resume_checkpoint(model, args.resume, optimizer, scaler) if args.resume else 0
     ema = ModelEmaV3(model, decay=0.9) if args.model_ema else None
