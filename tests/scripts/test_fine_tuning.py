@@ -68,7 +68,8 @@ def test_mmpretrain_from_a_released_file_to_five_classes():
     command(
         'train', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.batch_size=4',
         'default_hooks.checkpoint.interval=1', 'param_scheduler.1.T_max=2', 'param_scheduler.1.end=2',
-        *(f'{part}_dataloader.{key}' for part in ('train', 'val') for key in ('num_workers=0', 'persistent_workers=False')),
+        *(f'{part}_dataloader.num_workers=0' for part in ('train', 'val')),
+        *(f'{part}_dataloader.persistent_workers=False' for part in ('train', 'val')),
     )  # fmt: skip
     trained = find_state_dict(load_checkpoint('work_dirs/mine/epoch_1.pth'))
     start = find_state_dict(start)
