@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_classes(runner: 'Runner', args: argparse.Namespace) -> None:
     """Raise a ValueError where an ONNX file tells other classes than the test set."""
-    told = runner.model.metadata.get('classes')
+    from ..toolkits.openmmlab.runner_models import plain_model
+
+    told = plain_model(runner).metadata.get('classes')
     classes = runner.test_dataloader.dataset.metainfo.get('classes')
     if told and classes and told != list(classes):
         raise ValueError(

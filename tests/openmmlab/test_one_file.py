@@ -38,6 +38,9 @@ def test_a_file_finds_what_predict_finds(tmp_path, name, native):
     names = ['boxes', 'scores', 'labels', *(['masks'] if 'mask' in name else [])]
     assert [item.name for item in proto.graph.input] == ['input']
     assert [item.name for item in proto.graph.output] == names == list(report.outputs)
+    for size in ((2, 3, 64, 96), (2, 3, 128, 64)) if 'mask' in name else ():
+        boxes, _, _, masks = onnxruntime.load(tmp_path / 'd.onnx')(torch.randn(size))
+        assert masks.shape == (*boxes.shape[:2], 28, 28) and boxes.shape == (2, report.count, 4)
 
 
 def test_rows_without_a_box_are_zero_and_minus_one(tmp_path):
