@@ -22,17 +22,20 @@ PAIRS = list(combinations(range(10), 2))
 VISIBLE = 40
 """Grey value from which a pixel belongs to its garment."""
 
-SCALES = (24, 32)
+SCALES = (26, 32)
 """Least and greatest side of a garment, in pixels."""
 
-TOUCHING = 0.06
+TOUCHING = 0.03
 """Share of the smaller garment's pixels that the other one's cover, at least."""
 
 APART = 2
 """Pixels between the third garment and the two, at least."""
 
-CLUTTER = 4
+CLUTTER = 3
 """Shapes behind the garments, at most."""
+
+SETTINGS = dict(visible=VISIBLE, scales=SCALES, touching=TOUCHING, apart=APART, clutter=CLUTTER)
+"""What tells these scenes from others."""
 
 Garments = dict[int, np.ndarray]
 

@@ -1,6 +1,7 @@
 """The comparison of ways to make a pretrained network smaller, at its smallest."""
 
 import io
+from contextlib import nullcontext
 from zipfile import ZipFile
 
 import numpy as np
@@ -18,6 +19,7 @@ from tools.research import pretrained_runs
 from tools.research.pretrained_arms import ARMS, FEATURES, hash_of, in_groups, plain_masks, to_groups
 from tools.research.pretrained_network import PACKAGE, load_in_order
 from tools.research.results_file import read_rows
+from tools.research.small_maps import small_maps
 from tools.research.train import Training, random_masks, set_masks, sparse_layers
 
 BLOBS = {label: np.full((3, 28, 28), 60 + 15 * label, np.uint8) for label in range(10)}
@@ -115,6 +117,20 @@ def test_fewer_channels_come_down_to_the_multiply_adds_of_the_groups():
     ARMS['channels'].operate(trunk, 4)
     assert 0.6 * wanted < count_cost(trunk, FEATURES).mult_adds <= wanted
     assert trunk(torch.randn(2, *FEATURES)).shape == (2, 5)
+
+
+@pytest.mark.parametrize('size, stride', [(2, 1), (4, 1), (4, 2), (8, 1), (9, 1)])
+def test_small_maps_have_the_same_outputs_and_gradients(size, stride):
+    conv = nn.Conv2d(6, 6, 5, stride, 2, groups=6, bias=False)
+    images = torch.randn(3, 6, size, size, requires_grad=True)
+    found = {}
+    for name, manner in dict(usual=nullcontext(), small=small_maps(conv)).items():
+        with manner:
+            out = conv(images)
+            found[name] = out, *torch.autograd.grad(out.square().sum(), (images, conv.weight))
+    for one, other in zip(*found.values()):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert type(conv) is nn.Conv2d
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Images of 64x64 in colour for the pretrained network, and what its front makes of them, both kept in files."""
 
+import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +12,25 @@ from torch.nn import functional as F
 
 from cnv2_plugin.checkpoints import atomic_path
 
-from ..make_touching_pairs import PAIRS, read_garments, scenes
+from ..make_touching_pairs import PAIRS, SETTINGS, read_garments, scenes
 from .data import Data, Images, fashion_mnist
-from .pretrained_network import SIZE, front_of, pretrained
+from .pretrained_network import FRONT, SIZE, front_of, pretrained
 
 CLASSES = {'touching-pairs': len(PAIRS), 'fashion-mnist': 10}
 GREY = 127.5
 """Mean and deviation of pixels that the ImageNet weights take."""
 
 SEEDS = dict(train=0, t10k=1)
+
+
+def settings(name: str) -> dict[str, Any]:
+    """What tells the images of a set, and what the front makes of them, from others of the same name."""
+    made = dict(size=SIZE, front=FRONT)
+    return {**made, **SETTINGS, 'seeds': SEEDS} if name == 'touching-pairs' else made
+
+
+def _version(name: str) -> str:
+    return hashlib.sha256(json.dumps(settings(name), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def images(name: str, train: int, test: int, work: Path, fashion: Path) -> Data:
@@ -64,7 +76,7 @@ def features(name: str, train: int, test: int, work: Path, fashion: Path, weight
 
 @lru_cache(2)
 def _features(name: str, train: int, test: int, work: Path, fashion: Path, weights: Optional[Path]) -> Data:
-    path = work / f'features_{name}_{train}_{test}.pt'
+    path = work / f'features_{name}_{train}_{test}_{_version(name)}.pt'
     if not path.exists():
         front = front_of(pretrained(CLASSES[name], weights)).eval().to(memory_format=torch.channels_last)
         data = images(name, train, test, work, fashion)
@@ -81,7 +93,7 @@ def seen(pixels: Tensor, front: nn.Module, data: Data) -> Tensor:
 
 
 def _scenes(part: str, count: int, work: Path, fashion: Path) -> Images:
-    path = work / f'scenes_{part}_{count}.pt'
+    path = work / f'scenes_{part}_{count}_{_version("touching-pairs")}.pt'
     if not path.exists():
         pixels, labels = scenes(read_garments(fashion, part), count, SEEDS[part], SIZE)
         _save([torch.from_numpy(pixels), torch.from_numpy(labels)], path)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from .pretrained_run import PretrainedRun, Sources, recipe_of
 from .recipe import Recipe
 
-TUNING = Recipe(epochs=4, batch_size=32, rate=0.05, warmup=0.1, shift=0, flip=False, masks='none')
+TUNING = Recipe(epochs=4, batch_size=32, rate=0.03, warmup=0.1, shift=0, flip=False, masks='none')
 """Of the unpruned network; images come once through the front, so that they are neither shifted nor mirrored."""
 
 EPOCHS = 2
-TRAIN_IMAGES, TEST_IMAGES = 8000, 2000
+TRAIN_IMAGES, TEST_IMAGES = 6000, 2000
 FACTORS = 8, 16, 4
 SEEDS = 0, 1, 2
 COMPARED = 'learned', 'random', 'magnitude', 'plain'

@@ -1,5 +1,6 @@
 """A pretrained network that is made smaller: every arm goes on from the same tuned weights and is trained alike."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -14,9 +15,11 @@ from cnv2_plugin.deploy import condense, verify
 from .data import Data
 from .pretrained_arms import ARMS, FEATURES, hash_of
 from .pretrained_data import CLASSES, features, images
+from .pretrained_data import settings as made
 from .pretrained_network import IMAGE_SIZE, new_trunk, pretrained, trunk_of, whole
 from .recipe import Recipe
 from .runs import Place, complete, fingerprint, run_folder
+from .small_maps import small_maps
 from .train import accuracy, fit, sparse_layers, unit_masks
 
 
@@ -65,7 +68,7 @@ class PretrainedRun:
     def settings(self) -> dict[str, Any]:
         """Plain values."""
         return dict(
-            arm=self.arm, factor=self.factor, images=self.images, recipe=self.recipe.settings(),
+            arm=self.arm, factor=self.factor, images=self.images, made=made(self.images), recipe=self.recipe.settings(),
             train_images=self.train_images, test_images=self.test_images, start=self.start and self.start.settings(),
         )  # fmt: skip
 
@@ -91,7 +94,8 @@ class PretrainedRun:
         model = self.before(seed, place)
         masks = ARMS[self.arm].operate(model, self.factor) if self.start else None
         title = f'{self.name}, seed {seed}'
-        history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', masks, title, device=place.device)
+        with small_maps(model) if place.device == 'cpu' else nullcontext():
+            history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', masks, title, device=place.device)
         save_checkpoint(model.state_dict(), folder / 'model.pth', dict(name=self.name))
         return dict(
             arm=self.arm, factor=self.factor, images=self.images, train_images=len(data.train),
