@@ -1,5 +1,6 @@
-"""What ``cnv2 deploy CONFIG CHECKPOINT`` compares, exports and says of models of MMPretrain and MMDetection."""
+"""What ``cnv2 deploy CONFIG CHECKPOINT`` compares, exports and says of models of OpenMMLab."""
 
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -7,19 +8,19 @@ from torch import Tensor, nn
 
 
 class Logits(nn.Module):
-    """A classifier from normalised images to logits."""
+    """A classifier or segmenter from normalised images to logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, C, H, W)`` to ``(N, classes)``."""
+        """Map ``(N, C, H, W)`` to ``(N, classes)``, or maps of a segmenter."""
         return self.model(x, mode='tensor')
 
 
 class Features(nn.Module):
-    """Backbone and neck of a detector, from normalised images to feature maps."""
+    """Backbone and neck of a detector or segmenter, from normalised images to feature maps."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -53,14 +54,22 @@ def compared_views(model: nn.Module) -> dict[str, type[nn.Module]]:
         views = [Logits]
     elif 'SingleStageDetector' in kinds:
         views = [Features, HeadOutputs]
+    elif 'BaseSegmentor' in kinds and hasattr(model, 'backbone'):
+        views = [Features, Logits]
     elif 'BaseDetector' in kinds and hasattr(model, 'backbone'):
         views = [Features]
     else:
         raise ValueError(
-            f'{type(model).__name__} is neither an ImageClassifier of mmpretrain nor a detector of mmdet with a '
-            f'backbone; condense other models by cnv2_plugin.deploy.condense.'
+            f'{type(model).__name__} is neither an ImageClassifier of mmpretrain nor a detector of mmdet or segmentor '
+            f'of mmseg with a backbone; condense other models by cnv2_plugin.deploy.condense.'
         )
     return {f'{view.__name__} of the condensed model': view for view in views}
+
+
+def kind_of(views: Mapping[str, type[nn.Module]]) -> str:
+    """What a model is, told by what is compared of it."""
+    kinds = [*views.values()]
+    return 'classifier' if Features not in kinds else 'segmenter' if Logits in kinds else 'detector'
 
 
 def input_size_of(cfg) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ class Source:
         metadata: stored in ONNX files, beside what the model says itself.
         views: modules of it to compare, by name; the first one is exported.
         cfg: the OpenMMLab config that it is of, or None.
-        is_detector: whether it finds boxes.
+        kind: ``classifier``, ``detector`` or ``segmenter``.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Source:
     metadata: dict[str, Any] = field(default_factory=dict)
     views: Mapping[str, Callable] = field(default_factory=lambda: {'the condensed model': lambda model: model})
     cfg: Any = None
-    is_detector: bool = False
+    kind: str = 'classifier'
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +119,7 @@ def open_config_model(config: str, name: str, args: argparse.Namespace, trained:
     from ..toolkits.openmmlab.deploy_files import build
     from ..toolkits.openmmlab.runner_config import load_config
     from ..toolkits.openmmlab.safe_loading import safe_loading
-    from ._config_models import Features, compared_views, input_size_of, onnx_metadata, plain_meta
+    from ._config_models import compared_views, input_size_of, kind_of, onnx_metadata, plain_meta
 
     cfg = load_config(config)
     checkpoint = load_checkpoint(name, args.trust)
@@ -131,8 +131,7 @@ def open_config_model(config: str, name: str, args: argparse.Namespace, trained:
     meta = plain_meta(checkpoint)
     size = tuple(args.input or input_size_of(cfg))
     views = compared_views(model)
-    is_detector = Features in views.values()
-    return Source(config, model, size, meta, onnx_metadata(cfg, meta), views, cfg, is_detector)
+    return Source(config, model, size, meta, onnx_metadata(cfg, meta), views, cfg, kind_of(views))
 
 
 def _weights(checkpoint: dict[str, Any], args: argparse.Namespace, trained: bool, known: Collection) -> dict[str, Any]:

@@ -46,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--classifier-keep', type=float,
         help="share of the classifier's inputs to keep, such as 0.5 (CondenseNet's lossy step; all by default)",
     )  # fmt: skip
-    parser.add_argument('--features', action='store_true', help='of a detector, backbone and neck only, as files other '
-                        'than .onnx always hold')  # fmt: skip
+    parser.add_argument('--features', action='store_true', help='of a detector or segmenter, backbone and neck '
+                        'only, as files other than .onnx and .xml always hold')  # fmt: skip
+    parser.add_argument('--logits', action='store_true', help='of a segmenter, write the logits beside the mask')
     parser.add_argument('--forms', action='store_true', help='print the implementation of every layer')
     parser.add_argument('--quiet', action='store_true', help='no progress')
     add_model_options(parser)
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     check_paths([path for paths in groups for path in paths], args.files)
     trains = any(out.suffix in CHECKPOINTS for out in outs)
     source = open_config_model(*config, given, args, trains) if config else open_model(given, args, trains)
+    if args.logits and (source.kind != 'segmenter' or args.features):
+        raise UsageError('--logits is for segmenters of MMSegmentation, without --features.')
     check_finite(source.model.state_dict(), given)
     _finish(source, args)
     outputs = [(_checkpoint if paths[0].suffix in CHECKPOINTS else _exported)(paths, source, args) for paths in groups]
@@ -192,8 +195,8 @@ def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace)
     images = image_batches(args.int8, (batch, *size), source.model.pretrained_cfg) if args.int8 else []
 
     def write(condensed: Any, file: Path, *others: Path) -> list[list]:
-        if is_onnx and source.is_detector and not args.features:
-            return [_whole_detector(paths[0], file, source, batch, args)]
+        if source.kind != 'classifier' and kind.name in ('onnxruntime', 'openvino') and not args.features:
+            return [_whole(paths, file, source, batch, args)]
         model, options = view(condensed), dict(tolerance=args.tolerance, native=args.native)
         if is_onnx:
             options.update(optimize=not args.no_optimize, metadata=source.metadata)
@@ -216,25 +219,34 @@ def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace)
     return Output(paths, write)
 
 
-def _whole_detector(path: Path, file: Path, source: Source, batch: Any, args: argparse.Namespace) -> list:
-    """Write a detector from images to boxes; returns the row that tells of it."""
+def _whole(paths: tuple[Path, ...], file: Path, source: Source, batch: Any, args: argparse.Namespace) -> list:
+    """Write a detector from images to boxes, or a segmenter to masks; returns the row that tells of it."""
     from ..deploy.detectors import export_detector
+    from ..deploy.segmenters import export_segmenter
     from ._config_models import test_images
 
     if args.no_optimize or args.opset is not None:
-        raise UsageError('--no-optimize and --opset are for classifiers, and for detectors with --features.')
-    images = test_images(source.cfg, source.model, 2 if batch == 'dynamic' else batch)
-    report = export_detector(
-        source.model, file, source.input_size, batch, bool(args.input), args.native, args.tolerance, images,
-        source.metadata,
+        raise UsageError('--no-optimize and --opset are for classifiers, and for other models with --features.')
+    count = batch if batch != 'dynamic' else 2 if source.kind == 'detector' else 1
+    options: dict[str, Any] = dict(
+        input_size=source.input_size, batch=batch, fixed_size=bool(args.input) or file.suffix == '.xml',
+        native=args.native, tolerance=args.tolerance, images=test_images(source.cfg, source.model, count),
+        metadata=source.metadata,
     )  # fmt: skip
+    if source.kind == 'segmenter':
+        masks = export_segmenter(source.model, file, logits=args.logits, **options)
+        seen = masks.verification
+        compared = f'{seen.pixels} pixels in {seen.images} images have the class that predict gives'
+        compared += f', but for {seen.level} of two classes as likely' if seen.level else ''
+        return [_names(paths), masks.size, f'{seen.max_rel:.2e}', f'whole segmenter: {compared}']
+    report = export_detector(source.model, file, **options)
     found = report.verification
     compared = f'{found.boxes} boxes in {found.images} images as predict finds them, to {found.max_box:.1e} pixels'
     if not found.boxes:
         compared = f'predict finds no box in the {found.images} images that were compared, nor does the file'
     if found.unmatched:
         compared += f', but for {found.unmatched} at thresholds'
-    return [path, report.size, f'{found.max_score:.2e}', f'whole detector: {compared}']
+    return [_names(paths), report.size, f'{found.max_score:.2e}', f'whole detector: {compared}']
 
 
 def _names(paths: Sequence[Path]) -> str:
@@ -260,7 +272,7 @@ def _print_report(source: Source, done: 'Deployment', args: argparse.Namespace) 
             ['max relative difference by that', '', f'{loss.max_rel:.2e}'],
             [f'same top-1 class ({loss.num_inputs} random images)', '', f'{loss.argmax_agreement:.1%}'],
         ]
-    title = 'Deployed; figures of backbone and neck' if source.is_detector else 'Deployed'
+    title = 'Deployed; figures of backbone and neck' if source.kind != 'classifier' else 'Deployed'
     print_table(title, ['', 'as given', 'condensed'], rows, args.markdown)
     given = Path(args.files[-1])
     files = [[given, given.stat().st_size, '', 'as given']] if given.is_file() else []

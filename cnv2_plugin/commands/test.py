@@ -1,4 +1,4 @@
-"""``cnv2 test``: evaluate a checkpoint of an MMPretrain or MMDetection config, as trained, condensed or deployed."""
+"""``cnv2 test``: evaluate a checkpoint of an OpenMMLab config, as trained, condensed or deployed."""
 
 import argparse
 from pathlib import Path
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cnv2 test``."""
     parser.add_argument('config', help='config file, or cnv2_plugin::NAME')
     parser.add_argument('checkpoint', help='checkpoint that fits the config, or the .onnx file of a whole '
-                        'detector')  # fmt: skip
+                        'detector or segmenter')  # fmt: skip
     parser.add_argument('--deploy', action='store_true', help='condense the model first, and evaluate that')
     parser.add_argument('--work-dir', help='folder for logs; work_dirs/<config> by default')
     parser.add_argument('--out', help='JSON file to write the metrics to')
@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
     cfg.resume = False
     if onnx:
         preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
-        cfg.model = dict(type='OnnxDetector', file=args.checkpoint, data_preprocessor=preprocessor)
+        kind = 'OnnxSegmenter' if cfg.get('default_scope') == 'mmseg' else 'OnnxDetector'
+        cfg.model = dict(type=kind, file=args.checkpoint, data_preprocessor=preprocessor)
         cfg.custom_hooks = []
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook['type'] != 'SwitchToDeployHook']
     cfg.custom_hooks = hooks + [dict(type='SwitchToDeployHook', after_train=False)] if args.deploy else hooks

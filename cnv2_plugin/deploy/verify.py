@@ -175,14 +175,14 @@ class _Comparison:
                 continue
             if not _finite(found[name]) and _finite(expected) and not self.fault:
                 self.fault = f'the candidate gives NaN or infinity on random images, first in {name}'
-            self._note(f'a channel of {name}', _relative(expected, found[name], self.rounding))
+            self._note(f'a channel of {name}', relative_difference(expected, found[name], self.rounding))
 
     def _compare_outputs(self, name: str, plain: Tensor, expected: Tensor, actual: Tensor) -> None:
         if not _finite(actual) and not self.fault:
             self.fault = f'the candidate gives NaN or infinity on random images, in {name}'
         noise = None if self.rounding == torch.float64 else plain - expected
         self.max_abs = _worse(self.max_abs, (expected - actual).abs().max().item())
-        self._note(f'a channel of {name}', _relative(expected, actual, self.rounding, noise))
+        self._note(f'a channel of {name}', relative_difference(expected, actual, self.rounding, noise))
         if expected.ndim > 1:
             self.same += int((expected.argmax(1) == actual.argmax(1)).sum())
             self.positions += expected.argmax(1).numel()
@@ -192,7 +192,7 @@ class _Comparison:
             self.max_rel, self.where = difference, where
 
 
-def _relative(expected: Tensor, actual: Tensor, dtype: torch.dtype, noise: Optional[Tensor] = None) -> float:
+def relative_difference(expected: Tensor, actual: Tensor, dtype: torch.dtype, noise: Optional[Tensor] = None) -> float:
     """Largest difference of a channel over how much it varies, plus the rounding errors of the reference itself."""
     expected, actual = _channels(expected), _channels(actual)
     difference = (expected - actual).abs().amax(1)

@@ -1,5 +1,7 @@
 """Shared by every trunk: its stages, the check of its images, its parts, condensing, and initial weights."""
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Optional
 
@@ -182,6 +184,8 @@ def start(part: nn.Module, x: Tensor, model: SparseModelMixin) -> Tensor:
     """
     if not has_values(x):
         return part(x)
+    if 'torch_pruning' in sys.modules:
+        _warn_of_cutting(part, model)
     try:
         features = part(x)
     except (RuntimeError, ValueError):
@@ -193,6 +197,18 @@ def start(part: nn.Module, x: Tensor, model: SparseModelMixin) -> Tensor:
         if untouched or features.ndim != 4 or min(features.shape[2:]) < needed:
             _check_images(x, model)
     return features
+
+
+def _warn_of_cutting(part: nn.Module, model: nn.Module) -> None:
+    """Say beforehand what torch-pruning cannot cut, where it records the graph along which it cuts channels."""
+    hooks = (hook for module in part.modules() for hook in module._forward_hooks.values())
+    if any(getattr(hook, '__module__', '').startswith('torch_pruning.dependency') for hook in hooks):
+        warnings.warn(
+            f'torch-pruning knows neither masks nor gathered and shuffled channels and cannot cut '
+            f'{type(model).__name__}: name the whole model in ignored_layers, so that only what is around it is cut, '
+            f'and prune it with cnv2_plugin.sparsify.StagedSparsifier.',
+            stacklevel=3,
+        )
 
 
 def _check_images(x: Tensor, model: SparseModelMixin) -> None:

@@ -1,7 +1,9 @@
 """Whole detectors of MMDetection in one ONNX file."""
 
+from ..adapters import UnsupportedModelError
 from .compare import BoxReport, compare, paste
 from .export import DetectorReport, export_detector
-from .registry import UnsupportedDetectorError
+
+UnsupportedDetectorError = UnsupportedModelError
 
 __all__ = ['BoxReport', 'DetectorReport', 'UnsupportedDetectorError', 'compare', 'export_detector', 'paste']

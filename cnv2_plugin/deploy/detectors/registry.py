@@ -1,13 +1,18 @@
-"""Which class of which toolkit is restated by which adapter, and what no adapter knows."""
+"""What adapters of heads share: settings of a test config, and coders of boxes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from math import log
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
+from ..adapters import adapt, full_name, refuse
+from ..adapters import adapts as _adapts
 from .boxes import Size, centred, clip
+
+__all__ = ['DECODING', 'DEFAULT_COUNT', 'adapt', 'adapts', 'full_name', 'iou_threshold', 'positive', 'refuse']
 
 DECODING = ('predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
 """Methods from raw outputs to boxes, which adapters restate."""
@@ -15,57 +20,8 @@ DECODING = ('predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post
 DEFAULT_COUNT = 300
 """Boxes of an image where the config does not say how many."""
 
-_ADAPTERS: dict[str, tuple[type, tuple[str, ...]]] = {}
-
-
-class UnsupportedDetectorError(ValueError):
-    """A detector has a part that no adapter restates; the message names it."""
-
-
-def adapts(*names: str, methods: tuple[str, ...] = DECODING) -> Callable[[type], type]:
-    """Register an adapter for the classes of those full names; it stands for what these methods of them compute."""
-
-    def register(adapter: type) -> type:
-        _ADAPTERS.update({name: (adapter, methods) for name in names})
-        return adapter
-
-    return register
-
-
-def full_name(kind: type) -> str:
-    """Module and name of a class."""
-    return f'{kind.__module__}.{kind.__qualname__}'
-
-
-def adapt(part: Any, *args: Any) -> Any:
-    """Build the adapter of a part from it.
-
-    Raises:
-        UnsupportedDetectorError: there is none for its class, or it overrides what the adapter restates.
-    """
-    name = full_name(type(part))
-    overridden = set(vars(part))
-    for kind in type(part).__mro__:
-        if full_name(kind) in _ADAPTERS:
-            adapter, methods = _ADAPTERS[full_name(kind)]
-            found = [method for method in methods if method in overridden]
-            if found:
-                raise UnsupportedDetectorError(
-                    f'{name} overrides {", ".join(found)} of {kind.__name__}, so that its boxes cannot be restated in '
-                    f'standard operators; export its backbone and neck (cnv2 deploy --features).'
-                )
-            return adapter(part, *args)
-        overridden |= set(vars(kind))
-    raise UnsupportedDetectorError(
-        f'{name} is not known here, so that its boxes cannot be restated in standard operators; '
-        f'export its backbone and neck (cnv2 deploy --features).'
-    )
-
-
-def refuse(condition: Any, what: str, remedy: str) -> None:
-    """Raise where the condition holds."""
-    if condition:
-        raise UnsupportedDetectorError(f'{what} cannot be restated in standard operators; {remedy}.')
+adapts = partial(_adapts, methods=DECODING)
+"""Register an adapter; see :func:`cnv2_plugin.deploy.adapters.adapts`."""
 
 
 def positive(cfg: Mapping[str, Any], name: str, default: Optional[int] = None) -> int:

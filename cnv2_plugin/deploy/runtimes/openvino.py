@@ -1,8 +1,10 @@
 """OpenVINO IR, read from the lowered ONNX graph."""
 
+import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +12,25 @@ from torch import Tensor, nn
 from .base import Loaded
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from openvino import Core
 
 
 def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
     """Write ``.xml`` and ``.bin`` in float32."""
-    import openvino
-
     from .onnxruntime import to_proto
 
-    content = to_proto(lowered, example).SerializeToString()
-    openvino.save_model(_core().read_model(content), path, compress_to_fp16=False)
+    save(to_proto(lowered, example), path)
+
+
+def save(proto: 'ModelProto', path: Path, metadata: Optional[Mapping[str, Any]] = None) -> None:
+    """Write an ONNX model as ``.xml`` and ``.bin``, with plain values about it."""
+    import openvino
+
+    model = _core().read_model(proto.SerializeToString())
+    for key, value in (metadata or {}).items():
+        model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ['cnv2_plugin', key])
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def load(model: Union[Path, bytes], threads: int = 0) -> Loaded:

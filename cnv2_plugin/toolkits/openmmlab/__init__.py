@@ -9,7 +9,7 @@ from .config_names import register_configs
 from .deploy_hook import SwitchToDeployHook
 from .distillation_hook import DistillationHook
 from .necks import SEGlobalPooling, SFRTopDown, build_sfr_fpn
-from .onnx_detector import OnnxDetector
+from .onnx_detector import OnnxDetector, OnnxSegmenter
 from .packing_hook import CondensedTrainingHook, PackedTrainingHook
 from .safe_loading import allow_mmengine_checkpoints
 from .shufflenet import SFRShuffleNetV2
@@ -23,6 +23,7 @@ __all__ = [
     'DistillationHook',
     'LearnedGroupSurgeryHook',
     'OnnxDetector',
+    'OnnxSegmenter',
     'PackedTrainingHook',
     'SEGlobalPooling',
     'SFRShuffleNetV2',

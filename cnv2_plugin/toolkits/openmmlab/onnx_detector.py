@@ -1,11 +1,12 @@
-"""The ONNX file of a whole detector in the place of a config's model, for its own test set and metric."""
+"""The ONNX file of a whole model in the place of a config's model, for its own test set and metric."""
 
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,9 +15,8 @@ from ...deploy.runtimes.onnxruntime import metadata_of
 from ...deploy.timing import onnx_session
 
 
-@MODELS.register_module()
-class OnnxDetector(BaseModel):
-    """Predicts by a file that ``cnv2 deploy`` wrote for a detector.
+class OnnxModel(BaseModel):
+    """Predicts by a file that ``cnv2 deploy`` wrote.
 
     Args:
         file: the ONNX file.
@@ -24,8 +24,10 @@ class OnnxDetector(BaseModel):
         threads: of ONNX Runtime.
 
     Raises:
-        ValueError: the file holds no whole detector.
+        ValueError: the file holds no whole model of that kind.
     """
+
+    kind: str
 
     def __init__(self, file: str, data_preprocessor: Optional[dict] = None, threads: int = 0) -> None:
         super().__init__(data_preprocessor)
@@ -34,8 +36,10 @@ class OnnxDetector(BaseModel):
         except Exception as error:  # ONNX Runtime raises what derives from nothing else
             raise ValueError(f'{file} is no ONNX file that opens here; deploy it again. ({error})') from error
         self.metadata = metadata_of(self.session)
-        if self.metadata.get('kind') != 'detector':
-            raise ValueError(f'{file} holds no whole detector; give a file that "cnv2 deploy CONFIG CHECKPOINT" wrote.')
+        if self.metadata.get('kind') != self.kind:
+            raise ValueError(
+                f'{file} holds no whole {self.kind}; give a file that "cnv2 deploy CONFIG CHECKPOINT" wrote.'
+            )
         self.limits = self.session.get_inputs()[0].shape
 
     def forward(self, inputs: Tensor, data_samples: Optional[list] = None, mode: str = 'tensor') -> Any:
@@ -44,8 +48,7 @@ class OnnxDetector(BaseModel):
         Raises:
             ValueError: the file takes images of another size.
         """
-        stride = self.metadata['stride']
-        inputs = F.pad(inputs, (0, -inputs.size(3) % stride, 0, -inputs.size(2) % stride))
+        inputs = self.fitted(inputs)
         for given, limit in zip(inputs.shape[1:], self.limits[1:]):
             if isinstance(limit, int) and given != limit:
                 raise ValueError(
@@ -55,11 +58,15 @@ class OnnxDetector(BaseModel):
         parts = inputs.split(self.limits[0]) if isinstance(self.limits[0], int) else [inputs]
         results = [self._run(part) for part in parts]
         outputs = [torch.cat(output) for output in zip(*results)]
-        if mode != 'predict' or data_samples is None:
-            return outputs
-        for sample, *found in zip(data_samples, *outputs):
-            sample.pred_instances = self._instances(sample.metainfo, *found)
-        return data_samples
+        return outputs if mode != 'predict' or data_samples is None else self.answers(data_samples, outputs)
+
+    def fitted(self, inputs: Tensor) -> Tensor:
+        """Return the images as the file takes them."""
+        raise NotImplementedError
+
+    def answers(self, samples: list, outputs: list[Tensor]) -> list:
+        """Put what was found into the samples."""
+        raise NotImplementedError
 
     def _run(self, images: Tensor) -> list[Tensor]:
         """Outputs for some images; a file of a fixed batch is fed the last one again to fill up."""
@@ -67,6 +74,24 @@ class OnnxDetector(BaseModel):
         fed = torch.cat([images, *[images[-1:]] * missing])
         outputs = self.session.run(None, {'input': fed.numpy()})
         return [torch.from_numpy(output)[: len(images)] for output in outputs]
+
+
+@MODELS.register_module()
+class OnnxDetector(OnnxModel):
+    """A detector; images are padded to the file's stride."""
+
+    kind = 'detector'
+
+    def fitted(self, inputs: Tensor) -> Tensor:
+        """Pad to multiples of the stride."""
+        stride = self.metadata['stride']
+        return F.pad(inputs, (0, -inputs.size(3) % stride, 0, -inputs.size(2) % stride))
+
+    def answers(self, samples: list, outputs: list[Tensor]) -> list:
+        """Put instances into the samples."""
+        for sample, *found in zip(samples, *outputs):
+            sample.pred_instances = self._instances(sample.metainfo, *found)
+        return samples
 
     def _instances(
         self, meta: dict, boxes: Tensor, scores: Tensor, labels: Tensor, masks: Optional[Tensor] = None
@@ -85,3 +110,38 @@ class OnnxDetector(BaseModel):
             threshold = self.metadata['mask_thr_binary']
             instances.masks = paste(masks[found], boxes, tuple(meta['ori_shape'][:2]), threshold)
         return instances
+
+
+@MODELS.register_module()
+class OnnxSegmenter(OnnxModel):
+    """A segmenter; where images are of another size than they came in, the file has to hold logits."""
+
+    kind = 'segmenter'
+
+    def fitted(self, inputs: Tensor) -> Tensor:
+        """Check that the file takes images of that size: padded ones would get other masks."""
+        stride, size = self.metadata['stride'], tuple(inputs.shape[2:])
+        if any(side % stride for side in size):
+            raise ValueError(
+                f'the test set has images (H, W) of {size}, the file takes multiples of {stride}; set '
+                f'model.data_preprocessor.test_cfg=dict(size_divisor={stride}) in the config, for the checkpoint too.'
+            )
+        return inputs
+
+    def answers(self, samples: list, outputs: list[Tensor]) -> list:
+        """Put masks of the size of the original images into the samples."""
+        from mmseg.models import BaseSegmentor
+
+        mask, *logits = outputs
+        if logits:
+            head = SimpleNamespace(threshold=self.metadata.get('threshold'))
+            settings: Any = SimpleNamespace(align_corners=self.metadata['align_corners'], decode_head=head)
+            return BaseSegmentor.postprocess_result(settings, logits[0], samples)
+        for sample, found in zip(samples, mask):
+            if tuple(sample.metainfo['ori_shape']) != tuple(found.shape) or sample.metainfo.get('flip'):
+                raise ValueError(
+                    f'the test set has images of {tuple(sample.metainfo["ori_shape"])}, resized or padded to '
+                    f'{tuple(found.shape)}, whose masks are made of logits; deploy the file with --logits.'
+                )
+            sample.pred_sem_seg = PixelData(data=found[None])
+        return samples
