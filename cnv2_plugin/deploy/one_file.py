@@ -43,6 +43,7 @@ def write_whole(
     metadata: Mapping[str, Any],
     compare: Callable[[Loaded, list[Tensor]], R],
     names: Sequence[str],
+    defaults: Optional[Mapping[str, Tensor]] = None,
 ) -> tuple[int, R]:
     """Write a model as one ``.onnx`` or ``.xml`` file; returns its bytes and what the comparison found.
 
@@ -58,6 +59,7 @@ def write_whole(
         metadata: plain values stored in the file beside those of the model's data preprocessor.
         compare: compares what runs a file with the model, on batches of images.
         names: outputs to write; where these are not all, all are compared once before the others are dropped.
+        defaults: further inputs of ``whole``, which need not be given to the file.
     """
     if batch != 'dynamic' and (not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch is {batch!r}; it takes 'dynamic' or a whole number of at least 1.")
@@ -76,7 +78,7 @@ def write_whole(
     count = 2 if batch == 'dynamic' else batch
     example = torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
     batches = [example, *_others(example, stride, dims), *_fitting(images, example, stride, dims)]
-    proto = _proto(lowered, example, dims, whole.names, type(model))
+    proto = _proto(lowered, example, dims, whole.names, type(model), defaults or {})
     about = dict(version=__version__, size=list(input_size), stride=stride)
     told = {**about, **_preprocessing(model), **metadata}
     with staged(*paths) as temporaries:
@@ -91,9 +93,16 @@ def write_whole(
     return size, report
 
 
-def _proto(lowered: nn.Module, example: Tensor, dims: dict[int, str], names: list[str], kind: type) -> Any:
+def _proto(
+    lowered: nn.Module,
+    example: Tensor,
+    dims: dict[int, str],
+    names: list[str],
+    kind: type,
+    defaults: Mapping[str, Tensor],
+) -> Any:
     try:
-        return to_proto(lowered, example, dims, names, trace=True, opset=OPSETS[-1])
+        return to_proto(lowered, example, dims, names, trace=True, opset=OPSETS[-1], defaults=defaults)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise UnsupportedModelError(
             f'{kind.__name__} has an operator that PyTorch cannot write as ONNX; export its backbone and '

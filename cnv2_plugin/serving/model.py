@@ -48,6 +48,7 @@ class Model:
         self._session = _open(self.path, threads)
         entry = self._session.get_inputs()[0]
         self._input = entry.name
+        self._takes_sizes = any(item.name == 'sizes' for item in self._session.get_overridable_initializers())
         self._outputs = [output.name for output in self._session.get_outputs()]
         texts = self._session.get_modelmeta().custom_metadata_map
         self.about = describe(self.path, texts, list(entry.shape), self._outputs, metadata)
@@ -93,7 +94,11 @@ class Model:
         arrays = [image.array for image in images]
         arrays += arrays[-1:] * ((self._batch or 0) - len(arrays))
         try:
-            results = self._session.run(None, {self._input: numpy.stack(arrays)})
+            fed = {self._input: numpy.stack(arrays)}
+            if self._takes_sizes:
+                sizes = [image.inside for image in images]
+                fed['sizes'] = numpy.array(sizes + sizes[-1:] * (len(arrays) - len(sizes)), numpy.int64)
+            results = self._session.run(None, fed)
         except Exception as error:  # ONNX Runtime has a dozen types that share none but this
             raise RuntimeError(
                 f'{self.path} cannot be run; deploy it again with this version. ({_line(error)})'

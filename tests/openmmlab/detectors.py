@@ -77,6 +77,32 @@ MASKS = dict(
         loss_mask=dict(type='CrossEntropyLoss', use_mask=True),
     ),
 )  # fmt: skip
+
+
+def attention(count: int) -> dict:
+    parts = ('self_attn', 'cross_attn')[:count]
+    heads = dict(embed_dims=WIDTH, num_heads=4, batch_first=True)
+    more = dict(return_intermediate=True) if count == 2 else {}
+    return dict(
+        num_layers=2,
+        layer_cfg=dict(
+            **{f'{part}_cfg': heads for part in parts}, ffn_cfg=dict(embed_dims=WIDTH, feedforward_channels=32)
+        ),
+        **more,
+    )
+
+
+def detr(sigmoid: bool) -> dict:
+    return dict(
+        type='DETR', num_queries=30, encoder=attention(1), decoder=attention(2),
+        positional_encoding=dict(num_feats=WIDTH // 2, normalize=True),
+        bbox_head=dict(
+            type='DETRHead', num_classes=CLASSES, embed_dims=WIDTH,
+            loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=sigmoid, class_weight=None if sigmoid else 1.0)),
+        test_cfg=dict(max_per_img=20),
+    )  # fmt: skip
+
+
 DETECTORS = dict(
     retinanet=dense(type='RetinaHead', anchor_generator=ANCHORS, loss_cls=FOCAL, **PLAIN),
     softmax_retinanet=dense(
@@ -87,6 +113,10 @@ DETECTORS = dict(
     ),
     atss=dense(
         type='ATSSHead', anchor_generator=SQUARES, bbox_coder=DELTAS, norm_cfg=dict(type='GN', num_groups=4), **PLAIN
+    ),
+    paa=dense(
+        type='PAAHead', anchor_generator=SQUARES, bbox_coder=DELTAS, norm_cfg=dict(type='GN', num_groups=4),
+        reg_decoded_bbox=False, score_voting=True, **PLAIN
     ),
     gfl=dense(type='GFLHead', anchor_generator=SQUARES, reg_max=8, loss_cls=dict(
         type='QualityFocalLoss', use_sigmoid=True), norm_cfg=dict(type='GN', num_groups=4), **PLAIN),
@@ -116,6 +146,8 @@ DETECTORS = dict(
     centernet={**dense(
         type='CenterNetHead', num_classes=CLASSES, in_channels=WIDTH, feat_channels=WIDTH), 'test_cfg': dict(
             topk=20, local_maximum_kernel=3, max_per_img=20), 'backbone': dict(BACKBONE, out_indices=(1,))},
+    detr=detr(sigmoid=False),
+    detr_sigmoid=detr(sigmoid=True),
     rpn=dict(type='RPN', rpn_head=RPN, test_cfg=dict(rpn=RPN_TEST), train_cfg=None),
     faster_rcnn=two_stage(),
     faster_rcnn_agnostic=two_stage(bbox_head=box_head(agnostic=True)),

@@ -21,16 +21,17 @@ NATIVE = pytest.param(True, marks=pytest.mark.needs('kernels'), id='native')
 
 @pytest.mark.parametrize('name', ['retinanet', pytest.param('mask_rcnn', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('native', [pytest.param(False, id='standard'), NATIVE])
-def test_boxes_and_masks_are_those_of_predict(name, native, tmp_path):
+@pytest.mark.parametrize(('original', 'inside'), [((128, 192), (64, 96)), ((110, 192), (55, 96))])  # one is padded
+def test_boxes_and_masks_are_those_of_predict(name, native, original, inside, tmp_path):
     model = detector(name)
     told = dict(resize=['inside', 64, 96], interpolation='bilinear', backend='opencv', classes=['ant', 'bee', 'cat'])
     export_detector(model, tmp_path / 'd.onnx', (3, 64, 96), native=native, metadata=told)
     served = Model(tmp_path / 'd.onnx', threads=1)
-    image = picture(128, 192)
+    image = picture(*original)
     answer = served(image)
     prepared = prepare(open_image(image), served.about)
     assert prepared.array.shape == (3, 64, 96) and prepared.scale == (0.5, 0.5)
-    shape = dict(img_shape=(64, 96), batch_input_shape=(64, 96), ori_shape=(128, 192), scale_factor=(0.5, 0.5))
+    shape = dict(img_shape=inside, batch_input_shape=(64, 96), ori_shape=original, scale_factor=(0.5, 0.5))
     with torch.no_grad():
         (result,) = model.predict(torch.from_numpy(prepared.array)[None], [DetDataSample(metainfo=shape)], rescale=True)
     expected = result.pred_instances

@@ -3,7 +3,7 @@
 Boxes ``(N, P, 4)`` have scores ``(N, P)``; one that is out has the score -1, so that no shape depends on values.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,16 @@ _FLOAT, _BOOL = 1, 9
 
 Size = Any
 """An integer, or a tensor while the exporter traces."""
+
+
+class Frame(NamedTuple):
+    """Sizes of images ``(N, 1, 1)`` in the upper left of an input."""
+
+    height: Tensor
+    width: Tensor
+    input: tuple[Size, Size]
+
+
 OUT = -1.0
 """Score of a box that is out. A score of 0 is in: sigmoids underflow."""
 
@@ -98,9 +108,9 @@ def flat(maps: Tensor, channels: int) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(maps.size(0), -1, channels)
 
 
-def clip(boxes: Tensor, size: tuple[Size, Size]) -> Tensor:
-    """Boxes within the image of that height and width."""
-    x, y = boxes[..., 0::2].clamp(0, size[1]), boxes[..., 1::2].clamp(0, size[0])
+def clip(boxes: Tensor, size: Frame) -> Tensor:
+    """Boxes within their images."""
+    x, y = (torch.minimum(boxes[..., i::2].clamp(min=0), side) for i, side in enumerate((size.width, size.height)))
     return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .boxes import Size, at_most, best, centred, flat, rows
+from .boxes import Frame, at_most, best, centred, flat, rows
 from .registry import DECODING, adapts, positive
 
 
@@ -25,7 +25,7 @@ class CenterNet(nn.Module):
         self.head, self.kernel = head, head.test_cfg['local_maximum_kernel']
         self.count = positive(head.test_cfg, 'topk')
 
-    def forward(self, features: Sequence[Tensor], size: tuple[Size, Size]) -> tuple[Tensor, ...]:
+    def forward(self, features: Sequence[Tensor], size: Frame) -> tuple[Tensor, ...]:
         """Map the neck's maps to boxes, scores and labels of images of that height and width."""
         (heat,), (sizes,), (offsets,) = self.head(features)
         height, width = heat.shape[2:]
@@ -35,5 +35,5 @@ class CenterNet(nn.Module):
         labels, place = order // (height * width), order % (height * width)
         centres = torch.stack((place % width, place // width), -1) + rows(flat(offsets, 2), place)
         boxes = centred(centres, rows(flat(sizes, 2), place))
-        x, y = boxes[..., 0::2] * (size[1] / width), boxes[..., 1::2] * (size[0] / height)
+        x, y = boxes[..., 0::2] * (size.input[1] / width), boxes[..., 1::2] * (size.input[0] / height)
         return best(torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1), scores, labels, self.count)

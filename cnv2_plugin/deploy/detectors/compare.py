@@ -1,8 +1,8 @@
 """Boxes of a file against those of the detector's own ``predict``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -52,10 +52,11 @@ class BoxReport:
 
 def compare(
     model: Any,
-    run: Callable[[Tensor], list[Tensor]],
+    run: Callable[..., list[Tensor]],
     batches: Iterable[Tensor],
     box_tolerance: float = 1e-2,
     score_tolerance: float = 1e-5,
+    padded: bool = False,
 ) -> BoxReport:
     """Compare a file with a detector.
 
@@ -65,12 +66,13 @@ def compare(
         batches: normalised images ``(N, C, H, W)``.
         box_tolerance: in pixels.
         score_tolerance: absolute.
+        padded: compare each batch once more as padded images, whose sizes the file is told.
     """
     images = boxes = unmatched = 0
     worst = [0.0, 0.0, 0.0]
-    for batch in batches:
-        outputs = run(batch)
-        for i, sample in enumerate(predict(model, batch)):
+    for batch, sizes in _cases(batches, padded):
+        outputs = run(batch) if sizes is None else run(batch, sizes=sizes)
+        for i, sample in enumerate(predict(model, batch, sizes)):
             images += 1
             expected = sample.pred_instances[: outputs[1].size(1)]
             actual = [output[i][outputs[2][i] >= 0] for output in outputs]
@@ -84,23 +86,35 @@ def compare(
                 worst[0] = max(worst[0], (expected.bboxes[a] - actual[0][b]).abs().max().item())
                 worst[1] = max(worst[1], (expected.scores[a] - actual[1][b]).abs().item())
                 if len(actual) > 3:
-                    (height, width), threshold = batch.shape[-2:], model.roi_head.test_cfg.mask_thr_binary
-                    pasted = paste(actual[3][b : b + 1], actual[0][b : b + 1], (height, width), threshold)
+                    threshold = model.roi_head.test_cfg.mask_thr_binary
+                    pasted = paste(actual[3][b : b + 1], actual[0][b : b + 1], sample.img_shape, threshold)
                     worst[2] = max(worst[2], (pasted[0] != expected.masks[a]).float().mean().item())
     return BoxReport(images, boxes, unmatched, *worst)
 
 
-def predict(model: Any, images: Tensor) -> list[Any]:
-    """What the detector predicts for normalised images, in pixels of them."""
+def predict(model: Any, images: Tensor, sizes: Optional[Tensor] = None) -> list[Any]:
+    """What the detector predicts for normalised images of those sizes ``(N, 2)``, in pixels of them."""
     from mmdet.structures import DetDataSample
 
-    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), tuple(images.shape[-2:]))
-    samples = [DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), border=[0.0] * 4)) for _ in images]
+    whole = tuple(images.shape[-2:])
+    samples = []
+    for size in [whole] * len(images) if sizes is None else map(tuple, sizes.tolist()):
+        shapes = dict(img_shape=size, ori_shape=size, pad_shape=whole, batch_input_shape=whole)
+        samples.append(DetDataSample(metainfo=dict(shapes, scale_factor=(1.0, 1.0), border=[0.0] * 4)))
     head = getattr(model, 'bbox_head', None)
     if head is not None and not hasattr(head, 'loss_cls'):
         head.loss_cls = None  # predict of MMDetection 3.3 asks for it, and SSDHead has none
     with evaluating(model), torch.no_grad():
         return model.predict(images, samples, rescale=False)
+
+
+def _cases(batches: Iterable[Tensor], padded: bool) -> Iterator[tuple[Tensor, Optional[Tensor]]]:
+    """Each batch, and once more with sizes ``(N, 2)`` that differ, each a little smaller than the input."""
+    for batch in batches:
+        yield batch, None
+        if padded:
+            height, width = batch.shape[-2:]
+            yield batch, torch.tensor([[height - 3 - i % 5, width - 7 - i % 3] for i in range(len(batch))]).clamp(min=1)
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .boxes import OUT, Size, at_most, best, flat, keep_where, large_enough, rows, suppress
+from .boxes import OUT, Frame, at_most, best, flat, keep_where, large_enough, rows, suppress
 from .registry import DECODING, DEFAULT_COUNT, adapt, adapts, full_name, iou_threshold, positive, refuse
 
 Features = Sequence[Tensor]
@@ -52,7 +52,7 @@ class Dense(nn.Module):
         logits = flat(maps, self.head.cls_out_channels)
         return logits.sigmoid() if self.head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
 
-    def boxes(self, level: int, priors: Tensor, regressed: Tensor, size: tuple[Size, Size]) -> Tensor:
+    def boxes(self, level: int, priors: Tensor, regressed: Tensor, size: Frame) -> Tensor:
         """Boxes ``(N, P, 4)``."""
         return self.decode(priors, regressed, size)
 
@@ -60,7 +60,7 @@ class Dense(nn.Module):
         """Boxes of different groups do not suppress each other."""
         return torch.zeros_like(labels) if self.agnostic else labels
 
-    def forward(self, features: Features, size: tuple[Size, Size]) -> tuple[Tensor, ...]:
+    def forward(self, features: Features, size: Frame) -> tuple[Tensor, ...]:
         """Map the neck's maps to boxes, scores and labels of images of that height and width."""
         scored, regressed, *factors = self.outputs(features)
         grids = self.head.prior_generator.grid_priors([m.shape[-2:] for m in scored], scored[0].dtype, scored[0].device)
@@ -105,7 +105,7 @@ class GeneralizedFocal(Dense):
         super().__init__(head)
         self.channels = 4 * (head.reg_max + 1)
 
-    def boxes(self, level: int, priors: Tensor, regressed: Tensor, size: tuple[Size, Size]) -> Tensor:
+    def boxes(self, level: int, priors: Tensor, regressed: Tensor, size: Frame) -> Tensor:
         """Decode the means of the distributions."""
         shares = regressed.reshape(*regressed.shape[:2], 4, -1).softmax(-1)
         distances = (shares * self.head.integral.project).sum(-1) * self.head.prior_generator.strides[level][0]
@@ -124,7 +124,7 @@ class TaskAligned(Dense):
         """Scores, which the head gives as they are."""
         return flat(maps, self.head.cls_out_channels)
 
-    def boxes(self, level: int, priors: Tensor, regressed: Tensor, size: tuple[Size, Size]) -> Tensor:
+    def boxes(self, level: int, priors: Tensor, regressed: Tensor, size: Frame) -> Tensor:
         """Boxes in pixels instead of strides."""
         return regressed * self.head.prior_generator.strides[level][0]
 

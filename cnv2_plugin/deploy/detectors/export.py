@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
+import torch
 from torch import Tensor
 
 from ..adapters import adapt
 from ..one_file import write_whole
 from ..runtimes.onnxruntime import OPSETS
+from . import transformer  # noqa: F401 -- registers what it adapts
 from .boxes import write_as_standard_operators
 from .compare import BoxReport, compare
 from .whole import WholeDetector
@@ -49,7 +51,9 @@ def export_detector(
 
     ``boxes (N, K, 4)`` are in pixels of the input, ``scores (N, K)`` fall, ``labels (N, K)`` are int64, ``masks
     (N, K, h, w)`` of models that have them are to be pasted into the boxes; an empty row has score 0 and label -1. K is
-    ``max_per_img`` of the test config, or 300. Post-processing is that of the test config.
+    ``max_per_img`` of the test config, or 300. Post-processing is that of the test config. Where padding matters to
+    it, an ONNX file has a second input that need not be given: ``sizes (N, 2)``, int64, height and width of each image,
+    which is padded below and to the right.
 
     Args:
         model: finished, on the CPU in float32; left as it is.
@@ -77,8 +81,10 @@ def export_detector(
     if 'masks' in whole.names:
         told['mask_thr_binary'] = model.roi_head.test_cfg.mask_thr_binary
     told |= metadata or {}
+    padded = whole.minds_padding and Path(path).suffix != '.xml'
     size, report = write_whole(
         model, whole, path, input_size, batch, fixed_size, native, images, told,
-        lambda run, batches: compare(model, run, batches, 1e3 * tolerance, tolerance), whole.names,
+        lambda run, batches: compare(model, run, batches, 1e3 * tolerance, tolerance, padded),
+        whole.names, dict(sizes=torch.zeros(1, 2, dtype=torch.int64)),
     )  # fmt: skip
     return DetectorReport(Path(path), size, tuple(whole.names), whole.count, report)

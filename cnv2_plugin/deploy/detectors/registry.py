@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..adapters import adapt, full_name, refuse
 from ..adapters import adapts as _adapts
-from .boxes import Size, centred, clip
+from .boxes import Frame, centred, clip
 
 __all__ = ['DECODING', 'DEFAULT_COUNT', 'adapt', 'adapts', 'full_name', 'iou_threshold', 'positive', 'refuse']
 
@@ -49,7 +49,7 @@ class DeltaBoxes:
         refuse(coder.add_ctr_clamp, 'add_ctr_clamp=True of the box coder', 'leave it out')
         self.means, self.stds, self.clips = tuple(coder.means), tuple(coder.stds), coder.clip_border
 
-    def __call__(self, priors: Tensor, deltas: Tensor, size: Optional[tuple[Size, Size]]) -> Tensor:
+    def __call__(self, priors: Tensor, deltas: Tensor, size: Optional[Frame]) -> Tensor:
         """Decode ``(N, P, 4)``, within an image of that height and width where one is given."""
         deltas = deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
         sizes, limit = priors[..., 2:] - priors[..., :2], abs(log(16 / 1000))
@@ -65,7 +65,7 @@ class DistanceBoxes:
     def __init__(self, coder: Any) -> None:
         self.clips = coder.clip_border
 
-    def __call__(self, points: Tensor, distances: Tensor, size: Optional[tuple[Size, Size]]) -> Tensor:
+    def __call__(self, points: Tensor, distances: Tensor, size: Optional[Frame]) -> Tensor:
         """Decode ``(N, P, 4)``, within an image of that height and width where one is given."""
         boxes = torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
         return clip(boxes, size) if self.clips and size else boxes

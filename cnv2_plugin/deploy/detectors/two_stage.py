@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .boxes import OUT, Size, best, keep_where, suppress
+from .boxes import OUT, Frame, best, keep_where, suppress
 from .registry import DECODING, adapt, adapts, full_name, iou_threshold, positive, refuse
 
 Features = Sequence[Tensor]
@@ -67,12 +67,12 @@ class BoxHead(nn.Module):
         shape = proposals.shape[:2]
         return logits.view(*shape, -1), deltas.view(*shape, -1, 4)
 
-    def boxes(self, proposals: Tensor, deltas: Tensor, size: tuple[Size, Size]) -> Tensor:
+    def boxes(self, proposals: Tensor, deltas: Tensor, size: Frame) -> Tensor:
         """A box of every class ``(N, P * classes, 4)``."""
         priors = proposals.unsqueeze(2).expand(-1, -1, self.classes, -1).flatten(1, 2)
         return self.decode(priors, deltas.expand(-1, -1, self.classes, -1).flatten(1, 2), size)
 
-    def refined(self, proposals: Tensor, logits: Tensor, deltas: Tensor, size: tuple[Size, Size]) -> Tensor:
+    def refined(self, proposals: Tensor, logits: Tensor, deltas: Tensor, size: Frame) -> Tensor:
         """The box of the best class ``(N, P, 4)``."""
         chosen = logits[..., :-1].argmax(-1)[..., None, None].expand(-1, -1, 1, 4)
         own = deltas if self.head.reg_class_agnostic else deltas.gather(2, chosen)
@@ -125,7 +125,7 @@ class SecondStage(nn.Module):
         self.count, self.score_thr = positive(cfg, 'max_per_img'), float(cfg['score_thr'])
         self.iou, self.agnostic = iou_threshold(cfg)
 
-    def forward(self, features: Features, proposals: Tensor, exists: Tensor, size: tuple[Size, Size]) -> tuple:
+    def forward(self, features: Features, proposals: Tensor, exists: Tensor, size: Frame) -> tuple:
         """Map proposals ``(N, P, 4)`` to boxes, scores, labels and, where there is a mask head, masks."""
         logits: list[Tensor] = []
         deltas = proposals

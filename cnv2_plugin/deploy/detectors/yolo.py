@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .boxes import Size, at_most, best, centred, flat, keep_where, large_enough, rows, suppress
+from .boxes import Frame, at_most, best, centred, flat, keep_where, large_enough, rows, suppress
 from .registry import DECODING, DEFAULT_COUNT, adapts, full_name, iou_threshold, positive, refuse
 
 _HEADS = 'mmdet.models.dense_heads'
@@ -26,7 +26,7 @@ class YOLOX(nn.Module):
         self.count, self.score_thr = positive(cfg, 'max_per_img', DEFAULT_COUNT), float(cfg['score_thr'])
         self.iou, self.agnostic = iou_threshold(cfg)
 
-    def forward(self, features: Sequence[Tensor], size: tuple[Size, Size]) -> tuple[Tensor, ...]:
+    def forward(self, features: Sequence[Tensor], size: Frame) -> tuple[Tensor, ...]:
         """Map the neck's maps to boxes, scores and labels."""
         scored, regressed, objects = self.head(features)
         sizes = [maps.shape[-2:] for maps in scored]
@@ -56,7 +56,7 @@ class YOLOv3(nn.Module):
         self.conf_thr, self.score_thr = cfg.get('conf_thr', -1), float(cfg.get('score_thr', 0))
         self.least, (self.iou, self.agnostic) = cfg.get('min_bbox_size', -1), iou_threshold(cfg)
 
-    def forward(self, features: Sequence[Tensor], size: tuple[Size, Size]) -> tuple[Tensor, ...]:
+    def forward(self, features: Sequence[Tensor], size: Frame) -> tuple[Tensor, ...]:
         """Map the neck's maps to boxes, scores and labels."""
         (maps,) = self.head(features)
         grids = self.head.prior_generator.grid_priors([m.shape[-2:] for m in maps], maps[0].dtype, maps[0].device)

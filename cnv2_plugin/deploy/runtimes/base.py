@@ -15,7 +15,7 @@ from ...checkpoints.io import check_finite, check_folder, check_target, staged
 from ..lower import lower, lowered_forms
 from ..verify import VerifyReport, verify
 
-Loaded = Callable[[Tensor], list[Tensor]]
+Loaded = Callable[..., list[Tensor]]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, Union
 
@@ -64,7 +65,12 @@ def load(model: Union[Path, bytes], threads: int = 1) -> Loaded:
     """Run in ONNX Runtime on the CPU with all its graph optimisations."""
     session = onnx_session(model, threads)
     name = session.get_inputs()[0].name
-    return lambda x: [torch.from_numpy(output) for output in session.run(None, {name: x.numpy()})]
+
+    def run(x: Tensor, **others: Tensor) -> list[Tensor]:
+        fed = {name: x.numpy(), **{other: value.numpy() for other, value in others.items()}}
+        return [torch.from_numpy(output) for output in session.run(None, fed)]
+
+    return run
 
 
 def to_proto(
@@ -75,18 +81,20 @@ def to_proto(
     pool: bool = True,
     trace: bool = torch.__version__ < '2.6',
     opset: int = OPSETS[-1],
+    defaults: Optional[Mapping[str, Tensor]] = None,
 ) -> 'ModelProto':
     """An ONNX model of a module; see :func:`write` for the arguments.
 
     With ``trace`` it goes through TorchScript, which takes a small part of the time, as it always does before
     PyTorch 2.6 (the other exporter takes neither dynamic shapes nor operators of our own there) and for operators
-    before version 18. Traced models may take images of any size: ``dynamic`` then names the axes of the input.
+    before version 18. Traced models may take images of any size: ``dynamic`` then names the axes of the input. They may
+    have further inputs, with ``defaults`` that hold where the file is not given any.
     """
     with torch.no_grad():
         outputs = model(example)
     if output_names is None:
         output_names = ['logits'] if isinstance(outputs, Tensor) else [f'output_{i}' for i in range(len(outputs))]
-    export = _trace if trace or opset < 18 else _export
+    export = partial(_trace, defaults=defaults or {}) if trace or opset < 18 else _export
     with _quiet():
         proto = export(model, example, {0: 'batch'} if dynamic is True else dynamic or {}, output_names, opset)
     if pool:
@@ -122,7 +130,14 @@ def _export(model: nn.Module, example: Tensor, dynamic: dict, output_names: list
     return program.model_proto
 
 
-def _trace(model: nn.Module, example: Tensor, dynamic: dict, output_names: list[str], opset: int) -> 'ModelProto':
+def _trace(
+    model: nn.Module,
+    example: Tensor,
+    dynamic: dict,
+    output_names: list[str],
+    opset: int,
+    defaults: Mapping[str, Tensor],
+) -> 'ModelProto':
     """Go through TorchScript."""
     import onnx
 
@@ -136,13 +151,22 @@ def _trace(model: nn.Module, example: Tensor, dynamic: dict, output_names: list[
     old: dict[str, Any] = {} if torch.__version__ < '2.5' else dict(dynamo=False)
     try:
         torch.onnx.export(
-            model, (example,), file, opset_version=opset, input_names=['input'], output_names=output_names,
-            dynamic_axes={'input': dynamic, **{name: {0: 'batch'} for name in output_names if 0 in dynamic}},
+            model, (example, *defaults.values()), file, opset_version=opset, input_names=['input', *defaults],
+            output_names=output_names, dynamic_axes={
+                'input': dynamic, **{name: {0: 'batch'} for name in output_names if 0 in dynamic},
+                **{name: {0: 'images'} for name in defaults}},
             **old,
         )  # fmt: skip
     finally:
         torch.onnx.register_custom_op_symbolic('cnv2_plugin::native_stages', _refuse_native, opset)
-    return onnx.load_model_from_string(file.getvalue())
+    proto = onnx.load_model_from_string(file.getvalue())
+    read = {name for node in proto.graph.node for name in node.input}
+    for item in [item for item in proto.graph.input if item.name in defaults]:
+        if item.name in read:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(defaults[item.name].numpy(), item.name))
+        else:
+            proto.graph.input.remove(item)
+    return proto
 
 
 def _refuse_native(*_: object) -> NoReturn:

@@ -41,6 +41,7 @@ class OnnxModel(BaseModel):
                 f'{file} holds no whole {self.kind}; give a file that "cnv2 deploy CONFIG CHECKPOINT" wrote.'
             )
         self.limits = self.session.get_inputs()[0].shape
+        self.takes_sizes = any(item.name == 'sizes' for item in self.session.get_overridable_initializers())
 
     def forward(self, inputs: Tensor, data_samples: Optional[list] = None, mode: str = 'tensor') -> Any:
         """Return the outputs of the file, or with ``mode='predict'`` the samples with what was found in them.
@@ -56,7 +57,8 @@ class OnnxModel(BaseModel):
                     f'{tuple(self.limits[1:])}; deploy it with that --input.'
                 )
         parts = inputs.split(self.limits[0]) if isinstance(self.limits[0], int) else [inputs]
-        results = [self._run(part) for part in parts]
+        sizes = [tuple(sample.metainfo['img_shape'][:2]) for sample in data_samples or ()]
+        results = [self._run(part, sizes[i * len(parts[0]) :]) for i, part in enumerate(parts)]
         outputs = [torch.cat(output) for output in zip(*results)]
         return outputs if mode != 'predict' or data_samples is None else self.answers(data_samples, outputs)
 
@@ -68,11 +70,14 @@ class OnnxModel(BaseModel):
         """Put what was found into the samples."""
         raise NotImplementedError
 
-    def _run(self, images: Tensor) -> list[Tensor]:
+    def _run(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Outputs for some images; a file of a fixed batch is fed the last one again to fill up."""
         missing = self.limits[0] - len(images) if isinstance(self.limits[0], int) else 0
         fed = torch.cat([images, *[images[-1:]] * missing])
-        outputs = self.session.run(None, {'input': fed.numpy()})
+        inputs = dict(input=fed.numpy())
+        if sizes and self.takes_sizes:
+            inputs['sizes'] = torch.tensor(sizes[: len(images)] + [sizes[-1]] * missing).numpy()
+        outputs = self.session.run(None, inputs)
         return [torch.from_numpy(output)[: len(images)] for output in outputs]
 
 
