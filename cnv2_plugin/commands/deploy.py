@@ -197,9 +197,9 @@ def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace)
     def write(condensed: Any, file: Path, *others: Path) -> list[list]:
         if source.kind != 'classifier' and kind.name in ('onnxruntime', 'openvino') and not args.features:
             return [_whole(paths, file, source, batch, args)]
-        model, options = view(condensed), dict(tolerance=args.tolerance, native=args.native)
+        model, options = view(condensed), dict(tolerance=args.tolerance, native=args.native, metadata=source.metadata)
         if is_onnx:
-            options.update(optimize=not args.no_optimize, metadata=source.metadata)
+            options.update(optimize=not args.no_optimize)
             report = export_onnx(model, file, size, batch, opset=args.opset or OPSETS[-1], **options)
             nodes = ', '.join(f'{count} {name}' for name, count in sorted(report.operators.items()))
             holds = f'opset {report.opset}: {nodes}'

@@ -10,7 +10,6 @@ from typing import Any, Literal, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
 from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
 from ..graph.rewrite_scatter import level_table
@@ -18,9 +17,8 @@ from ..layers import ChannelScatterSum
 from ..layers.permute import ViewedChannelShuffle
 from ..models.modes import in_eval
 from .lower import lower, lowered_forms
-from .quantize import per_channel
 from .runtimes import onnxruntime
-from .runtimes.base import check_float32
+from .runtimes.base import check_float32, serving_metadata
 from .verify import VerifyReport, verify
 
 
@@ -125,7 +123,7 @@ def export_onnx(
     with atomic_path(path) as temporary:
         proto = onnxruntime.write(
             exported, temporary, torch.randn(count, *input_size), batch == 'dynamic', output_names,
-            _metadata(model, input_size, metadata), optimize, opset,
+            serving_metadata(model, input_size, metadata), optimize, opset,
         )  # fmt: skip
         report = verify(model, temporary, input_size, batch_size=count)
         report.check(tolerance, 'the ONNX file')
@@ -144,14 +142,3 @@ def _restated(model: nn.Module) -> nn.Module:
             elif isinstance(child, nn.ChannelShuffle):  # which TorchScript's exporter does not know
                 setattr(parent, name, ViewedChannelShuffle(child.groups))
     return model
-
-
-def _metadata(model: nn.Module, input_size: tuple[int, int, int], metadata: Optional[dict[str, Any]]) -> dict[str, Any]:
-    """What serving must know, see ``cnv2_plugin.serving.metadata``; timm's networks say it themselves."""
-    config = getattr(model, 'pretrained_cfg', None) or {}
-    names = {'architecture': 'arch', **{name: name for name in ('mean', 'std', 'interpolation', 'crop_pct')}}
-    found = {name: config[key] for key, name in names.items() if config.get(key) is not None}
-    found |= {name: per_channel(found[name], input_size[0]) for name in ('mean', 'std') if name in found}
-    if hasattr(model, 'num_classes'):
-        found['num_classes'] = model.num_classes
-    return {'version': __version__, 'size': list(input_size), **found, **(metadata or {})}

@@ -126,8 +126,12 @@ class CondenseNetTrunk(LayerTrunk):
         arch: shape.
         in_chans: input channels.
         lgc_drop_rate: dropout probability inside the learned group convolutions.
+        output_stride: 32, the only one; see the error.
         **options: see :class:`LayerTrunk`; activations are the arch's own by default (hard-swish from
             ``arch.hswish_from``, ReLU before it and after the last stage).
+
+    Raises:
+        ValueError: another ``output_stride``.
     """
 
     final_attribute = 'norm'
@@ -135,7 +139,19 @@ class CondenseNetTrunk(LayerTrunk):
     stage_class = DenseStage
     arch: CondenseNetArch
 
-    def __init__(self, arch: CondenseNetArch, in_chans: int = 3, lgc_drop_rate: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        arch: CondenseNetArch,
+        in_chans: int = 3,
+        lgc_drop_rate: float = 0.0,
+        output_stride: int = 32,
+        **options: Any,
+    ) -> None:
+        if output_stride != 32:
+            raise ValueError(
+                f'output_stride is {output_stride!r}; CondenseNets pool between their stages and take 32 only, so use '
+                f'a ShuffleNet of this package (8, 16 or 32) or features of an earlier stage (out_indices).'
+            )
         super().__init__(arch, in_chans, layer_options=dict(drop_rate=lgc_drop_rate), **options)
 
     def make_stem(self, in_chans: int, device: Device, dtype: Optional[torch.dtype], **_: Any) -> tuple:

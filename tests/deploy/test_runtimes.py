@@ -1,5 +1,6 @@
 """Files of other runtimes: run here, compared with PyTorch, and never left half-written."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -69,6 +70,33 @@ def test_coreml_converts(tmp_path):
     needs('coreml')
     report = export_runtime(small(), 'coreml', tmp_path / 'x.mlpackage', SIZE)
     assert report.verification is None and report.size > 10_000 and list(tmp_path.iterdir()) == [report.paths[0]]
+
+
+def metadata_of_file(runtime, path):
+    if runtime == 'openvino':
+        import openvino
+
+        model, keys = openvino.Core().read_model(path), ('classes', 'mean', 'std', 'size', 'version')
+        return {key: model.get_rt_info(['cnv2_plugin', key]).value for key in keys}
+    if runtime == 'coreml':
+        import coremltools
+
+        return dict(coremltools.models.MLModel(str(path), skip_model_load=True).user_defined_metadata)
+    if runtime == 'onnxruntime':
+        return {item.key: item.value for item in pytest.importorskip('onnx').load(path).metadata_props}
+    extra = {'metadata.json': ''}
+    torch.export.load(path, extra_files=extra)
+    return {k: v if isinstance(v, str) else json.dumps(v) for k, v in json.loads(extra['metadata.json']).items()}
+
+
+@pytest.mark.parametrize('runtime', ['openvino', 'torch_export', 'coreml', 'onnxruntime'])
+def test_files_carry_what_serving_needs(runtime, tmp_path):
+    needs(runtime)
+    path = tmp_path / f'x{RUNTIMES[runtime].suffixes[0]}'
+    export_runtime(small(), runtime, path, SIZE, metadata=dict(classes=['cat', 'dog'], mean=[0.5, 0.25, 0.125]))
+    found = metadata_of_file(runtime, path)
+    assert json.loads(found['classes']) == ['cat', 'dog'] and json.loads(found['mean']) == [0.5, 0.25, 0.125]
+    assert json.loads(found['size']) == [3, 32, 32] and len(json.loads(found['std'])) == 3 and found['version']
 
 
 def test_a_file_that_disagrees_is_not_written(tmp_path):

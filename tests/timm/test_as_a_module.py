@@ -123,6 +123,13 @@ def test_the_stem_may_be_replaced(family):
     assert model(torch.randn(1, 3, 2, 2)).shape == (1, 5)
 
 
+@pytest.mark.parametrize('family', ['condensenetv2', 'condensenet'])
+def test_condensenets_refuse_other_strides_in_a_sentence(family):
+    with pytest.raises(ValueError, match='output_stride is 16.*32.*out_indices'):
+        timm.create_model(family, arch=FAMILIES[family], output_stride=16, features_only=True)
+    assert timm.create_model(family, arch=FAMILIES[family], output_stride=32)
+
+
 @torch.no_grad()
 def test_weights_may_be_elsewhere_until_they_are_used():
     accelerate = pytest.importorskip('accelerate')

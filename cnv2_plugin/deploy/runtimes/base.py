@@ -1,18 +1,21 @@
 """The runtimes that models are exported to, and writing their files whole or not at all."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
 
+from ... import __version__
 from ...checkpoints.io import check_finite, check_folder, check_target, staged
 from ..lower import lower, lowered_forms
+from ..quantize import per_channel
 from ..verify import VerifyReport, verify
 
 Loaded = Callable[..., list[Tensor]]
@@ -29,6 +32,7 @@ class Runtime:
         table: whose rules choose implementations; see :mod:`cnv2_plugin.graph.choice`.
         is_folder: whether the files are in a folder of that name.
         runs: whether the file is run and compared here.
+        tells: whether the format has a place for what serving must know.
     """
 
     name: str
@@ -37,9 +41,10 @@ class Runtime:
     table: str
     is_folder: bool = False
     runs: bool = True
+    tells: bool = True
 
     def module(self) -> ModuleType:
-        """The module with ``write(lowered, path, example)`` and, where it runs, ``load(path, threads)``.
+        """The module with ``write(lowered, path, example, [metadata])`` and, where it runs, ``load(path, threads)``.
 
         Raises:
             ImportError: a package is missing; tells how to get it.
@@ -76,8 +81,8 @@ RUNTIMES: dict[str, Runtime] = {
         Runtime('openvino', ('.xml', '.bin'), ('openvino', 'onnx'), 'openvino'),
         Runtime('onnxruntime', ('.onnx',), ('onnx', 'onnxruntime'), 'onnxruntime'),
         Runtime('torch_export', ('.pt2',), (), 'onnxruntime'),
-        Runtime('executorch', ('.pte',), ('executorch',), 'onnxruntime'),
-        Runtime('ncnn', ('.param', '.bin'), ('ncnn', 'pnnx'), 'ncnn'),
+        Runtime('executorch', ('.pte',), ('executorch',), 'onnxruntime', tells=False),
+        Runtime('ncnn', ('.param', '.bin'), ('ncnn', 'pnnx'), 'ncnn', tells=False),
         Runtime('coreml', ('.mlpackage',), ('coremltools',), 'onnxruntime', is_folder=True, runs=False),
     )
 }  # fmt: skip
@@ -99,6 +104,7 @@ def export_runtime(
     tolerance: float = 1e-5,
     choices: Optional[Mapping[str, str]] = None,
     native: bool = False,
+    metadata: Optional[Mapping[str, Any]] = None,
 ) -> RuntimeReport:
     """Lower a finished model and write it for a runtime.
 
@@ -112,6 +118,8 @@ def export_runtime(
         choices: implementation by layer in place of the one that the rules choose.
         native: stages in the native kernels (``'torch_export'`` and ``'onnxruntime'``); a program that loads the file
             imports ``cnv2_plugin.kernels.operator``, or registers the kernels' library, first.
+        metadata: plain values stored in the file besides what the model says of itself (size, mean, std, classes);
+            ``.pte`` and ``.param`` files have no place for any.
 
     Raises:
         KernelsMissingError: ``native``, and the kernels are not built.
@@ -137,13 +145,27 @@ def export_runtime(
     check_float32(model)
     lowered = lower(model, input_size, 'native' if native else kind.table, choices)
     with staged(*paths) as temporaries:
-        module.write(lowered, temporaries[0], torch.zeros(batch, *input_size))
+        told = dict(metadata=serving_metadata(model, input_size, metadata)) if kind.tells else {}
+        module.write(lowered, temporaries[0], torch.zeros(batch, *input_size), **told)
         report = None
         if kind.runs:
             report = verify(model, module.load(temporaries[0]), input_size, batch_size=batch)
             report.check(tolerance, f'the {runtime} file')
         size = sum(map(_bytes, temporaries))
     return RuntimeReport(runtime, paths, size, report, lowered_forms(lowered))
+
+
+def serving_metadata(
+    model: nn.Module, input_size: tuple[int, int, int], metadata: Optional[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What serving must know, see ``cnv2_plugin.serving.metadata``; timm's networks say it themselves."""
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    names = {'architecture': 'arch', **{name: name for name in ('mean', 'std', 'interpolation', 'crop_pct')}}
+    found = {name: config[key] for key, name in names.items() if config.get(key) is not None}
+    found |= {name: per_channel(found[name], input_size[0]) for name in ('mean', 'std') if name in found}
+    if hasattr(model, 'num_classes'):
+        found['num_classes'] = model.num_classes
+    return {'version': __version__, 'size': list(input_size), **found, **(metadata or {})}
 
 
 def _bytes(path: Path) -> int:
@@ -169,3 +191,8 @@ def check_free(paths: tuple[Path, ...], kind: Runtime) -> None:
             f'{" and ".join(taken)} exists, and {kind.name} writes more than one file, which cannot take the place of '
             f'older ones at one stroke; remove it or give another name.'
         )
+
+
+def as_text(value: Any) -> str:
+    """A plain value as the text that files hold: strings as they are, others as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)

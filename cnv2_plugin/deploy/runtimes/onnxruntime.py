@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..timing import onnx_session
-from .base import Loaded
+from .base import Loaded, as_text
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -56,7 +56,7 @@ def save(proto: 'ModelProto', path: Path, metadata: Optional[Mapping[str, Any]] 
     """Write and check a model, with plain values about it."""
     import onnx
 
-    onnx.helper.set_model_props(proto, {key: _text(value) for key, value in (metadata or {}).items()})
+    onnx.helper.set_model_props(proto, {key: as_text(value) for key, value in (metadata or {}).items()})
     onnx.save(proto, str(path))
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -228,7 +228,3 @@ def metadata_of(session: Any) -> dict[str, Any]:
             return text
 
     return {key: value_of(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

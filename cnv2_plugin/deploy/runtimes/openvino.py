@@ -1,6 +1,5 @@
 """OpenVINO IR, read from the lowered ONNX graph."""
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -9,18 +8,18 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 import torch
 from torch import Tensor, nn
 
-from .base import Loaded
+from .base import Loaded, as_text
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from openvino import Core
 
 
-def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
-    """Write ``.xml`` and ``.bin`` in float32."""
+def write(lowered: nn.Module, path: Path, example: Tensor, metadata: Optional[Mapping[str, Any]] = None) -> None:
+    """Write ``.xml`` and ``.bin`` in float32; ``metadata`` is in the section ``cnv2_plugin`` of ``rt_info``."""
     from .onnxruntime import to_proto
 
-    save(to_proto(lowered, example), path)
+    save(to_proto(lowered, example), path, metadata)
 
 
 def save(proto: 'ModelProto', path: Path, metadata: Optional[Mapping[str, Any]] = None) -> None:
@@ -29,7 +28,7 @@ def save(proto: 'ModelProto', path: Path, metadata: Optional[Mapping[str, Any]] 
 
     model = _core().read_model(proto.SerializeToString())
     for key, value in (metadata or {}).items():
-        model.set_rt_info(value if isinstance(value, str) else json.dumps(value), ['cnv2_plugin', key])
+        model.set_rt_info(as_text(value), ['cnv2_plugin', key])
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
