@@ -2,7 +2,7 @@
 _base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
 
 custom_imports = dict(imports=['cnv2_plugin'])
-custom_hooks = [dict(type='StagedSparsificationHook', recalibrate=10)]
+custom_hooks = [*_base_.get('custom_hooks', []), dict(type='StagedSparsificationHook', recalibrate=10)]
 
 own_data = 'coco'
 data_root = None

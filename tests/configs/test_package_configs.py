@@ -1,5 +1,6 @@
 """``_base_ = 'cnv2_plugin::...'``: what it means, in configs of users, and where the toolkits look up names."""
 
+import ast
 import subprocess
 import sys
 import warnings
@@ -191,3 +192,22 @@ def test_package_paths_need_no_installed_distribution():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         assert Path(get_installed_path(MODULE2PACKAGE['cnv2_plugin'])) == Path(cnv2_plugin.__file__).parent
+
+
+def hook_types(cfg):
+    return {hook['type'] for hook in cfg.get('custom_hooks') or []}
+
+
+WITH_HOOKS = [path for path in config_paths() if '\ncustom_hooks = [\n' in path.read_text()]
+
+
+@pytest.mark.parametrize('path', WITH_HOOKS, ids=lambda path: path.stem)
+def test_configs_keep_the_hooks_of_their_base(path):
+    """All of them; an empty list, as of deployed networks, is meant so."""
+    body = ast.parse(path.read_text()).body
+    tree = {ast.unparse(node.targets[0]): node.value for node in body if isinstance(node, ast.Assign)}
+    bases = ast.literal_eval(tree.get('_base_') or ast.parse('[]', mode='eval').body)
+    kept = hook_types(Config.fromfile(path))
+    for base in [bases] if isinstance(bases, str) else bases:
+        of_base = get_config(base) if '::' in base else Config.fromfile(path.parent / base)
+        assert hook_types(of_base) <= kept, f'{path.name} drops hooks of {base}'

@@ -92,6 +92,9 @@ def run_config(block: Block, page: Path) -> None:
     """Read a config through mmengine, and build what it defines, unless it is not installed."""
     if find_spec('mmengine') is None:
         return leave_out(f'{page.name}, config in line {block.line}', 'mmengine')
+    for name in ('mmpretrain', 'mmdet'):
+        if f'{name}::' in block.text and find_spec(name) is None:
+            return leave_out(f'{page.name}, config in line {block.line}', name)
     from mmengine.config import Config
     from mmengine.registry import HOOKS, MODELS, DefaultScope, init_default_scope
 

@@ -1,5 +1,6 @@
 """Every code block of README and docs is run, in order, page by page, in a folder of its own."""
 
+import ast
 import importlib
 import re
 import warnings
@@ -116,3 +117,21 @@ def test_pages_stay_short():
     code = re.compile(r'^```.*?^```$', re.MULTILINE | re.DOTALL)
     assert len(code.sub('', (ROOT / 'README.md').read_text()).split()) <= 1000
     assert sum(len(page.read_text().split()) for page in PAGES[1:]) <= 11_000
+
+
+def configs_with_hooks():
+    """Configs of the pages, of the configs' pages and of docstrings that set ``custom_hooks``."""
+    for page in [*PAGES, *sorted((ROOT / 'configs').rglob('*.md'))]:
+        for block in blocks(page):
+            if re.search(r'^custom_hooks = ', block.text, re.MULTILINE):
+                yield pytest.param(block.text, id=f'{page.stem}-{block.line}')
+    for path in sorted((ROOT / 'cnv2_plugin').rglob('*.py')):
+        for found in re.finditer(r'>>> (custom_hooks = .*(?:\n +\.\.\. .*)*)', path.read_text()):
+            yield pytest.param(re.sub(r'\n +\.\.\. ', '\n', found[1]), id=path.stem)
+
+
+@pytest.mark.parametrize('text', configs_with_hooks())
+def test_examples_keep_the_hooks_of_the_base_config(text):
+    """A plain list would drop them: EMA, changes of the pipeline."""
+    (hooks,) = (node.value for node in ast.parse(text).body if ast.unparse(node).startswith('custom_hooks = '))
+    assert any(isinstance(node, ast.Name) and node.id == '_base_' for node in ast.walk(hooks)), text

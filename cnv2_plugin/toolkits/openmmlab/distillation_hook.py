@@ -46,7 +46,7 @@ class DistillationHook(Hook):
         FileNotFoundError: if a resumed run has lost its ``teacher.pth``.
 
     Example:
-        >>> custom_hooks = [dict(type='StagedSparsificationHook', start=0.1),
+        >>> custom_hooks = [*_base_.get('custom_hooks', []), dict(type='StagedSparsificationHook', start=0.1),
         ...                 dict(type='DistillationHook', teacher='first_stage')]
     """
 

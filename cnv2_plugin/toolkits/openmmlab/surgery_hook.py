@@ -39,7 +39,8 @@ class LearnedGroupSurgeryHook(Hook):
         ValueError: if nothing in the model can learn groups, or an argument is out of range.
 
     Example:
-        >>> custom_hooks = [dict(type='LearnedGroupSurgeryHook', groups=4, factor=4, include='backbone'),
+        >>> custom_hooks = [*_base_.get('custom_hooks', []),
+        ...                 dict(type='LearnedGroupSurgeryHook', groups=4, factor=4, include='backbone'),
         ...                 dict(type='StagedSparsificationHook')]
     """
 
