@@ -18,6 +18,8 @@ from tools.prepare_fashion_mnist import IMAGE_MAGIC, LABEL_MAGIC
 from tools.research import pretrained_runs
 from tools.research.pretrained_arms import ARMS, FEATURES, hash_of, in_groups, plain_masks, to_groups
 from tools.research.pretrained_network import PACKAGE, load_in_order
+from tools.research.pretrained_queue import Cell
+from tools.research.pretrained_table import Finished, missing, sentences
 from tools.research.results_file import read_rows
 from tools.research.small_maps import small_maps
 from tools.research.train import Training, random_masks, set_masks, sparse_layers
@@ -131,6 +133,33 @@ def test_small_maps_have_the_same_outputs_and_gradients(size, stride):
     for one, other in zip(*found.values()):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert type(conv) is nn.Conv2d
+
+
+def test_a_table_without_figures_says_that_all_is_missing(tmp_path, capsys):
+    folders = ['--results', str(tmp_path / 'results.csv'), '--out', str(tmp_path / 'new' / 'out')]
+    assert pretrained_runs.main(['--table', '--arms', 'learned', 'random', '--factors', '8', *folders]) == 0
+    told = capsys.readouterr().out
+    assert '0 of 12 runs are done' in told and told.count('all seeds') == 4
+
+
+def row(name, arm, seed, accuracy):
+    return dict(name=name, arm=arm, seed=seed, accuracy=accuracy, seconds=1.0, mult_adds=10**7)
+
+
+@pytest.mark.parametrize(
+    'theirs, verdict',
+    [((60, 61, 62), 'beyond'), ((60, 61, 64.5), 'within'), ((60, 61), '2 of 3 seeds say nothing')],
+)
+def test_a_difference_is_told_with_its_spread(theirs, verdict):
+    cells = [Cell('touching-pairs', arm, 8) for arm in ('learned', 'random')]
+    figures = {
+        cell: {seed: row('', cell.arm, seed, value) for seed, value in enumerate(values)}
+        for cell, values in zip(cells, ((64, 65, 66), theirs))
+    }
+    found = Finished(cells, [0, 1, 2], {}, figures, {})
+    (sentence,) = sentences(found)
+    assert 'learned groups against random groups' in sentence and verdict in sentence
+    assert ('seed 2' in missing(found)) == (len(theirs) == 2)
 
 
 @pytest.mark.slow

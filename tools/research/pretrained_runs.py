@@ -42,6 +42,7 @@ def main(argv: Optional[list[str]] = None) -> int:
     place = Place(args.results, args.out / 'runs', args.fashion_mnist, command.strip(), args.device)
     cells = [cell for block in wanted for cell in block]
     try:
+        args.out.mkdir(parents=True, exist_ok=True)
         if not args.table:
             complete_all(queue(wanted, args.seeds, budget, sources), place)
         found = Finished.read(cells, args.seeds, budget, sources, place)
