@@ -17,6 +17,7 @@ from tools.make_touching_pairs import PAIRS, main, scenes
 from tools.prepare_fashion_mnist import IMAGE_MAGIC, LABEL_MAGIC
 from tools.research import pretrained_runs
 from tools.research.pretrained_arms import ARMS, FEATURES, hash_of, in_groups, plain_masks, to_groups
+from tools.research.pretrained_choice import choice_table, explained, judge, keep
 from tools.research.pretrained_network import PACKAGE, load_in_order
 from tools.research.pretrained_queue import Cell
 from tools.research.pretrained_table import Finished, missing, sentences
@@ -89,9 +90,9 @@ def small_trunk():
 
 def test_arms_have_their_own_masks_of_the_same_size():
     found = {}
-    for arm in ('learned', 'magnitude', 'plain', 'random'):
+    for arm in ('learned', 'magnitude', 'activations', 'plain', 'random'):
         trunk = small_trunk()
-        masks = ARMS[arm].operate(trunk, 8)
+        masks = ARMS[arm].operate(trunk, 8, torch.randn(4, *FEATURES))
         layers = sparse_layers(trunk)
         set_masks(layers, random_masks(layers, 0) if masks is None else masks)
         found[arm] = hash_of({name: layer.mask for name, layer in layers.items()})
@@ -99,7 +100,7 @@ def test_arms_have_their_own_masks_of_the_same_size():
         if arm == 'magnitude':
             weight = small_trunk()[3].weight[::8, :, 0, 0].abs().sum(0)
             assert masks['3'][0].nonzero().flatten().tolist() == sorted(weight.topk(8).indices.tolist())
-    assert found['learned'] == found['random'] and len(set(found.values())) == 3
+    assert len(set(found.values())) >= 4
 
 
 def test_plain_groups_are_a_standard_group_convolution_and_a_shuffle():
@@ -116,7 +117,7 @@ def test_plain_groups_are_a_standard_group_convolution_and_a_shuffle():
 def test_fewer_channels_come_down_to_the_multiply_adds_of_the_groups():
     pytest.importorskip('torch_pruning')
     trunk, wanted = small_trunk(), in_groups(small_trunk(), 4)
-    ARMS['channels'].operate(trunk, 4)
+    ARMS['channels'].operate(trunk, 4, None)
     assert 0.6 * wanted < count_cost(trunk, FEATURES).mult_adds <= wanted
     assert trunk(torch.randn(2, *FEATURES)).shape == (2, 5)
 
@@ -133,6 +134,31 @@ def test_small_maps_have_the_same_outputs_and_gradients(size, stride):
     for one, other in zip(*found.values()):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert type(conv) is nn.Conv2d
+
+
+def test_choices_are_judged_by_what_they_leave_of_the_outputs(tmp_path):
+    trunk = small_trunk()
+    with torch.no_grad():
+        trunk[3].weight[:, 8:] *= 1e-3
+    rows = judge(trunk, torch.randn(8, *FEATURES), [8], [0, 1], 'command')
+    shares = {(row['choice'], row['seed']): row['explained'] for row in rows}
+    assert set(shares) == {(c, 0) for c in ('magnitude', 'activations', 'plain', 'random')} | {('random', 1)}
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert min(shares['magnitude', 0], shares['activations', 0]) > max(shares['random', 0], shares['random', 1])
+    keep(rows, tmp_path / 'choices.csv')
+    assert 'at random' in choice_table(tmp_path / 'choices.csv') and not choice_table(tmp_path / 'none.csv')
+
+
+def test_a_group_that_keeps_all_that_counts_explains_everything():
+    trunk = small_trunk()
+    with torch.no_grad():
+        trunk[3].weight[:, 8:] = 0
+    to_groups(trunk, 8)
+    layer, inputs = trunk[3], torch.randn(4, 64, 4, 4)
+    mask = torch.zeros(8, 64, dtype=torch.bool)
+    mask[:, :8] = True
+    assert explained(layer, mask, inputs) == pytest.approx(1, abs=1e-4)
+    assert explained(layer, mask.roll(8, 1), inputs) == pytest.approx(0, abs=1e-4)
 
 
 def test_a_table_without_figures_says_that_all_is_missing(tmp_path, capsys):

@@ -34,18 +34,19 @@ class Arm:
     Attributes:
         label: what a table calls it.
         masks: the recipe's ``masks``.
-        operate: changes the trunk in place for a factor, and returns the final masks where they are given.
+        operate: changes the trunk in place for a factor, and returns the final masks where they are given; takes
+            features, or None where the masks do not matter.
         scratch: makes the network of images for a number of classes and a factor, which is trained from random
             weights; None where the pretrained trunk is gone on from.
     """
 
     label: str
     masks: str
-    operate: Callable[[nn.Module, int], Masks]
+    operate: Callable[[nn.Module, int, Optional[Tensor]], Masks]
     scratch: Optional[Callable[[int, int], nn.Module]] = None
 
 
-def to_groups(trunk: nn.Module, factor: int) -> None:
+def to_groups(trunk: nn.Module, factor: int, pixels: Optional[Tensor] = None) -> None:
     """Let the 1x1 layers learn as many groups as the factor, or as many as divide a layer's outputs."""
     to_learned_groups(trunk, factor, factor, min_channels=MIN_CHANNELS, input_size=FEATURES)
 
@@ -56,6 +57,29 @@ def strongest_masks(trunk: nn.Module) -> dict[str, Tensor]:
     for layer in sparse_layers(copy).values():
         layer.prune_to(layer.num_stages)
     return unit_masks(copy)
+
+
+def most_varied_masks(trunk: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+    """What pruning in one step leaves by the L1 norm times the deviation of the input channel."""
+    copy, seen = deepcopy(trunk), inputs_of(trunk, pixels)
+    for name, layer in sparse_layers(copy).items():
+        sizes = layer.grouping.by_unit(layer.conv.weight.detach()).abs().sum(2)
+        layer.prune_to(layer.num_stages, importance=sizes * seen[name].std((0, 2, 3)))
+    return unit_masks(copy)
+
+
+@torch.no_grad()
+def inputs_of(trunk: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+    """What the layers with groups take, by name, in evaluation mode."""
+    copy, found = deepcopy(trunk).eval(), {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: found.__setitem__(name, inputs[0])
+
+    for name, layer in sparse_layers(copy).items():
+        layer.register_forward_hook(keeper(name))
+    copy(pixels.float())
+    return found
 
 
 def plain_masks(layers: Mapping[str, GroupSparseConv2d]) -> dict[str, Tensor]:
@@ -81,21 +105,26 @@ def hash_of(masks: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _nothing(trunk: nn.Module, factor: int) -> None:
+def _nothing(trunk: nn.Module, factor: int, pixels: Optional[Tensor] = None) -> None:
     return None
 
 
-def _strongest(trunk: nn.Module, factor: int) -> Masks:
+def _strongest(trunk: nn.Module, factor: int, pixels: Optional[Tensor] = None) -> Masks:
     to_groups(trunk, factor)
     return strongest_masks(trunk)
 
 
-def _plain(trunk: nn.Module, factor: int) -> Masks:
+def _most_varied(trunk: nn.Module, factor: int, pixels: Optional[Tensor] = None) -> Masks:
+    to_groups(trunk, factor)
+    return None if pixels is None else most_varied_masks(trunk, pixels)
+
+
+def _plain(trunk: nn.Module, factor: int, pixels: Optional[Tensor] = None) -> Masks:
     to_groups(trunk, factor)
     return plain_masks(sparse_layers(trunk))
 
 
-def _reactivated(trunk: nn.Module, factor: int) -> None:
+def _reactivated(trunk: nn.Module, factor: int, pixels: Optional[Tensor] = None) -> None:
     to_groups(trunk, factor)
     add_reactivation(trunk, factor, factor, min_channels=MIN_CHANNELS, input_size=FEATURES)
 
@@ -107,7 +136,7 @@ def in_groups(trunk: nn.Module, factor: int) -> int:
     return count_cost(copy, FEATURES).mult_adds_pruned
 
 
-def _fewer_channels(trunk: nn.Module, factor: int) -> None:
+def _fewer_channels(trunk: nn.Module, factor: int, pixels: Optional[Tensor] = None) -> None:
     """Remove channels, the same share in every layer, until the trunk costs what groups of this factor leave.
 
     Raises:
@@ -147,6 +176,7 @@ ARMS = {
     'learned': Arm('learned groups', 'learned', to_groups),
     'random': Arm('random groups', 'random', to_groups),
     'magnitude': Arm('groups by magnitude, in one step', 'given', _strongest),
+    'activations': Arm("groups by magnitude and the inputs' deviation, in one step", 'given', _most_varied),
     'plain': Arm('plain groups and shuffle', 'given', _plain),
     'channels': Arm('fewer channels (torch-pruning)', 'none', _fewer_channels),
     'narrow': Arm('narrower, from scratch', 'none', _nothing, _narrow),

@@ -92,7 +92,7 @@ class PretrainedRun:
         """
         data = self.data(place)
         model = self.before(seed, place)
-        masks = ARMS[self.arm].operate(model, self.factor) if self.start else None
+        masks = ARMS[self.arm].operate(model, self.factor, data.train.pixels[:200]) if self.start else None
         title = f'{self.name}, seed {seed}'
         with small_maps(model) if place.device == 'cpu' else nullcontext():
             history = fit(model, data, self.recipe, seed, folder / 'checkpoint.pth', masks, title, device=place.device)
@@ -156,7 +156,7 @@ class PretrainedRun:
         if not path.exists():
             raise FileNotFoundError(f'{path} is missing; latency is measured where the runs were trained.')
         model = self.before(seed, place)
-        ARMS[self.arm].operate(model, self.factor)
+        ARMS[self.arm].operate(model, self.factor, None)
         model.load_state_dict(load_checkpoint(path)['state_dict'])
         return model.eval() if self.scratch else whole(model.eval())
 

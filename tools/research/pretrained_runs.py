@@ -17,6 +17,9 @@ import torch
 from cnv2_plugin.checkpoints import atomic_path
 
 from .pretrained_arms import ARMS
+from .pretrained_choice import choice_table, judge, keep
+from .pretrained_data import CLASSES, features
+from .pretrained_network import pretrained, trunk_of
 from .pretrained_queue import EPOCHS, FACTORS, SEEDS, SETS, TEST_IMAGES, TRAIN_IMAGES, TUNING, Budget, blocks, queue
 from .pretrained_run import Sources
 from .pretrained_table import Finished, measure, picture, report
@@ -40,15 +43,22 @@ def main(argv: Optional[list[str]] = None) -> int:
     )  # fmt: skip
     sources = Sources(args.weights, args.out)
     place = Place(args.results, args.out / 'runs', args.fashion_mnist, command.strip(), args.device)
+    choices = args.results.with_name(f'{args.results.stem}_choice.csv')
     cells = [cell for block in wanted for cell in block]
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        if not args.table:
+        if args.before_training:
+            data = features(
+                'touching-pairs', args.train_images, args.test_images, args.out, args.fashion_mnist, args.weights
+            )
+            trunk = trunk_of(pretrained(CLASSES['touching-pairs'], args.weights))
+            keep(judge(trunk, data.test.pixels[:200], args.factors, args.seeds, place.command), choices)
+        elif not args.table:
             complete_all(queue(wanted, args.seeds, budget, sources), place)
         found = Finished.read(cells, args.seeds, budget, sources, place)
         if args.latency:
             measure(found, place, args.latency)
-        text = report(found, place)
+        text = report(found, place) + choice_table(choices)
         if found.rows:
             picture(found, place, args.out / 'accuracy.png')
     except (OSError, ValueError, RuntimeError, ImportError) as error:
@@ -68,6 +78,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--factors', nargs='+', type=int, choices=FACTORS, default=list(FACTORS))
     parser.add_argument('--seeds', nargs='+', type=int, default=list(SEEDS))
     parser.add_argument('--table', action='store_true', help='train nothing')
+    parser.add_argument('--before-training', action='store_true',
+                        help='train nothing; judge what choices of connections leave of each layer')  # fmt: skip
     parser.add_argument('--latency', type=int, metavar='ROUNDS',
                         help='time what is finished in so many interleaved rounds, where its weights are')  # fmt: skip
     parser.add_argument('--weights', type=Path, metavar='FOLDER',
