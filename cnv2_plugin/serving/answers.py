@@ -98,12 +98,45 @@ def detection(found: dict[str, numpy.ndarray], image: Prepared, about: Descripti
     return Detection(_names(labels, about.classes), labels, found['scores'][rows], boxes, masks)
 
 
-def segmentation(mask: numpy.ndarray, image: Prepared, about: Description) -> Segmentation:
-    """The classes of an image's pixels from those ``(H, W)`` of the input."""
+def segmentation(found: dict[str, numpy.ndarray], image: Prepared, about: Description) -> Segmentation:
+    """The classes of an image's pixels from the ``mask (H, W)`` of the input, or from its ``logits`` where given."""
     height, width = image.original
-    part = Image.fromarray(mask[: image.inside[0], : image.inside[1]].astype(numpy.int32))
+    inside = (..., slice(image.inside[0]), slice(image.inside[1]))
+    if 'logits' in found:
+        return Segmentation(list(about.classes), _likeliest(found['logits'][inside], image.original, about))
+    part = Image.fromarray(found['mask'][inside].astype(numpy.int32))
     whole = numpy.asarray(part.resize((width, height), Image.Resampling.NEAREST), numpy.int64)
     return Segmentation(list(about.classes), whole)
+
+
+def _likeliest(logits: numpy.ndarray, size: tuple[int, int], about: Description) -> numpy.ndarray:
+    """Classes ``(H, W)`` of the largest logits, which are interpolated one class after the other."""
+    best = _interpolated(logits[0], size, about.align_corners)
+    if len(logits) == 1:
+        return (1 / (1 + numpy.exp(-best)) > about.threshold).astype(numpy.int64)
+    labels = numpy.zeros(size, numpy.int64)
+    for label, own in enumerate(logits[1:], 1):
+        values = _interpolated(own, size, about.align_corners)
+        labels[values > best] = label
+        best = numpy.maximum(best, values)
+    return labels
+
+
+def _interpolated(values: numpy.ndarray, size: tuple[int, int], corners: bool) -> numpy.ndarray:
+    """A map as one of another size, as PyTorch interpolates between the two nearest rows and columns."""
+    for axis, want in enumerate(size):
+        have, place = values.shape[axis], numpy.arange(want, dtype=numpy.float32)
+        at = (
+            place * ((have - 1) / max(want - 1, 1))
+            if corners
+            else numpy.maximum((place + 0.5) * (have / want) - 0.5, 0)
+        )
+        low = numpy.minimum(at.astype(numpy.int64), have - 1)
+        share = (at - low).astype(numpy.float32)
+        share = share[:, None] if axis == 0 else share
+        high = numpy.minimum(low + 1, have - 1)
+        values = values.take(low, axis) * (1 - share) + values.take(high, axis) * share
+    return values
 
 
 def _paste(mask: numpy.ndarray, box: numpy.ndarray, size: tuple[int, int]) -> numpy.ndarray:

@@ -15,6 +15,8 @@ Values are JSON, or plain text. All but ``mean`` have a default, so that files o
 ``pad_value``      grey level around smaller images; else 0 after normalising
 ``stride``         what height and width have to be multiples of, where they are free
 ``clips``          whether boxes end at the edges of the image; so by default
+``align_corners``  how a segmenter's logits are resized, where the file holds them; not so by default
+``threshold``      of a segmenter with one channel
 ``classes``        names, in the order of the outputs
 =================  ====================================================================================
 """
@@ -54,6 +56,8 @@ class Description:
     clips: bool
     classes: tuple[str, ...]
     mask_threshold: float
+    align_corners: bool
+    threshold: float
 
 
 def describe(path: str, texts: Mapping[str, str], shape: list, outputs: list[str], given: dict) -> Description:
@@ -100,6 +104,7 @@ def describe(path: str, texts: Mapping[str, str], shape: list, outputs: list[str
         found.get('interpolation', 'bilinear'), found.get('backend', 'pillow' if 'arch' in found else 'opencv'),
         found.get('pad_value'), _stride(found),
         found.get('clips', True), tuple(map(str, found.get('classes', ()))), found.get('mask_thr_binary', 0.5),
+        bool(found.get('align_corners', False)), found.get('threshold') or 0.5,
     )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class Model:
             elif self.about.kind == 'detector':
                 yield detection(rows, image, self.about, threshold)
             else:
-                yield segmentation(rows['mask'], image, self.about)
+                yield segmentation(rows, image, self.about)
 
 
 def _open(path: str, threads: Optional[int]) -> onnxruntime.InferenceSession:

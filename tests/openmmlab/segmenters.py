@@ -63,4 +63,8 @@ def segmenter(name: str, mode: str = 'whole', **head: Any) -> nn.Module:
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(Config(dict(model=config_of(name, mode, **head))).model)
     nn.init.normal_(model.decode_head.conv_seg.weight)
-    return finish_pruning(randomize_norms(model)).eval()
+    model = finish_pruning(randomize_norms(model)).eval()
+    with torch.no_grad():  # so that no class takes all pixels
+        logits = model(torch.randn(1, 3, 448, 448, generator=torch.Generator().manual_seed(1)), mode='tensor')
+        model.decode_head.conv_seg.bias -= logits.mean((0, 2, 3))
+    return model

@@ -17,6 +17,7 @@ from cnv2_plugin.deploy.adapters import UnsupportedModelError
 from cnv2_plugin.deploy.runtimes import onnxruntime
 from cnv2_plugin.deploy.segmenters import compare_masks, export_segmenter
 from cnv2_plugin.serving import Model
+from cnv2_plugin.serving.images import open_image, prepare
 
 from .segmenters import HEADS, config_of, segmenter
 
@@ -108,6 +109,25 @@ def test_a_fault_in_the_logits_is_found_where_masks_hide_it():
     mask = mask.clone()
     mask[0, 0, 0] = 0
     assert compare_masks(model, lambda x: [mask], [batch]).different == 1
+
+
+@pytest.mark.parametrize('name', ['psp', 'fcn_one_channel', 'fcn_corners'])
+@pytest.mark.parametrize('original', [(100, 150), (40, 60)])
+def test_serving_gives_the_mask_of_predict(tmp_path, name, original):
+    from mmseg.structures import SegDataSample
+
+    model = segmenter(name)
+    told = dict(resize=['exact', 64, 96], interpolation='bilinear', backend='opencv')
+    export_segmenter(model, tmp_path / 's.onnx', SIZE, fixed_size=True, logits=True, metadata=told)
+    served = Model(tmp_path / 's.onnx', threads=1)
+    image = numpy.random.default_rng(0).integers(0, 256, (*original, 3), numpy.uint8)
+    inputs = torch.from_numpy(prepare(open_image(image), served.about).array)[None]
+    shapes = dict(img_shape=(64, 96), pad_shape=(64, 96), ori_shape=original)
+    with torch.no_grad():
+        (sample,) = model.predict(inputs, [SegDataSample(metainfo=shapes)])
+    expected = sample.pred_sem_seg.data[0].numpy()
+    assert len(numpy.unique(expected)) > 1 and served(image).mask.shape == original
+    assert numpy.mean(served(image).mask != expected) < 1e-3
 
 
 @pytest.fixture
