@@ -71,7 +71,7 @@ def test_mmpretrain_from_a_released_file_to_five_classes():
         *(f'{part}_dataloader.num_workers=0' for part in ('train', 'val')),
         *(f'{part}_dataloader.persistent_workers=False' for part in ('train', 'val')),
     )  # fmt: skip
-    trained = find_state_dict(load_checkpoint('work_dirs/mine/epoch_1.pth'))
+    trained = find_state_dict(load_checkpoint('work_dirs/classifier_condensenetv2-a_1xb64-60e/epoch_1.pth'))
     start = find_state_dict(start)
     assert stages(trained) == stages(start)
     assert trained.keys() == start.keys()
