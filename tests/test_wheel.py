@@ -23,8 +23,8 @@ SHORT = [
 """Six iterations."""
 
 OF_THE_CHECKOUT = (
-    '__init__.py', 'build_wheels.sh', 'draw_architecture.py', 'quickstart.py', 'quickstart.sh', 'run_tests.sh',
-    '_environment.sh', '_stack.sh', 'research/', 'docs_site/',
+    '__init__.py', 'build_wheels.sh', 'draw_architecture.py', 'gpu_check.sh', 'quickstart.py', 'quickstart.sh',
+    'run_tests.sh', '_environment.sh', '_stack.sh', 'research/', 'docs_site/',
 )  # fmt: skip
 """Tools that need the repository around them."""
 

@@ -86,10 +86,15 @@ def plot_front(points: Sequence[Point], path: Union[str, Path]) -> None:
         best = front(points)
         axis.step([p.milliseconds for p in best], [p.top1 for p in best], where='post', color='black', linewidth=1)
         for point in [*best, *(p for p in points if p.form == 'native' and p not in best)]:
-            axis.annotate(
-                point.name, (point.milliseconds, point.top1), fontsize=7, xytext=(3, -8), textcoords='offset points'
-            )
+            below, at = point.form == 'native', (point.milliseconds, point.top1)  # left of the front nothing is drawn
+            options = dict(va='top', weight='bold') if below else dict(ha='right')
+            axis.annotate(point.name, at, fontsize=7, xytext=(5, -3) if below else (-4, 3),
+                          textcoords='offset points', **options)  # fmt: skip
         axis.set_xscale('log')
+        axis.margins(x=0.15)
+        axis.xaxis.set_major_formatter('{x:g}')
+        axis.xaxis.set_minor_formatter('{x:g}')
+        axis.grid(alpha=0.3, which='both')
         axis.set_xlabel('ms an image, least of all rounds, ONNX Runtime, one thread')
         axis.set_ylabel('published ImageNet top-1, %')
         axis.legend(loc='lower right')
