@@ -16,7 +16,8 @@ from ..graph.rewrite_scatter import level_table
 from ..layers import ChannelScatterSum
 from ..layers.permute import ViewedChannelShuffle
 from ..models.modes import in_eval
-from .lower import lower, lowered_forms
+from .calibration import TIES, Images
+from .lower import lower, lower_int8, lowered_forms
 from .runtimes import onnxruntime
 from .runtimes.base import check_float32, serving_metadata
 from .verify import VerifyReport, verify
@@ -82,6 +83,7 @@ def export_onnx(
     choices: Optional[Mapping[str, str]] = None,
     native: bool = False,
     opset: int = onnxruntime.OPSETS[-1],
+    int8: Optional[Images] = None,
 ) -> ExportReport:
     """Write a model as ONNX, with standard operators only unless ``native``.
 
@@ -100,6 +102,8 @@ def export_onnx(
         native: put stages into operators of our own domain ``cnv2_plugin``, which run in the native kernels. A
             program that opens the file registers :func:`cnv2_plugin.kernels.onnxruntime_library` first.
         opset: version of the standard operators, 17 to 20.
+        int8: with ``native``, batches of images to calibrate on, see :func:`lower`; the file is compared with the same
+            rounding in PyTorch.
 
     Raises:
         KernelsMissingError: ``native``, and the kernels are not built.
@@ -115,7 +119,13 @@ def export_onnx(
         raise ValueError(f'opset is {opset}; it takes {onnxruntime.OPSETS[0]} to {onnxruntime.OPSETS[-1]}.')
     check_float32(model)
     check_target(path)
-    if native or optimize:
+    reference = model
+    if int8 is not None:
+        if not native or choices:
+            raise ValueError('int8 is for native=True, without choices; see quantize_onnx for standard operators.')
+        lowered, reference = lower_int8(model, input_size, int8)
+        exported, tolerance = in_eval(lowered), max(tolerance, TIES)
+    elif native or optimize:
         exported = in_eval(lower(model, input_size, 'native' if native else 'onnxruntime', choices))
     else:
         exported = in_eval(_restated(model))
@@ -125,7 +135,7 @@ def export_onnx(
             exported, temporary, torch.randn(count, *input_size), batch == 'dynamic', output_names,
             serving_metadata(model, input_size, metadata), optimize, opset,
         )  # fmt: skip
-        report = verify(model, temporary, input_size, batch_size=count)
+        report = verify(reference, temporary, input_size, batch_size=count)
         report.check(tolerance, 'the ONNX file')
         size = temporary.stat().st_size
     operators = dict(Counter(node.op_type for node in proto.graph.node))

@@ -19,6 +19,7 @@ from ..kernels.native_model import NativeStages, native_model
 from ..layers import SqueezeExcite
 from ..models.condense import condense
 from ..models.modes import evaluating, in_eval
+from .calibration import TIES, Images, calibrated, check_noise, rounded
 from .verify import VerificationError
 
 
@@ -30,6 +31,7 @@ def lower(
     example: Optional[Tensor] = None,
     max_growth: Optional[float] = None,
     verify: bool = True,
+    int8: Optional[Images] = None,
 ) -> nn.Module:
     """Return the condensed model with every layer in the implementation that runs fastest, computing the same.
 
@@ -49,6 +51,9 @@ def lower(
             would go beyond, the layers that add most keep their groups, but for those in ``choices``. By default
             what ``cnv2_plugin.graph.choice.MAX_GROWTH`` says for the runtime.
         verify: compare the result with the model once, on ``example`` or a random image, before it is returned.
+        int8: with ``'native'``, batches of images: 1x1 convolutions compute in bytes, with limits found on these.
+            That is not exact; it is compared with the same rounding in PyTorch, and refused where it changes the
+            outputs by more than ``cnv2_plugin.deploy.calibration.MOST_NOISE`` of what they vary.
 
     Raises:
         UnknownModuleError: a layer does more than its class says, so that condensing it could not be proven exact.
@@ -58,6 +63,10 @@ def lower(
             CPU.
         KernelsMissingError: ``'native'``, and the kernels are not built.
     """
+    if int8 is not None:
+        if runtime != 'native' or choices:
+            raise ValueError('int8 is for the runtime native, without choices; see quantize_onnx for other files.')
+        return lower_int8(model, input_size, int8, example, max_growth, verify)[0]
     choices = dict(choices or {})
     if runtime == 'native':
         lowered = native_model(model, input_size, choices, example)
@@ -86,9 +95,31 @@ def lower(
     return lowered
 
 
+def lower_int8(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    images: Images,
+    example: Optional[Tensor] = None,
+    max_growth: Optional[float] = None,
+    verify: bool = True,
+) -> tuple[nn.Module, nn.Module]:
+    """Return the native form in int8, and what it computes in PyTorch; see :func:`lower`."""
+    marked = calibrated(model, images)
+    lowered = lower(marked, input_size, 'native', example=example, max_growth=max_growth, verify=False)
+    reference = rounded(marked, lowered)
+    if verify:
+        check_noise(marked, reference, images)
+        _check_same(reference, lowered, input_size, example, TIES)
+    return lowered, reference
+
+
 @torch.no_grad()
 def _check_same(
-    model: nn.Module, lowered: nn.Module, input_size: tuple[int, int, int], example: Optional[Tensor]
+    model: nn.Module,
+    lowered: nn.Module,
+    input_size: tuple[int, int, int],
+    example: Optional[Tensor],
+    rounding: float = 1e-4,
 ) -> None:
     """Raise unless both give the same, up to rounding in the precision that they compute in."""
     dtype, device = dtype_device(model)
@@ -101,7 +132,7 @@ def _check_same(
         )
     if [leaf.shape for leaf in expected] != [leaf.shape for leaf in actual]:
         raise VerificationError('the lowered model gives outputs of other shapes than the model; nothing was lowered.')
-    tolerance = 1e-4 if device.type == 'cpu' and dtype.itemsize >= 4 else 0.05
+    tolerance = rounding if device.type == 'cpu' and dtype.itemsize >= 4 else 0.05
     for number, (a, b) in enumerate(zip(expected, actual)):
         if not a.numel() or not a.is_floating_point():
             continue

@@ -1,7 +1,7 @@
 """Static int8 quantisation of an exported ONNX file, by ONNX Runtime's own tools."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -93,15 +93,30 @@ def quantize_onnx(
             reduce_range=True,
             calibrate_method=CalibrationMethod.MinMax,
         )
-        after = onnx_session(temporary)
-        expected, actual = _outputs(before, batches), _outputs(after, batches)
-        timings = interleave(
-            {key: _runner(session, name, batches[0][:1]) for key, session in (('float32', before), ('int8', after))},
-            rounds,
-        )
-        size = Path(temporary).stat().st_size
+        report = compare_int8(source, temporary, batches, rounds)
+    return replace(report, path=Path(target))
+
+
+def compare_int8(
+    source: Union[str, Path], quantised: Union[str, Path], batches: Sequence[numpy.ndarray], rounds: int = 20
+) -> QuantizationReport:
+    """Compare an int8 file with the float32 one that it stands for, on batches of images.
+
+    Args:
+        source: float32 ONNX file with one input.
+        quantised: int8 ONNX file.
+        batches: arrays ``(N, C, H, W)`` as the network takes them.
+        rounds: rounds of the latency measurement.
+    """
+    before, after = onnx_session(Path(source)), onnx_session(Path(quantised))
+    name, size = before.get_inputs()[0].name, Path(quantised).stat().st_size
+    expected, actual = _outputs(before, batches), _outputs(after, batches)
+    timings = interleave(
+        {key: _runner(session, name, batches[0][:1]) for key, session in (('float32', before), ('int8', after))},
+        rounds,
+    )
     return QuantizationReport(
-        Path(target),
+        Path(quantised),
         size,
         len(expected),
         float((expected.argmax(1) == actual.argmax(1)).mean()),

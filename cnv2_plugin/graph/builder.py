@@ -173,7 +173,8 @@ def is_plain_squeeze_excite(module: nn.Module) -> bool:
 def _add_conv(graph: Graph, module: nn.Conv2d, padding: Iterable[int], x: int, name: str) -> int:
     bias = None if module.bias is None else _constant(module.bias)
     stride, padding, dilation = (ops.pair(numbers) for numbers in (module.stride, padding, module.dilation))
-    conv = ops.Conv(_constant(module.weight), bias, stride, padding, dilation, module.groups)
+    limits = getattr(module, 'input_limits', None)  # see deploy.calibration
+    conv = ops.Conv(_constant(module.weight), bias, stride, padding, dilation, module.groups, limits=limits)
     chosen = conv.groups > 1 and not conv.is_depthwise
     return graph.add(conv, x, layer=name if chosen else '')
 

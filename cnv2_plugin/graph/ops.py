@@ -32,6 +32,7 @@ class Conv(Op):
         dilation: of height and width.
         groups: number of groups.
         plain: 1x1 only; compute on ``(N, C, HW)``, which keeps runtimes from blocking the channels.
+        limits: 1x1 only; least and largest input, where the native kernels may round it to 8 bits between them.
     """
 
     weight: Tensor
@@ -41,6 +42,7 @@ class Conv(Op):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     plain: bool = False
+    limits: Optional[tuple[float, float]] = None
 
     @property
     def out_channels(self) -> int:

@@ -139,7 +139,9 @@ class _Compiler:
             self.program.linear(src.map, dst.map, weight.flatten(1), bias, act)
         else:
             affine = src.grouped_affine(op.groups)
-            self.program.select(src.map, dst.map, grouped.flatten(2), index, rows, biases, affine, src.act, act)
+            self.program.select(
+                src.map, dst.map, grouped.flatten(2), index, rows, biases, affine, src.act, act, limits=conv.limits
+            )
         self._finish(nodes, replace(dst, non_negative=act in ('ReLU', 'ReLU6')))
 
     def _is_linear(self, conv: ops.Conv, src: View, dst: View, row_to_channel: Tensor) -> bool:
@@ -190,8 +192,9 @@ class _Compiler:
         index = src.channels.view(conv.groups, -1)
         affine = src.grouped_affine(conv.groups)
         self.program.select(
-            src.map, dst.map, conv.grouped().flatten(2), index, rows, None, affine, src.act, accumulate=True
-        )
+            src.map, dst.map, conv.grouped().flatten(2), index, rows, None, affine, src.act, accumulate=True,
+            limits=conv.limits,
+        )  # fmt: skip
         self._finish(nodes, replace(dst, non_negative=False))
 
     def _concatenate(self, node: Node, op: ops.Concat) -> None:

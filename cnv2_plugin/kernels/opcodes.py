@@ -22,5 +22,9 @@ CHANGES = _NUMBERS['Change']
 """Changes of height and width: ``HalvedDown``, ``HalvedUp``, ``ToOnePixel``."""
 BLOCK = _NUMBERS['Size']['Block']
 """Rows of a group whose weights lie side by side."""
+MOST_WEIGHT = _NUMBERS['Size']['MostWeight']
+"""Largest weight of a 1x1 convolution of bytes."""
+MOST_BYTE_INPUTS = _NUMBERS['Size']['MostByteInputs']
+"""Inputs of one group of a 1x1 convolution of bytes that the kernels take."""
 MOST_SPATIAL_INPUTS = _NUMBERS['Size']['MostSpatialInputs']
 """Inputs of one group of a 3x3 convolution that the kernels take."""

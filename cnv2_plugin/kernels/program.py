@@ -9,6 +9,7 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from .integers import in_words, quantise_rows, step_and_zero
 from .opcodes import ACTIVATIONS, BLOCK, CHANGES, FLAGS, LOADING, MAGIC, OPERATIONS
 
 Affine = tuple[Tensor, Tensor]
@@ -97,17 +98,28 @@ class Program:
         act_in: str = 'Identity',
         act_out: str = 'Identity',
         accumulate: bool = False,
+        limits: Optional[tuple[float, float]] = None,
     ) -> None:
         """A 1x1 group convolution from selected channels to selected channels.
 
         ``weight`` is ``(groups, rows, inputs)``; ``index``, the channels read, and ``affine``, scale and shift of them,
         are ``(groups, inputs)``; ``target``, the channels written or added to, and ``bias`` are ``(groups, rows)``.
+        With ``limits`` of what is read, behind its activation, it is computed in bytes.
         """
         groups, rows, inputs = weight.shape
+        kept, words = _blocks(weight.transpose(1, 2)), []
+        if limits is not None:
+            step, zero = step_and_zero(limits)
+            whole, scale = quantise_rows(weight)
+            lost = -zero * step * scale * whole.sum(2)
+            bias = bias if not zero else lost if bias is None else bias + lost
+            kept = [torch.tensor([1 / step]), step * scale]
+            words = [zero, *(word for block in _blocks(in_words(whole)) for word in block.flatten().tolist())]
+        flags = _flags(accumulate, bias, affine) + (FLAGS['Bytes'] if words else 0)
         self._add(
             'Select', src, self._written(dst, src), groups, inputs, rows, ACTIVATIONS[act_in], ACTIVATIONS[act_out],
-            _flags(accumulate, bias, affine), self._keep(*_blocks(weight.transpose(1, 2))), self._keep(bias),
-            self._keep(*affine or ()), 0, *index.flatten().tolist(), *target.flatten().tolist(),
+            flags, self._keep(*kept), self._keep(bias), self._keep(*affine or ()), 0,
+            *index.flatten().tolist(), *target.flatten().tolist(), *words,
         )  # fmt: skip
 
     def spatial(

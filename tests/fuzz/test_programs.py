@@ -14,19 +14,26 @@ from cnv2_plugin.kernels.native_model import NativeStages
 from cnv2_plugin.kernels.opcodes import ACTIVATIONS, LOADING
 from cnv2_plugin.kernels.operator import native_stages
 from cnv2_plugin.kernels.program import Program
-from tests.kernels.cases import TINY, finished, native, native_form, tiny_stages
+from tests.kernels.cases import TINY, finished, in_bytes, native, native_form, tiny_stages
 
 pytestmark = pytest.mark.needs('kernels')
 
 
 @lru_cache(maxsize=1)
 def forms_to_damage() -> list[NativeStages]:
-    """Dense stages, shuffled stages and a head."""
+    """Dense stages, shuffled stages, a head, and dense stages in bytes."""
     arch = dict(channels=(16, 24), repeats=(2, 2), stem_width=16, final_width=24, sparse_factor=2, with_sfr=True)
     shuffled = finished('sfr_shufflenetv2', arch=arch, num_classes=5)
     shuffled.switch_to_deploy()
     with_head = native_form(finished('condensenetv2', arch=dict(TINY, head_width=21)), (3, 32, 32))
-    return [tiny_stages()[1], native(shuffled.stages, 16), with_head.global_pool.pool]
+    bytes_ = finished('condensenetv2', arch=TINY, num_classes=5)
+    bytes_.switch_to_deploy()
+    return [
+        tiny_stages()[1],
+        native(shuffled.stages, 16),
+        with_head.global_pool.pool,
+        native(in_bytes(bytes_.stages), 16),
+    ]
 
 
 @settings(max_examples=300, deadline=None)
@@ -76,6 +83,8 @@ def plans(draw) -> Program:
             every = torch.arange(channels)[None]
             weight = torch.randn(1, channels, channels, *([3, 3] if kind == 'spatial' else []))
             last = dict(stride=draw(st.integers(1, 2))) if kind == 'spatial' else dict(accumulate=draw(st.booleans()))
+            if kind == 'select':
+                last['limits'] = draw(st.sampled_from([None, (-1.0, 3.0)]))
             getattr(plan, kind)(src, dst, weight, every, every, **last)
     plan.store(draw(some_map), range(plan.out_channels))
     return plan

@@ -34,6 +34,14 @@ def native(module: nn.Module, channels: int) -> NativeStages:
     return NativeStages(program)
 
 
+def in_bytes(module: nn.Module) -> nn.Module:
+    """A condensed module whose 1x1 convolutions are computed in bytes by the kernels."""
+    for conv in module.modules():
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1):
+            conv.input_limits = (-0.5, 4.0)
+    return module
+
+
 def tiny_stages(seed: int = 0) -> tuple[nn.Module, NativeStages]:
     """A small trunk's stages in the condensed and in the native form."""
     model = finished('condensenetv2', seed, arch=TINY, num_classes=5)

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnv2_plugin.deploy import export_onnx
+from cnv2_plugin.deploy import export_onnx, lower
 from cnv2_plugin.kernels.library import load, register_operators
 from cnv2_plugin.kernels.operator import native_stages
 from cnv2_plugin.kernels.program import Program
-from tests.kernels.cases import finished, native_form
+from tests.kernels.cases import finished, in_bytes, native_form
 
 ARCH = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, groups_sfr=2, condense_factor=4,
             sparse_factor=2, head_width=21)  # fmt: skip
@@ -89,3 +89,10 @@ if __name__ == '__main__':
                         print(
                             name, threads, runtime, batch, fail_everywhere(make, torch.randn(batch, *SIZE)), flush=True
                         )
+    of_bytes = finished('condensenetv2', arch=ARCH, num_classes=5)
+    of_bytes.switch_to_deploy()
+    form = lower(in_bytes(of_bytes), SIZE, 'native', verify=False)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            print('bytes', threads, fail_everywhere(lambda: form, torch.randn(2, *SIZE)), flush=True)

@@ -73,6 +73,15 @@ def chosen(program: Program, a: int, b: int) -> None:
     program.select(a, b, torch.ones(1, 3, 3), ALL, ALL)
 
 
+def chosen_in_bytes(program: Program, a: int, b: int) -> None:
+    program.select(a, b, torch.ones(1, 3, 3), ALL, ALL, limits=(0.0, 1.0))
+
+
+def added_to_in_bytes(program: Program, a: int, b: int) -> None:
+    program.select(a, b, torch.ones(1, 1, 1), ONE, ONE)
+    program.select(a, b, torch.ones(1, 3, 1), ONE, ALL, accumulate=True, limits=(0.0, 1.0))
+
+
 def added_to(program: Program, a: int, b: int) -> None:
     program.select(a, b, torch.ones(1, 1, 1), ONE, ONE)
     program.select(a, b, torch.ones(1, 3, 1), ONE, ALL, accumulate=True)
@@ -124,8 +133,8 @@ def taken_by_another_map(program: Program, a: int, b: int) -> None:
 
 @pytest.mark.parametrize(
     'part',
-    [stored, chosen, added_to, convolved, convolved_with_stride, largest, pooled, averaged, averaged_and_weighed,
-     excited, normalised, taken_by_another_map],
+    [stored, chosen, added_to, chosen_in_bytes, added_to_in_bytes, convolved, convolved_with_stride, largest,
+     pooled, averaged, averaged_and_weighed, excited, normalised, taken_by_another_map],
 )  # fmt: skip
 def test_channels_that_were_not_written_are_not_read(part):
     """A program that loads one channel of three and gives all three would give what other calls left in memory."""
@@ -141,7 +150,19 @@ def test_channels_that_were_not_written_are_not_read(part):
 
 def test_maps_that_are_written_are_read():
     """The counterpart: with the rest of the channels written, the same instructions run."""
-    for part in (chosen, added_to, convolved, convolved_with_stride, largest, pooled, averaged, excited, normalised):
+    for part in (
+        chosen,
+        added_to,
+        chosen_in_bytes,
+        added_to_in_bytes,
+        convolved,
+        convolved_with_stride,
+        largest,
+        pooled,
+        averaged,
+        excited,
+        normalised,
+    ):
         program = Program(3, 3)
         a, b = program.add_map(3, 0, padded=True), program.add_map(3, 1, padded=True)
         program.load(a)

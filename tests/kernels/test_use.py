@@ -194,9 +194,25 @@ def test_command_writes_native_onnx(tmp_path, capsys):
     assert 'NativeStages' in json.dumps(json.loads(capsys.readouterr().out))
 
 
-@pytest.mark.parametrize('extra', [['--no-optimize'], ['--int8', 'images']])
-def test_command_tells_of_options_that_contradict(tmp_path, extra, capsys):
-    assert main(['export', 'condensenetv2_a', '--out', str(tmp_path / 'a.onnx'), '--native', *extra]) == 2
+@pytest.mark.needs('onnx', 'onnxruntime')
+def test_command_writes_native_int8(tmp_path, capsys):
+    Image = pytest.importorskip('PIL.Image')
+    (tmp_path / 'images').mkdir()
+    for i in range(6):
+        pixels = numpy.random.default_rng(i).integers(0, 40 + 40 * i, (40, 40, 3), numpy.uint8)
+        Image.fromarray(pixels).save(tmp_path / f'images/{i}.png')
+    path, small = tmp_path / 'native.onnx', tmp_path / 'native-int8.onnx'
+    arguments = ['export', 'condensenetv2_a', '--input', '3', '64', '64', '--out', str(path), '--native']
+    assert main([*arguments, '--int8', str(tmp_path / 'images'), '--json']) == 0
+    told = json.dumps(json.loads(capsys.readouterr().out))
+    assert 'same class as float32 on' in told and str(small) in told
+    x = torch.randn(2, 3, 64, 64).numpy()
+    one, other = (session(file).run(None, {'input': x})[0] for file in (path, small))
+    assert small.stat().st_size < path.stat().st_size and 0 < abs(one - other).max() < 0.2 * abs(one).max()
+
+
+def test_command_tells_of_options_that_contradict(tmp_path, capsys):
+    assert main(['export', 'condensenetv2_a', '--out', str(tmp_path / 'a.onnx'), '--native', '--no-optimize']) == 2
     assert '--native rewrites the model' in capsys.readouterr().err
 
 

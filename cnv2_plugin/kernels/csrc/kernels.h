@@ -25,6 +25,8 @@ struct Planes {
 };
 
 // A 1x1 group convolution between selected channels: dst[target] (+)= act(bias + weight * act(scale * src[index] + shift)).
+// Of bytes: dst[target] (+)= act(bias + row_scale * (bytes * limited(zero + inverse * act(scale * src[index] + shift)))),
+// where limited() rounds and cuts off at 0 and 255.
 struct Select {
     Planes src, dst;
     Geometry size;
@@ -34,6 +36,10 @@ struct Select {
     const int32_t *index, *target;       // [groups][inputs], [groups][rows]
     const float *weight, *bias;          // [groups][blocks of kBlock rows][inputs][rows of the block]; [groups][rows] or null
     const float *scale, *shift;          // [groups][inputs] or both null
+    const int32_t* bytes;                // null, or in place of weight [groups][blocks][inputs / 4][rows of the block]: of
+                                         // each four inputs, filled up with zeros, a word with the first one's byte lowest
+    const float* row_scale;              // the inverse of the step, then [groups][rows]
+    int32_t zero;                        // byte that stands for zero
 };
 
 // A 3x3 group convolution with zero padding from a padded map. With stride 2 the map is split: of every channel four

@@ -210,7 +210,10 @@ inline int64_t panel_vectors(int64_t inputs) {
     return vectors < kWhole ? kWhole : vectors;
 }
 
+#include "bytes_impl.h"
+
 void select(const Select& s, int64_t begin, int64_t end, float* scratch) {
+    if (s.bytes) return select_bytes(s, begin, end, scratch);
     constexpr int kTargets = 64;
     bool packs = s.scale || s.act_in != kIdentity;
     const float* sources[kTargets];

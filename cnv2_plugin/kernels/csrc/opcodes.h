@@ -14,7 +14,7 @@ enum Operation : int32_t {
 constexpr int32_t kOperations = kNormalise + 1;
 
 enum Loading : int32_t { kPlain = 0, kPooled = 1, kSplitted = 2 };
-enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4 };
+enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4, kBytes = 8 };  // kBytes: of 1x1 convolutions alone
 
 enum Activation : int32_t { kIdentity = 0, kReLU = 1, kReLU6 = 2, kHardswish = 3 };  // names of classes of torch.nn
 constexpr int32_t kFlags = kAccumulate | kBias | kAffine;
@@ -23,6 +23,7 @@ constexpr int32_t kActivations = kHardswish + 1;
 enum Change : int32_t { kHalvedDown = 0, kHalvedUp = 1, kToOnePixel = 2 };  // of height and width, for the result's shape
 
 // Rows whose weights lie side by side, and most inputs of one group of a 3x3 convolution.
-enum Size : int32_t { kBlock = 4, kMostSpatialInputs = 256 };
+// Weights of bytes are at most kMostWeight, so that int16 holds two products with 255; kMostByteInputs of them fit int32.
+enum Size : int32_t { kBlock = 4, kMostSpatialInputs = 256, kMostWeight = 64, kMostByteInputs = 131072 };
 
 }  // namespace cnv2

@@ -5,7 +5,8 @@
 //   pool        src, dst
 //   zero        dst
 //   select      src, dst, groups, inputs, rows, act_in, act_out, flags, weight, bias, affine, followers,
-//               index [groups][inputs], target [groups][rows]
+//               index [groups][inputs], target [groups][rows]; of bytes then the byte of zero and the weights as words
+//               (see kernels.h), and `weight` names the inverse of the step and a scale of every row
 //   spatial     src, dst, groups, inputs, rows, stride, act_out, flags, weight, bias,
 //               index [groups][inputs], target [groups][rows]
 //   excite      map, first, channels, hidden, squeeze, excite
@@ -145,15 +146,24 @@ class Parser {
         s.rows = read_.next("rows of a group", 1, 1 << 20);
         s.act_in = read_.next("an activation", 0, kActivations - 1);
         s.act_out = read_.next("an activation", 0, kActivations - 1);
-        int32_t flags = read_.next("flags", 0, kFlags);
+        int32_t flags = read_.next("flags", 0, kFlags | kBytes);
         int64_t columns = int64_t(s.groups) * s.inputs, rows = int64_t(s.groups) * s.rows;
-        s.weight = read_.floats("weights of a 1x1 convolution", columns * s.rows);
+        if (flags & kBytes) {
+            if (s.inputs > kMostByteInputs) refuse("a group of a 1x1 convolution of bytes has too many inputs");
+            s.row_scale = read_.floats("scales of a 1x1 convolution of bytes", 1 + rows);
+        } else {
+            s.weight = read_.floats("weights of a 1x1 convolution", columns * s.rows);
+        }
         s.bias = optional(flags & kBias, "biases", rows);
         s.scale = optional(flags & kAffine, "scales and shifts", 2 * columns);
         s.shift = s.scale ? s.scale + columns : nullptr;
         made.followers = read_.next("instructions that follow in bands", 0, 2);
         s.index = read_.list("the inputs", columns, map(made.src).channels);
         s.target = read_.list("the results", rows, map(made.dst).channels);
+        if (flags & kBytes) {
+            s.zero = read_.next("the byte of zero", 0, 255);
+            s.bytes = read_.bytes("weights of a 1x1 convolution", rows * ((s.inputs + 3) / 4), kMostWeight);
+        }
         s.accumulate = flags & kAccumulate;
         made.first = begin(made.dst, map(made.src).size);
         still_written(made.src);

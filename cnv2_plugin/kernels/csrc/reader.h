@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <string>
 
 #include "failure.h"
@@ -29,6 +30,19 @@ class Reader {
         for (int64_t i = 0; i < count; ++i) most = std::max(most, uint32_t(word_[i]));
         if (most >= uint32_t(below))
             refuse(std::string("the program has a channel of ") + what + " outside of the map's " + std::to_string(below));
+        const int32_t* start = word_;
+        word_ += count;
+        return start;
+    }
+
+    // Words of four bytes, each from -most to most.
+    const int32_t* bytes(const char* what, int64_t count, int most) {
+        if (count > end_ - word_) refuse(std::string("the program ends within ") + what);
+        int worst = 0;
+        for (int64_t i = 0; i < count; ++i)
+            for (int byte = 0; byte < 32; byte += 8)
+                worst = std::max(worst, std::abs(int(int8_t(uint32_t(word_[i]) >> byte))));
+        if (worst > most) refuse(std::string(what) + " have a byte beyond " + std::to_string(most));
         const int32_t* start = word_;
         word_ += count;
         return start;

@@ -1,0 +1,222 @@
+// 1x1 convolutions of bytes, included by kernels_impl.h: activations are quantised to unsigned bytes when they are packed,
+// weights are bytes of 7 bits, sums are int32. Every instruction set gives the same result to the bit: sums are exact, and
+// what is computed in floats is rounded after every operation, which `rounded` sees to.
+
+typedef int32_t Ints __attribute__((vector_size(N * 4)));
+typedef uint32_t Words __attribute__((vector_size(N * 4)));
+typedef int32_t UnalignedInts __attribute__((vector_size(N * 4), aligned(4), may_alias));
+
+inline Ints load_ints(const int32_t* p) { return *reinterpret_cast<const UnalignedInts*>(p); }
+inline void store_ints(int32_t* p, Ints v) { *reinterpret_cast<UnalignedInts*>(p) = v; }
+inline Ints all_ints(int32_t value) { return value - Ints{}; }
+
+// A product that is not fused with the addition behind it.
+inline Vec rounded(Vec product) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(product));
+#elif defined(__SSE__)
+    __asm__("" : "+x"(product));
+#elif defined(__aarch64__)
+    __asm__("" : "+w"(product));
+#endif
+    return product;
+}
+
+inline Vec activate_rounded(Vec x, int32_t act) {
+    if (act != kHardswish) return activate(x, act);
+    return x * smaller(all(1), larger(all(0), rounded(x * (1.0f / 6)) + 0.5f));
+}
+
+// ---- quantising ----
+
+// Activated and counted in steps.
+template <int kAct>
+inline Vec in_steps(Vec x, float inverse) {
+    if (kAct != kHardswish) return activate(x, kAct) * inverse;
+    return x * smaller(all(inverse), larger(all(0), rounded(x * (inverse / 6)) + inverse / 2));
+}
+
+// The nearest bytes, of halves the even one; NaN is the lowest. Four vectors are one vector of words, first byte lowest.
+inline Ints to_bytes(const Vec (&x)[4], int32_t zero) {
+#if CNV2_LANES == 8 && defined(__AVX2__)
+    auto whole = [](Vec v) { return _mm256_cvtps_epi32(smaller(all(30000), v)); };
+    __m256i add = _mm256_set1_epi16(int16_t(zero));
+    __m256i even = _mm256_adds_epi16(_mm256_packs_epi32(whole(x[0]), whole(x[2])), add);
+    __m256i odd = _mm256_adds_epi16(_mm256_packs_epi32(whole(x[1]), whole(x[3])), add);
+    const __m256i order = _mm256_setr_epi8(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15,
+                                           0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15);
+    return Ints(_mm256_shuffle_epi8(_mm256_packus_epi16(even, odd), order));
+#else
+    constexpr float kNoFraction = 12582912;  // 3 << 22: floats from here on are whole
+    Words bytes = {};
+    for (int i = 0; i < 4; ++i) {
+        Vec v = smaller(larger(x[i], all(float(-zero))), all(float(255 - zero))) + kNoFraction;
+        bytes |= (Words(v) - uint32_t(0x4b400000 - zero)) << (8 * i);
+    }
+    return Ints(bytes);
+#endif
+}
+
+template <int kAct>
+void pack_bytes(const Select& s, const int32_t* index, const float* scale, const float* shift, int64_t position,
+                int64_t vectors, int32_t* packed) {
+    float inverse = s.row_scale[0];
+    for (int k = 0; k < s.inputs; k += 4) {
+        const float* source[4];
+        Vec a[4], b[4];
+        for (int i = 0; i < 4; ++i) {  // behind the last input it is read again, for weights of zero
+            int at = k + i < s.inputs ? k + i : s.inputs - 1;
+            source[i] = s.src.at(index[at]) + position;
+            a[i] = all(scale ? scale[at] : 1);
+            b[i] = all(shift ? shift[at] : 0);
+        }
+        for (int64_t v = 0; v < vectors; ++v, packed += N) {
+            Vec x[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) x[i] = in_steps<kAct>(rounded(load(source[i] + v * N) * a[i]) + b[i], inverse);
+            store_ints(packed, to_bytes(x, s.zero));
+        }
+    }
+}
+
+using PackBytes = void (*)(const Select&, const int32_t*, const float*, const float*, int64_t, int64_t, int32_t*);
+constexpr PackBytes kPackBytes[kActivations] = {pack_bytes<kIdentity>, pack_bytes<kReLU>, pack_bytes<kReLU6>,
+                                                pack_bytes<kHardswish>};
+
+// ---- tiles ----
+
+// Four weights for every lane, and their products with four bytes each, added to sums. Two products of a byte and a weight
+// of kMostWeight fit int16 together.
+#if (CNV2_LANES == 8 && defined(__AVX2__)) || (CNV2_LANES == 16 && defined(__AVX512BW__))
+struct FourWeights {
+    Ints w;
+    explicit FourWeights(int32_t four) : w(all_ints(four)) {}
+    void add(Ints& sum, Ints x) const {
+#if CNV2_LANES == 8
+        sum += Ints(_mm256_madd_epi16(_mm256_maddubs_epi16(__m256i(x), __m256i(w)), _mm256_set1_epi16(1)));
+#else
+        sum += Ints(_mm512_madd_epi16(_mm512_maddubs_epi16(__m512i(x), __m512i(w)), _mm512_set1_epi16(1)));
+#endif
+    }
+};
+#elif CNV2_LANES == 4 && defined(__SSE2__)
+struct FourWeights {
+    __m128i even, odd;
+    explicit FourWeights(int32_t four)
+        : even(_mm_srai_epi16(_mm_slli_epi16(_mm_set1_epi32(four), 8), 8)), odd(_mm_srai_epi16(_mm_set1_epi32(four), 8)) {}
+    void add(Ints& sum, Ints x) const {
+        __m128i even_bytes = _mm_and_si128(__m128i(x), _mm_set1_epi16(255)), odd_bytes = _mm_srli_epi16(__m128i(x), 8);
+        sum += Ints(_mm_madd_epi16(even_bytes, even)) + Ints(_mm_madd_epi16(odd_bytes, odd));
+    }
+};
+#else
+struct FourWeights {
+    int32_t w[4];
+    explicit FourWeights(int32_t four) {
+        for (int i = 0; i < 4; ++i) w[i] = int8_t(uint32_t(four) >> (8 * i));
+    }
+    void add(Ints& sum, Ints x) const {
+        for (int i = 0; i < 4; ++i) sum += Ints((Words(x) >> (8 * i)) & 255u) * w[i];
+    }
+};
+#endif
+
+struct BytesRows {
+    const int32_t* x;                // packed: [quads][stride]
+    int64_t stride;
+    int quads;
+    const int32_t* weight;
+    const float *scale, *bias;
+    float* const* targets;
+    int64_t position, vectors;
+    int act;
+    bool accumulate;
+};
+
+// Scales the sums of a tile, activates them and puts them where they belong.
+template <int kAct, int R, int V>
+inline void finish_bytes(const BytesRows& t, const Ints (&sum)[R][V], int64_t at) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        float* target = t.targets[r] + t.position + at;
+        Vec scale = all(t.scale[r]), bias = all(t.bias ? t.bias[r] : 0);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) {
+            Vec y = activate_rounded(rounded(__builtin_convertvector(sum[r][v], Vec) * scale) + bias, kAct);
+            store(target + v * N, t.accumulate ? rounded(y) + load(target + v * N) : y);
+        }
+    }
+}
+
+template <int R, int V>
+[[gnu::noinline]] void bytes_tile(const BytesRows& t, int64_t at) {
+    Ints sum[R][V] = {};
+    const int32_t *w = t.weight, *packed = t.x + at;
+    for (int k = 0; k < t.quads; ++k, w += R, packed += t.stride) {
+        Ints x[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) x[v] = load_ints(packed + v * N);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            FourWeights weights(w[r]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) weights.add(sum[r][v], x[v]);
+        }
+    }
+    switch (t.act) {
+        case kReLU: finish_bytes<kReLU>(t, sum, at); break;
+        case kReLU6: finish_bytes<kReLU6>(t, sum, at); break;
+        case kHardswish: finish_bytes<kHardswish>(t, sum, at); break;
+        default: finish_bytes<kIdentity>(t, sum, at);
+    }
+}
+
+template <int R, int V>
+inline void bytes_some(const BytesRows& t, int64_t at, int vectors) {
+    if constexpr (V == 1)
+        bytes_tile<R, V>(t, at);
+    else if (vectors == V)
+        bytes_tile<R, V>(t, at);
+    else
+        bytes_some<R, V - 1>(t, at, vectors);
+}
+
+template <int R>
+void bytes_rows(const BytesRows& t) {
+    constexpr int V = tile_vectors(R);
+    for (int64_t v = 0; v < t.vectors;) {
+        int vectors = int(next_tile(t.vectors - v, V));
+        bytes_some<R, V>(t, v * N, vectors);
+        v += vectors;
+    }
+}
+
+using BytesFunction = void (*)(const BytesRows&);
+constexpr BytesFunction kBytesRows[kRows] = {bytes_rows<1>, bytes_rows<2>, bytes_rows<3>, bytes_rows<4>};
+
+void select_bytes(const Select& s, int64_t begin, int64_t end, float* scratch) {
+    int32_t* packed = reinterpret_cast<int32_t*>(scratch);
+    int quads = (s.inputs + 3) / 4;
+    int64_t vectors = (end - begin + N - 1) / N, most = panel_vectors(quads);
+    const int32_t* weight = s.bytes;
+    for (int g = 0; g < s.groups; ++g, weight += int64_t(quads) * s.rows) {
+        const int32_t *index = s.index + int64_t(g) * s.inputs, *target = s.target + int64_t(g) * s.rows;
+        const float* scale = s.scale ? s.scale + int64_t(g) * s.inputs : nullptr;
+        const float* shift = s.shift ? s.shift + int64_t(g) * s.inputs : nullptr;
+        for (int64_t v = 0; v < vectors;) {
+            int64_t position = begin + v * N, panel = next_tile(vectors - v, most);
+            kPackBytes[s.act_in](s, index, scale, shift, position, panel, packed);
+            for (int r = 0; r < s.rows; r += kRows) {
+                int rows = s.rows - r < kRows ? s.rows - r : kRows;
+                float* targets[kRows];
+                for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
+                int64_t row = int64_t(g) * s.rows + r;
+                kBytesRows[rows - 1]({packed, panel * N, quads, weight + int64_t(r) * quads, s.row_scale + 1 + row,
+                                      s.bias ? s.bias + row : nullptr, targets, position, panel, s.act_out, s.accumulate});
+            }
+            v += panel;
+        }
+        if (s.zero_pads)
+            for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(target[r]), s.size, begin, end);
+    }
+}

@@ -1,0 +1,41 @@
+"""The integers that 1x1 convolutions of bytes compute with: unsigned bytes of activations, 7-bit weights."""
+
+import torch
+from torch import Tensor
+
+from .opcodes import MOST_WEIGHT
+
+
+def step_and_zero(limits: tuple[float, float]) -> tuple[float, int]:
+    """The step between bytes, and the byte that stands for zero, of values between two limits and zero."""
+    low, high = min(limits[0], 0.0), max(limits[1], 0.0)
+    step = (high - low) / 255
+    if not step > 1e-30:
+        return 1.0, 0
+    return 1 / float(torch.tensor(1 / step)), round(-low / step)  # the kernels know the step by its inverse
+
+
+def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights ``(..., inputs)`` as whole numbers, and the scale ``(...)`` of each row."""
+    weight = weight.double()
+    scale = weight.abs().amax(-1) / MOST_WEIGHT
+    scale = torch.where(scale > 1e-30, scale, torch.ones_like(scale))
+    return (weight / scale.unsqueeze(-1)).round(), scale
+
+
+def in_words(values: Tensor) -> Tensor:
+    """Bytes ``(groups, rows, inputs)`` as words ``(groups, inputs / 4, rows)`` of four, filled up with zeros."""
+    filled = torch.nn.functional.pad(values, (0, -values.size(2) % 4))
+    return filled.to(torch.int8).contiguous().view(torch.int32).transpose(1, 2)
+
+
+def rounded_inputs(x: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Inputs as the kernels see them: in steps between two limits."""
+    step, zero = step_and_zero(limits)
+    return ((x / step).round() + zero).clamp(0, 255).sub(zero) * step
+
+
+def rounded_weight(weight: Tensor) -> Tensor:
+    """The weight ``(O, I, 1, 1)`` of a convolution as the kernels see it."""
+    values, scale = quantise_rows(weight.flatten(1))
+    return (values * scale.unsqueeze(1)).view(weight.shape).to(weight.dtype)
