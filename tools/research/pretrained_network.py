@@ -66,9 +66,16 @@ def imagenet_weights(folder: Optional[Path] = None) -> dict[str, Tensor]:
 
 
 def pretrained(num_classes: int, folder: Optional[Path] = None) -> nn.Module:
-    """The whole network of timm with ImageNet weights, and with a new classifier where there are other classes."""
+    """The whole network of timm with ImageNet weights, and with a new classifier where there are other classes.
+
+    The new classifier starts near 0: with timm's start the loss begins far above that of guessing.
+    """
     model = timm.create_model('tf_efficientnet_lite0', num_classes=num_classes)
-    load_in_order(model, imagenet_weights(folder))
+    weights = imagenet_weights(folder)
+    load_in_order(model, weights)
+    if model.classifier.weight.shape != next(reversed([w for w in weights.values() if w.dim() == 2])).shape:
+        nn.init.normal_(model.classifier.weight, std=0.01)
+        nn.init.zeros_(model.classifier.bias)
     return model
 
 
