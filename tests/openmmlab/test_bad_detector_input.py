@@ -67,7 +67,7 @@ def sentence(arguments, capsys):
 
 
 DEPLOY = {
-    'a head that is not known': ('unknown_head', 'fovea.pth', [], ('FoveaHead', '--features')),
+    'a head that is not known': ('unknown_head', 'fovea.pth', [], ('FoveaHead', '', '--features')),
     'a setting that is not known': ('soft_nms', 'good.pth', [], ('nms', 'soft_nms', 'iou_threshold')),
     'a config without a test set': ('no_test_set', 'good.pth', [], ('test pipeline', '--input C H W')),
     'a config without a test pipeline': ('no_pipeline', 'good.pth', [], ('test pipeline', '--input C H W')),
