@@ -22,19 +22,22 @@ PAIRS = list(combinations(range(10), 2))
 VISIBLE = 40
 """Grey value from which a pixel belongs to its garment."""
 
-SCALES = (26, 32)
-"""Least and greatest side of a garment, in pixels."""
+SCALES = (32, 40)
+"""Least and greatest side of a garment of the pair, in pixels."""
 
-TOUCHING = 0.03
+THIRD = (14, 18)
+"""Least and greatest side of the third garment."""
+
+TOUCHING = 0.01
 """Share of the smaller garment's pixels that the other one's cover, at least."""
 
 APART = 2
 """Pixels between the third garment and the two, at least."""
 
-CLUTTER = 3
+CLUTTER = 2
 """Shapes behind the garments, at most."""
 
-SETTINGS = dict(visible=VISIBLE, scales=SCALES, touching=TOUCHING, apart=APART, clutter=CLUTTER)
+SETTINGS = dict(visible=VISIBLE, scales=SCALES, third=THIRD, touching=TOUCHING, apart=APART, clutter=CLUTTER)
 """What tells these scenes from others."""
 
 Garments = dict[int, np.ndarray]
@@ -85,7 +88,8 @@ def scenes(garments: Garments, count: int, seed: int, size: int = 64) -> tuple[n
 def compose(garments: Garments, pair: tuple[int, int], size: int, rng: np.random.Generator) -> Optional[np.ndarray]:
     """One scene ``(size, size, 3)`` in which the pair touches; None where no room was found for it."""
     third = rng.choice([label for label in range(10) if label not in pair])
-    drawn = [_drawn(garments[label], rng) for label in (*rng.permutation(pair), third)]
+    drawn = [_drawn(garments[label], SCALES, rng) for label in rng.permutation(pair)]
+    drawn.append(_drawn(garments[third], THIRD, rng))
     first = _somewhere(drawn[0], size, rng)
     second = _touching(first > VISIBLE, drawn[1], size, rng)
     if second is None:
@@ -101,10 +105,10 @@ def compose(garments: Garments, pair: tuple[int, int], size: int, rng: np.random
     return np.clip(scene + rng.normal(0, 5, scene.shape), 0, 255).astype(np.uint8)
 
 
-def _drawn(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _drawn(images: np.ndarray, scales: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """A garment in its size, mirrored or not."""
     image = images[rng.integers(len(images))]
-    side = int(rng.integers(SCALES[0], SCALES[1] + 1))
+    side = int(rng.integers(scales[0], scales[1] + 1))
     resized = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
     return resized[:, ::-1] if rng.random() < 0.5 else resized
 
