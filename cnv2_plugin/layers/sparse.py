@@ -218,7 +218,7 @@ class GroupSparseConv2d(nn.Module):
             return
         self.check_finite()
         if importance is None:
-            importance = self.grouping.by_unit((self.conv.weight * self.mask).to('cpu', torch.float64)).abs().sum(2)
+            importance = self.grouping.by_unit(self.conv.weight.to('cpu', torch.float64)).abs().sum(2)
         else:
             self.grouping.check_importance(importance)
         importance = importance.detach().to('cpu', torch.float64)

@@ -173,3 +173,16 @@ def test_activations_that_leave_little_of_a_channel_raise_no_alarm(name):
     torch.manual_seed(0)
     model = condense(finish_pruning(timm.create_model(name)).eval())
     verify(model, lower(model, (3, 64, 64)), (3, 64, 64)).check(1e-5)
+
+
+def test_sizes_that_are_no_image_are_refused_and_all_images_are_run():
+    for size in ((3, 5), (1, 3, 5, 5), (3, 0, 5)):
+        with pytest.raises(ValueError, match='input_size'):
+            verify(nn.Identity(), nn.Identity(), size)
+    calls = []
+    report = verify(lambda x: x, lambda x: calls.append(len(x)) or x, (3, 5, 5), num_inputs=3, batch_size=2)
+    assert sum(calls) == report.num_inputs == 6
+
+
+def test_outputs_without_elements_agree():
+    assert verify(lambda x: (x, x[:0]), lambda x: (x, x[:0]), (3, 5, 5)).max_rel == 0
