@@ -225,7 +225,7 @@ def _faults(room: str, path: Path, tree: Path) -> Iterator[dict]:
 
 
 def _without_effect(parsed: ast.Module) -> list[tuple]:
-    """Where code does nothing when run: annotations, and sentences of errors."""
+    """Where code does nothing when run: annotations, sentences of errors, options of dataclasses."""
     found: list[ast.AST | None] = []
     for node in ast.walk(parsed):
         if isinstance(node, ast.arg | ast.AnnAssign):
@@ -236,6 +236,8 @@ def _without_effect(parsed: ast.Module) -> list[tuple]:
             found.append(node)
         elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             found.extend(node.exc.args)
+        elif isinstance(node, ast.ClassDef):
+            found.extend(d for d in node.decorator_list if isinstance(d, ast.Call) and 'dataclass' in ast.unparse(d))
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):  # an alias of a type
             found.extend([node.value] if isinstance(node.value.value, ast.Name) and _is_type(node.value.value) else [])
     return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in found if n is not None]

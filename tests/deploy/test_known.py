@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import VerificationError, condense, lower
 from cnv2_plugin.graph.ir import Graph
-from cnv2_plugin.graph.ops import Add, Conv, ScatterSum
+from cnv2_plugin.graph.ops import Conv, ScatterSum
 from cnv2_plugin.kernels import available
 from cnv2_plugin.kernels.compiler import compile_graph
 from cnv2_plugin.kernels.placement import UnsupportedError
@@ -298,21 +298,5 @@ def test_rows_of_a_group_for_one_channel_are_summed_or_refused(rows):
     if rows[0] != rows[1]:
         assert compile_graph(graph)
     else:
-        with pytest.raises(UnsupportedError):
-            compile_graph(graph)
-
-
-@pytest.mark.parametrize('read_again', [False, True])
-def test_rows_are_added_in_place_only_to_what_nothing_else_reads(read_again):
-    graph = Graph.of(4)
-    weight = torch.randn(4, 4, 1, 1, dtype=torch.float64)
-    other = graph.add(Conv(weight), graph.output)
-    rows = graph.add(ScatterSum(torch.tensor([0, 1, 2, 3]), 4), graph.add(Conv(weight), graph.output))
-    graph.output = graph.add(Add(), other, rows)
-    if not read_again:
-        assert compile_graph(graph)
-    else:
-        again = graph.add(ScatterSum(torch.tensor([0, 1, 2, 3]), 4), graph.add(Conv(weight), graph.output))
-        graph.output = graph.add(Add(), other, again)
         with pytest.raises(UnsupportedError):
             compile_graph(graph)

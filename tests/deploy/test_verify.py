@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cnv2_plugin.deploy import VerificationError, condense, lower, verify
+from cnv2_plugin.deploy.verify import relative_difference
 from cnv2_plugin.kernels import available
 from tests.helpers import finish_pruning, randomize_norms
 
@@ -186,3 +187,10 @@ def test_sizes_that_are_no_image_are_refused_and_all_images_are_run():
 
 def test_outputs_without_elements_agree():
     assert verify(lambda x: (x, x[:0]), lambda x: (x, x[:0]), (3, 5, 5)).max_rel == 0
+
+
+def test_a_channel_that_does_not_vary_is_compared_too():
+    constant = torch.full((2, 3, 5, 5), 1000.0, dtype=torch.float64)
+    assert relative_difference(constant, constant * 1.01, torch.float32) > 0.01
+    assert relative_difference(constant, constant, torch.float32) == 0
+    assert relative_difference(constant[:, :0], constant[:, :0], torch.float32) == 0
