@@ -13,7 +13,7 @@ LEVELS = (
     ('cli',),
     ('commands',),
     ('toolkits', 'analysis', 'registry', 'serving'),
-    ('benchmark', 'lowering'),
+    ('benchmark', 'lowering', 'whole'),
     ('deploy',),
     ('kernels',),
     ('graph',),

@@ -225,8 +225,8 @@ def _exported(paths: tuple[Path, ...], source: Source, args: argparse.Namespace)
 
 def _whole(paths: tuple[Path, ...], file: Path, source: Source, batch: Any, args: argparse.Namespace) -> list:
     """Write a detector from images to boxes, or a segmenter to masks; returns the row that tells of it."""
-    from ..deploy.detectors import export_detector
-    from ..deploy.segmenters import export_segmenter
+    from ..whole.detectors import export_detector
+    from ..whole.segmenters import export_segmenter
     from ._config_models import test_images
 
     if args.no_optimize or args.opset is not None:

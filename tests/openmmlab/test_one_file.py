@@ -7,8 +7,8 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import MODELS, DefaultScope
 
 from cnv2_plugin.deploy import export_onnx
-from cnv2_plugin.deploy.detectors import UnsupportedDetectorError, compare, export_detector
 from cnv2_plugin.deploy.runtimes import onnxruntime
+from cnv2_plugin.whole.detectors import UnsupportedDetectorError, compare, export_detector
 
 from .detectors import DETECTORS, detector
 

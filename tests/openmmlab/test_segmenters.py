@@ -13,11 +13,11 @@ from torch import nn
 pytest.importorskip('mmseg.models', reason='there is no mmsegmentation here')
 
 from cnv2_plugin.cli import main
-from cnv2_plugin.deploy.adapters import UnsupportedModelError
 from cnv2_plugin.deploy.runtimes import onnxruntime
-from cnv2_plugin.deploy.segmenters import compare_masks, export_segmenter
 from cnv2_plugin.serving import Model
 from cnv2_plugin.serving.images import open_image, prepare
+from cnv2_plugin.whole.adapters import UnsupportedModelError
+from cnv2_plugin.whole.segmenters import compare_masks, export_segmenter
 
 from .segmenters import HEADS, config_of, segmenter
 

@@ -6,13 +6,13 @@ import torch
 
 pytest.importorskip('onnxruntime')
 pytest.importorskip('mmdet')
-pytest.importorskip('cnv2_plugin.deploy.detectors')
+pytest.importorskip('cnv2_plugin.whole.detectors')
 
 from mmdet.structures import DetDataSample
 
-from cnv2_plugin.deploy.detectors import export_detector
 from cnv2_plugin.serving import Model
 from cnv2_plugin.serving.images import open_image, prepare
+from cnv2_plugin.whole.detectors import export_detector
 from tests.openmmlab.detectors import detector
 from tests.serving.test_serving import picture
 

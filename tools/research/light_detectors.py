@@ -26,12 +26,12 @@ from cnv2_plugin.benchmark.latency import pinned  # noqa: E402
 from cnv2_plugin.commands._config_models import HeadOutputs  # noqa: E402
 from cnv2_plugin.commands._output import progress_printer  # noqa: E402
 from cnv2_plugin.deploy import condense  # noqa: E402
-from cnv2_plugin.deploy.detectors import export_detector  # noqa: E402
 from cnv2_plugin.deploy.runtimes import onnxruntime  # noqa: E402
 from cnv2_plugin.deploy.timing import Progress, interleave  # noqa: E402
 from cnv2_plugin.kernels import available  # noqa: E402
 from cnv2_plugin.toolkits.openmmlab.deploy_files import build  # noqa: E402
 from cnv2_plugin.toolkits.openmmlab.runner_config import load_config  # noqa: E402
+from cnv2_plugin.whole.detectors import export_detector  # noqa: E402
 from tools.research.tables import markdown, replace_table  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / 'configs/mmdet'

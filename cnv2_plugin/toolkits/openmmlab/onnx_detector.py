@@ -10,9 +10,9 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...deploy.detectors import paste
 from ...deploy.runtimes.onnxruntime import metadata_of
 from ...deploy.timing import onnx_session
+from ...whole.detectors import paste
 
 
 class OnnxModel(BaseModel):

@@ -7,8 +7,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from ...deploy.verify import VerificationError
 from ...models.modes import evaluating
-from ..verify import VerificationError
 
 SHARE = 0.01
 """Of twenty boxes or more, so many (but always a pair) may be decided otherwise, where the last digit turns a score or

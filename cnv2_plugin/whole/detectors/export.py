@@ -8,9 +8,9 @@ from typing import Any, Literal, Optional, Union
 import torch
 from torch import Tensor
 
+from ...deploy.runtimes.onnxruntime import OPSETS
 from ..adapters import adapt
 from ..one_file import write_whole
-from ..runtimes.onnxruntime import OPSETS
 from . import transformer  # noqa: F401 -- registers what it adapts
 from .boxes import write_as_standard_operators
 from .compare import BoxReport, compare

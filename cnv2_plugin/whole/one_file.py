@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from .. import __version__
 from ..checkpoints.io import staged
+from ..deploy.lower import lower
+from ..deploy.runtimes import RUNTIMES
+from ..deploy.runtimes.base import Loaded, check_free
+from ..deploy.runtimes.onnxruntime import OPSETS, to_proto
+from ..deploy.runtimes.onnxruntime import load as load_onnx
 from ..models.modes import in_eval
 from .adapters import UnsupportedModelError
-from .lower import lower
-from .runtimes import RUNTIMES
-from .runtimes.base import Loaded, check_free
-from .runtimes.onnxruntime import OPSETS, to_proto
-from .runtimes.onnxruntime import load as load_onnx
 
 Batch = Union[int, Literal['dynamic']]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..deploy.verify import VerificationError, relative_difference
 from ..graph.model_parts import replace_module
 from ..layers.known import is_exactly
 from ..models.modes import evaluating
 from .adapters import adapt, adapts, refuse
 from .one_file import write_whole
-from .verify import VerificationError, relative_difference
 
 _HEADS = 'mmseg.models.decode_heads'
 _PREDICTION = ('predict', 'inference', 'whole_inference', 'encode_decode', 'extract_feat', 'postprocess_result')

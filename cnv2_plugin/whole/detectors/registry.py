@@ -21,7 +21,7 @@ DEFAULT_COUNT = 300
 """Boxes of an image where the config does not say how many."""
 
 adapts = partial(_adapts, methods=DECODING)
-"""Register an adapter; see :func:`cnv2_plugin.deploy.adapters.adapts`."""
+"""Register an adapter; see :func:`cnv2_plugin.whole.adapters.adapts`."""
 
 
 def positive(cfg: Mapping[str, Any], name: str, default: Optional[int] = None) -> int:
