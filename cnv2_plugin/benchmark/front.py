@@ -7,12 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, Optional, Union
 
 import torch
+from torch import Tensor
 
 from ..archs import VARIANTS
 from ..deploy.condense import condense
+from ..deploy.export import export_onnx
 from ..deploy.lower import lower
 from ..deploy.quantize import quantize_onnx
-from ..deploy.timing import Progress, interleave, onnx_session
+from ..deploy.timing import Progress, Runner, interleave, onnx_session
 from ..kernels import available
 from ..models.multiply_adds import count_mult_adds
 from .latency import pinned, random_finished
@@ -51,7 +53,7 @@ class Point:
 
     Attributes:
         name: of the network.
-        form: ``'standard'``, ``'int8'`` or ``'native'`` for ours; ``'peer'`` for the others.
+        form: ``'standard'``, ``'int8'``, ``'native'`` or ``'native int8'`` for ours; ``'peer'`` for the others.
         top1: published ImageNet accuracy in percent.
         height: of the images.
         mult_adds: multiply-adds of one image.
@@ -84,7 +86,7 @@ def measure_front(
         peers: keys of :data:`PUBLISHED`.
 
     Returns:
-        One point a peer of at most :data:`LIMIT` multiply-adds, and up to three a network of ours.
+        One point a peer of at most :data:`LIMIT` multiply-adds, and up to four a network of ours.
 
     Raises:
         ValueError: a network without published ImageNet accuracy, or an unknown peer.
@@ -151,9 +153,17 @@ def _forms(name: str, place: Path):
     small = prepared.file.with_suffix('.int8.onnx')
     if not small.exists():
         quantize_onnx(prepared.file, small, [images.numpy()], rounds=1)
-    session = onnx_session(small)
-    feed = {session.get_inputs()[0].name: images.numpy()}
-    yield 'int8', lambda: session.run(None, feed), work
+    yield 'int8', _session(small, images), work
     if available():
         native = lower(model, (3, 224, 224), 'native')
         yield 'native', exported('onnxruntime')(native, images, 1, place, True).run, work
+        small = prepared.file.with_suffix('.native-int8.onnx')
+        if not small.exists():
+            export_onnx(model, small, (3, 224, 224), batch=1, native=True, int8=[images])
+        yield 'native int8', _session(small, images), work
+
+
+def _session(file: Path, images: Tensor) -> Runner:
+    session = onnx_session(file)
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: session.run(None, feed)

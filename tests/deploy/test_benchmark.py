@@ -164,3 +164,21 @@ def test_peak_memory_grows_with_the_work(tmp_path):
 def test_command_tells_of_an_unknown_form(capsys):
     assert main(['benchmark', 'condensenetv2_110_cifar', '--forms', 'dense', '--quiet']) == 2
     assert '--forms has dense; choose from' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.needs('kernels', 'onnx', 'onnxruntime')
+def test_a_native_network_whose_outputs_hardly_vary_is_measured(capsys):
+    command = [
+        'benchmark',
+        'condensenetv2_a',
+        '--forms',
+        'native',
+        '--runtimes',
+        'onnxruntime',
+        '--rounds',
+        '1',
+        '--json',
+    ]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)
