@@ -48,10 +48,11 @@ def compiled(module: nn.Module, images: Tensor, threads: int, folder: Path, opti
     return Prepared(run, _bytes(module))
 
 
-def exported(name: str) -> Callable[..., Prepared]:
+def exported(name: str, tolerance: float = 1e-5) -> Callable[..., Prepared]:
     """A runtime of :mod:`cnv2_plugin.deploy.runtimes` with its file; OpenVINO reads that of ONNX Runtime.
 
-    ONNX files are found again where the structure, the weights and the images are the same.
+    ONNX files are found again where the structure, the weights and the images are the same, and agree with PyTorch to
+    the tolerance.
     """
 
     def prepare(module: nn.Module, images: Tensor, threads: int, folder: Path, optimize: bool) -> Prepared:
@@ -60,7 +61,8 @@ def exported(name: str) -> Callable[..., Prepared]:
         if name in ('onnxruntime', 'openvino'):
             files = [folder / f'{digest}.onnx']
             if not files[0].exists():
-                export_onnx(module, files[0], tuple(images.shape[1:]), batch=len(images), optimize=optimize)
+                size = tuple(images.shape[1:])
+                export_onnx(module, files[0], size, len(images), optimize=optimize, tolerance=tolerance)
             load = runtime.load(files[0], threads)
         else:
             files = [folder / f'{digest}{suffix}' for suffix in kind.suffixes]
