@@ -103,7 +103,7 @@ def test_what_is_never_pruned_has_no_condensed_form(tmp_path, capsys, monkeypatc
     page.write_text('<!-- scenes: begin -->\nold\n<!-- scenes: end -->\n')
     assert compare.main([*arguments, '--page', str(page), 'scenes']) == 0
     table = capsys.readouterr().out
-    assert page.read_text() == f'<!-- scenes: begin -->\n{table}<!-- scenes: end -->\n'
+    assert page.read_text() == f'<!-- scenes: begin -->\n\n{table}\n<!-- scenes: end -->\n'
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()[2:]]
     both = '0.5100 ± 0.010 (0.5000 / 0.5100 / 0.5200)'
     assert [row[4:7] for row in rows] == [[both, both, both], [both, '', '']]

@@ -25,7 +25,7 @@ def replace_table(text: str, page: Path, mark: str) -> None:
         raise ValueError(
             f'{page} lacks the lines "{begin.strip()}" and "{end.strip()}"; put them where the table goes.'
         )
-    page.write_text(f'{before}{begin}{text}{end}{after}')
+    page.write_text(f'{before}{begin}\n{text}\n{end}{after}')
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
