@@ -85,11 +85,8 @@ def plot_front(points: Sequence[Point], path: Union[str, Path]) -> None:
             axis.plot([p.milliseconds for p in ours], [p.top1 for p in ours], 'o-', label=f'ours, {form}', linewidth=1)
         best = front(points)
         axis.step([p.milliseconds for p in best], [p.top1 for p in best], where='post', color='black', linewidth=1)
-        for point in [*best, *(p for p in points if p.form == 'native' and p not in best)]:
-            below, at = (
-                point.form.startswith('native'),
-                (point.milliseconds, point.top1),
-            )  # left of the front nothing is drawn
+        for point in [*(p for p in best if p.form == 'peer'), *(p for p in points if p.form == 'native')]:
+            below, at = point.form == 'native', (point.milliseconds, point.top1)  # nothing is drawn left of the front
             options = dict(va='top', weight='bold') if below else dict(ha='right')
             axis.annotate(point.name, at, fontsize=7, xytext=(5, -3) if below else (-4, 3),
                           textcoords='offset points', **options)  # fmt: skip
