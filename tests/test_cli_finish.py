@@ -68,6 +68,7 @@ test_dataloader = dict(dataset=dict(pipeline=[
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs('onnx', 'onnxruntime', 'mmengine')
 def test_an_onnx_file_says_what_its_checkpoint_says(tmp_path):
     import onnx
@@ -87,6 +88,7 @@ def test_an_onnx_file_says_what_its_checkpoint_says(tmp_path):
         assert said['version'] == cnv2_plugin.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.needs('onnx', 'onnxruntime')
 def test_a_model_of_one_channel_has_one_mean(tmp_path):
     import onnx
@@ -99,6 +101,7 @@ def test_a_model_of_one_channel_has_one_mean(tmp_path):
     assert len(said['mean']) == len(said['std']) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.needs('onnx', 'onnxruntime')
 def test_a_full_disk_is_a_sentence(tmp_path):
     """A limit on the size of files makes the system's own write fail in the middle."""

@@ -158,6 +158,7 @@ def test_small_images_are_fine_for_the_first_stages():
         model(torch.randn(1, 4, 8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('features_only', [False, True])
 def test_the_check_of_the_size_is_in_no_graph(features_only):
     model = timm.create_model('condensenetv2_a', features_only=features_only).eval()

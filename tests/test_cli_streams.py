@@ -22,6 +22,7 @@ def test_the_package_runs_as_a_module_and_a_closed_output_loses_no_file(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ['x.pth']
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_gets_no_traceback(tmp_path):
     read, write = os.pipe()
     os.close(read)

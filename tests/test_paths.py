@@ -52,6 +52,7 @@ def test_twins_by_case_are_one_file(trained, capsys):
     assert 'twice' in capsys.readouterr().err and not os.path.exists('x.pth')
 
 
+@pytest.mark.slow
 def test_predict_draws_over_no_image(tmp_path, capsys):
     pytest.importorskip('onnxruntime')
     from PIL import Image

@@ -84,6 +84,7 @@ def test_usage_errors(released, arch, capsys):
     assert error.value.code == 2
 
 
+@pytest.mark.slow
 def test_script(released, tmp_path):
     script = Path(__file__).parents[2] / 'tools' / 'import_official.py'
     command = [

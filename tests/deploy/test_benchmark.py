@@ -70,6 +70,7 @@ def test_timing_summarises_milliseconds():
     assert Timing.of([0.003, 0.001, 0.002]) == Timing(1.0, 2.0, 3.0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.needs('onnx', 'onnxruntime')
 def test_every_combination_is_measured():
     measured = benchmark({'tiny': tiny_model()}, input_size=(3, 32, 32), batch=2, rounds=2, warmup=1)
@@ -105,6 +106,7 @@ def test_random_finished_is_reproducible_and_finished():
     assert torch.equal(a.norm[0].running_mean, b.norm[0].running_mean)
 
 
+@pytest.mark.slow
 @pytest.mark.needs('matplotlib')
 def test_command_prints_a_table_and_writes_json(tmp_path, capsys):
     path = tmp_path / 'figures.json'
@@ -151,6 +153,7 @@ def test_exponent():
         exponent([1], [1])
 
 
+@pytest.mark.slow
 @pytest.mark.needs('onnx', 'onnxruntime')
 def test_peak_memory_grows_with_the_work(tmp_path):
     peaks = []

@@ -22,6 +22,7 @@ def finished(seed=0, **kwargs):
     return finish_pruning(randomize_norms(model, seed)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('optimize', [False, True])
 def test_dynamic_batch(tmp_path, optimize):
     model = finished()
@@ -123,6 +124,7 @@ def test_a_mean_is_pooled_globally_only_where_it_keeps_its_dimensions(keepdim, t
     assert found.shape == ((2, 5, 1, 1) if keepdim else (2, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('opset', [17, 18])
 @pytest.mark.parametrize('form', ['masked', 'condensed', 'lowered', 'surgery'])
 def test_opset(tmp_path, form, opset):

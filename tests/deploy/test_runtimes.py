@@ -153,7 +153,7 @@ from cnv2_plugin.deploy.runtimes import base
 
 model = torch.nn.Conv2d(3, 4, 1).eval()
 base.import_module = lambda name: SimpleNamespace(
-    write=lambda lowered, path, example: [path.with_suffix(s).write_text('new') for s in ('.xml', '.bin')],
+    write=lambda lowered, path, *_, **__: [path.with_suffix(s).write_text('new') for s in ('.xml', '.bin')],
     load=lambda path: lambda x: [model(x)],
 )
 base.find_spec = lambda package: True

@@ -122,6 +122,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs('onnx', 'onnxruntime')
 @pytest.mark.parametrize('runtime', ['pytorch', 'onnxruntime'])
 @pytest.mark.parametrize('threads', ['1', '2'])

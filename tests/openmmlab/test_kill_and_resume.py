@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from .stand_ins import hook_of, runner_config, train
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     iteration = random.Random(seed).randrange(4, 12)

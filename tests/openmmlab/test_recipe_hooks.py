@@ -70,6 +70,7 @@ def test_statistics_after_a_stage_are_those_of_some_training_batches(tmp_path):
             assert torch.allclose(a, b, atol=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sampler', ['DefaultSampler', 'InfiniteSampler'])
 def test_measuring_statistics_changes_no_weight_and_resumes(tmp_path, sampler):
     def run(folder, recalibrate, **options):

@@ -130,6 +130,7 @@ class ScaledOptimWrapper(OptimWrapper):
 SGD = dict(type='SGD', lr=0.05, momentum=0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'wrapper',
     [

@@ -47,6 +47,7 @@ def trained(digits, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_trained_condensed_and_deployed_give_one_accuracy(trained, digits, tmp_path, capsys):
     checkpoint = str(trained / 'epoch_1.pth')
     command = ['deploy', str(FASHION), checkpoint, '--out', str(tmp_path / 'x.pth'), '--onnx', str(tmp_path / 'x.onnx')]

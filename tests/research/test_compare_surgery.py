@@ -34,6 +34,7 @@ def tool():
     return compare_surgery
 
 
+@pytest.mark.slow
 def test_writes_table_figures_and_picture_and_trains_only_once(tool, tmp_path, capsys, monkeypatch):
     arguments = [*SMALLEST, '--datasets', 'digits', *folders(tmp_path)]
     assert tool.main(arguments) == 0
@@ -77,6 +78,7 @@ def test_every_arm_sees_the_same_batches():
     assert all((a == b).all() and (c == d).all() for (a, c), (b, d) in zip(first, second))
 
 
+@pytest.mark.slow
 def test_our_recipe_prunes_early_and_the_dense_arm_teaches(tool, tmp_path, capsys):
     arguments = [*SMALLEST, '--datasets', 'digits', '--arms', 'groups', 'reactivation']
     _, papers = compare_surgery.runs('digits', compare_surgery.arguments().parse_args(arguments))

@@ -80,6 +80,7 @@ def test_layers_that_surgery_adds_are_counted_pruned():
     assert pruned['params_unpruned'] == plain['params_unpruned']
 
 
+@pytest.mark.slow
 def test_what_is_never_pruned_has_no_condensed_form(tmp_path, capsys, monkeypatch):
     pytest.importorskip('mmdet')
     base = ROOT / 'configs/mmdet/retinanet_condensenetv2-small_fpn_1xb8-12e_fashion-scenes.py'

@@ -83,6 +83,7 @@ def test_bad_options_are_refused(options, message):
         training_cost({'tiny': model_of()}, (3, 32, 32), **options)
 
 
+@pytest.mark.slow
 def test_command_prints_ratios_and_writes_json(tmp_path, capsys):
     path = tmp_path / 'train.json'
     arguments = ['condensenetv2_110_cifar', '--input-size', '3', '16', '16', '--batch', '2', '--rounds', '1']

@@ -103,6 +103,7 @@ def test_what_was_trained_is_validated_and_infers(use_ema, tmp_path, capsys):
     assert told['top1'] == pytest.approx(100 * np.mean([best.indices[i] == i // 3 for i in range(15)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('opt', ['sgd', 'lookahead_adamw'])
 def test_resumed_it_ends_where_the_whole_training_ends(opt, tmp_path):
     options = ['--sparse-fraction', 0.6, '--start', 0.05, '--group-lasso', 1e-3, *EPOCH]

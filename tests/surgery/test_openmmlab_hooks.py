@@ -91,6 +91,7 @@ def test_the_model_wrapper_builds_the_same_network():
     assert relative_difference(logits(deployed), logits(wrapped)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('update_buffers', [None, False, True])
 def test_condensed_training_changes_nothing_but_the_work(tmp_path, update_buffers):
     averaging = [] if update_buffers is None else [dict(type='EMAHook', momentum=0.3, update_buffers=update_buffers)]

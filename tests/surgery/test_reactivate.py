@@ -276,6 +276,7 @@ def test_a_changed_module_copies_pickles_and_keeps_its_class():
         assert type(deepcopy(unit)) is type(unit)
 
 
+@pytest.mark.slow
 def test_together_with_learned_groups_condensed_training_and_onnx(tmp_path):
     model = network('shufflenet')
     state = deepcopy(model.state_dict())
