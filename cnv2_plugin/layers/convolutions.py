@@ -172,6 +172,10 @@ def prefer_group_product(columns: int, grouped_side: str, channels_last: bool) -
     return columns >= (32 if grouped_side == 'outputs' else 16)
 
 
+_HOOKS = ('forward', 'forward_pre', 'backward', 'backward_pre')
+"""Kinds of hooks that a call of a module runs, its own and those of all modules."""
+
+
 def may_take_product(x: Tensor, conv: nn.Module, training: bool) -> bool:
     """Whether :func:`group_product` may stand for a call of a condensed layer's convolution.
 
@@ -192,8 +196,8 @@ def may_take_product(x: Tensor, conv: nn.Module, training: bool) -> bool:
         and conv.groups > 1
         and conv.stride == (1, 1)
         and 'forward' not in conv.__dict__
-        and not (conv._forward_hooks or conv._forward_pre_hooks or conv._backward_hooks or conv._backward_pre_hooks)
-        and not nn.modules.module._has_any_global_hook()
+        and not any(getattr(conv, f'_{kind}_hooks') for kind in _HOOKS)
+        and not any(getattr(nn.modules.module, f'_global_{kind}_hooks') for kind in _HOOKS)
         and not torch.jit.is_tracing()
         and not torch.compiler.is_compiling()
     )
