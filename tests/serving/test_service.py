@@ -6,13 +6,14 @@ import io
 import pytest
 from PIL import Image
 
-from tests.docs.blocks import ROOT
-from tests.serving.files import classifier
-from tests.serving.test_serving import picture
-
+pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 pytest.importorskip('fastapi')
 pytest.importorskip('httpx')
+
+from tests.docs.blocks import ROOT
+from tests.serving.files import classifier
+from tests.serving.test_serving import picture
 
 
 @pytest.fixture
