@@ -176,38 +176,34 @@ _HOOKS = ('forward', 'forward_pre', 'backward', 'backward_pre')
 """Kinds of hooks that a call of a module runs, its own and those of all modules."""
 
 
-def may_take_product(x: Tensor, conv: nn.Module, training: bool) -> bool:
-    """Whether :func:`group_product` may stand for a call of a condensed layer's convolution.
+def group_product(x: Tensor, conv: nn.Module, training: bool) -> Optional[Tensor]:
+    """A condensed layer's 1x1 group convolution as one product a group, or None where the convolution must be called.
 
-    That is in evaluation mode, for contiguous features on a CPU, while nothing traces, compiles or exports, and where
-    nothing is attached to the convolution that a call of it would run.
+    PyTorch convolves group by group on a CPU, which takes longer the narrower the groups are. The product stands for
+    that in evaluation mode, for contiguous features, while nothing traces, compiles or exports, and where nothing is
+    attached to the convolution that a call of it would run.
 
     Args:
-        x: features, or what a tracer puts in their place.
+        x: features ``(N, I, H, W)``, or what a tracer puts in their place.
         conv: the convolution.
         training: mode of the layer.
     """
-    return (
-        not training
-        and type(x) is Tensor
-        and type(conv) is nn.Conv2d
-        and x.device.type == 'cpu'
-        and x.is_contiguous()
-        and conv.groups > 1
-        and conv.stride == (1, 1)
-        and 'forward' not in conv.__dict__
-        and not any(getattr(conv, f'_{kind}_hooks') for kind in _HOOKS)
-        and not any(getattr(nn.modules.module, f'_global_{kind}_hooks') for kind in _HOOKS)
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
-    )
-
-
-def group_product(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 1x1 group convolution of ``(N, I, H, W)`` as one product a group.
-
-    PyTorch convolves group by group on a CPU, which takes longer the narrower the groups are.
-    """
+    if (
+        training
+        or type(x) is not Tensor
+        or type(conv) is not nn.Conv2d
+        or x.device.type != 'cpu'
+        or not x.is_contiguous()
+        or conv.groups == 1
+        or not conv.kernel_size == conv.stride == (1, 1)
+        or conv.padding != (0, 0)
+        or 'forward' in conv.__dict__
+        or any(getattr(conv, f'_{kind}_hooks') for kind in _HOOKS)
+        or any(getattr(nn.modules.module, f'_global_{kind}_hooks') for kind in _HOOKS)
+        or torch.jit.is_tracing()
+        or torch.compiler.is_compiling()
+    ):
+        return None
     n, h, w = x.size(0), x.size(2), x.size(3)
     weight = conv.weight.reshape(conv.groups, -1, conv.weight.size(1))
     y = (weight @ x.view(n, conv.groups, weight.size(2), h * w)).view(n, conv.out_channels, h, w)

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.types import Device
 
-from .convolutions import (
-    SparseConv2d,
-    check_knows_masks,
-    conv_options,
-    group_product,
-    masked_weight,
-    may_take_product,
-    replacement_conv,
-)
+from .convolutions import SparseConv2d, check_knows_masks, conv_options, group_product, masked_weight, replacement_conv
 from .grouping import GroupedSide, Grouping
 from .known import check_exact, is_class, refuse
 from .state_dicts import adopt_average, adopt_other_state, adopt_plain_conv, state_dict_faults
@@ -143,8 +135,9 @@ class GroupSparseConv2d(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         if not hasattr(self, 'mask'):  # condensed; TorchScript resolves this when it compiles, a comparison it does not
             if not torch.jit.is_scripting():
-                if may_take_product(x, self.conv, self.training):
-                    return group_product(x, self.conv)
+                product = group_product(x, self.conv, self.training)
+                if product is not None:
+                    return product
             return self.conv(x)
         if not torch.jit.is_scripting():
             check_knows_masks(self.conv, self._short)
