@@ -26,7 +26,8 @@ AVX2 = ['-mavx2', '-mfma']
 AVX512 = [*AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mprefer-vector-width=512']
 MIM = 'cnv2_plugin/.mim'
 CHECKOUT_TOOLS = (
-    '__init__.py', 'build_wheels.sh', 'draw_architecture.py', 'gpu_check.sh', 'quickstart.py', 'quickstart.sh',
+    '__init__.py', 'build_wheels.sh', 'draw_architecture.py', 'gpu_check.sh', 'make_touching_pairs.py',
+    'mutate.py', 'mutate.sh', 'quickstart.py', 'quickstart.sh',
     'run_tests.sh', '_environment.sh', '_stack.sh', 'research', 'docs_site',
 )  # fmt: skip
 """In tools/, what needs the repository around it."""

@@ -23,7 +23,8 @@ SHORT = [
 """Six iterations."""
 
 OF_THE_CHECKOUT = (
-    '__init__.py', 'build_wheels.sh', 'draw_architecture.py', 'gpu_check.sh', 'quickstart.py', 'quickstart.sh',
+    '__init__.py', 'build_wheels.sh', 'draw_architecture.py', 'gpu_check.sh', 'make_touching_pairs.py',
+    'mutate.py', 'mutate.sh', 'quickstart.py', 'quickstart.sh',
     'run_tests.sh', '_environment.sh', '_stack.sh', 'research/', 'docs_site/',
 )  # fmt: skip
 """Tools that need the repository around them."""
