@@ -13,6 +13,7 @@ from typing import Optional
 from . import __version__
 from .commands._output import tables_as_json
 from .commands._usage import UsageError, check_input
+from .interrupt import raise_at_interrupt, tell_interrupted, was_interrupted
 
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, ImportError, KeyError)
 """Errors whose message says what was wrong; anything else is a defect and shows its traceback."""
@@ -81,10 +82,8 @@ def main(argv: Optional[list[str]] = None) -> int:
     _mend_streams()
     if '_ARGCOMPLETE' in os.environ and find_spec('argcomplete'):
         import_module('argcomplete').autocomplete(build_parser())
-    try:
-        args = build_parser(next(iter(argv), '')).parse_args(argv)
-    except KeyboardInterrupt:
-        return _interrupted()
+    args = build_parser(next(iter(argv), '')).parse_args(argv)
+    raise_at_interrupt()
     try:
         _check_encoding(argv)
         check_input(getattr(args, 'input', None))
@@ -93,20 +92,17 @@ def main(argv: Optional[list[str]] = None) -> int:
         sys.stdout.flush()
         return ended
     except KeyboardInterrupt:
-        return _interrupted()
+        return tell_interrupted()
     except BrokenPipeError:  # whoever read what is printed has gone, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    except EXPECTED as error:
-        if args.debug:
+    except Exception as error:
+        if was_interrupted(error):
+            return tell_interrupted()
+        if args.debug or not isinstance(error, EXPECTED):
             raise
         print(f'cnv2 {args.command}: {" ".join(_message(error).split())}', file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-
-
-def _interrupted() -> int:
-    print('cnv2: interrupted', file=sys.stderr)
-    return 130
 
 
 def _mend_streams() -> None:

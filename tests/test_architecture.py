@@ -26,7 +26,7 @@ def denied(page):
         room = room.removesuffix('.py')
         denies, _, but = cell.partition(' but ')
         names = {name.removesuffix('.py') for name in re.findall(r'`([\w.]+)/?`', denies)}
-        exempt = set(re.findall(r'`([\w.]+)/?`', but)) | {room}
+        exempt = {name.removesuffix('.py') for name in re.findall(r'`([\w.]+)/?`', but)} | {room}
         found[room] = names | (rooms - exempt if OTHERS in denies else set())
     return found
 

@@ -20,7 +20,7 @@ LEVELS = (
     ('checkpoints', 'sparsify'),
     ('models',),
     ('layers',),
-    ('archs', 'config_files'),
+    ('archs', 'config_files', 'interrupt'),
 )
 """Rooms from top to bottom; a room may import those below it. ``serving`` stands apart: it takes the kernels alone."""
 
