@@ -96,7 +96,7 @@ class Placement:
         require(self.program.changes.get(map_, changes) == changes)
         return self._take(map_, channels)
 
-    def temporary(self, channels: int, changes: tuple[int, ...], padded: bool = False) -> View:
+    def temporary(self, channels: int, changes: tuple[int, ...], padded: bool) -> View:
         """Channels of a map that no value needs any more, or of a new one; they are held from now on."""
         slots = PADDED_SLOTS if padded else OTHER_SLOTS
         features = self._feature_maps.values()

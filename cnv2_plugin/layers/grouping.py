@@ -155,6 +155,12 @@ class Grouping:
         """The inverse of :meth:`pack`; pruned entries are 0."""
         return unpacked_weight(packed, kept, self.groups, self.num_units, self.grouped_side)
 
+    def is_packed(self, weight: Tensor) -> bool:
+        """Whether a weight has the shape of a packed one, and not that of a masked one."""
+        inputs, outputs = self._surviving()
+        packed, masked = (outputs, inputs // self.groups, 1, 1), (self.out_channels, self.in_channels, 1, 1)
+        return weight.shape == packed != masked
+
     def group_conv(self, **options: Any) -> nn.Conv2d:
         """A 1x1 group convolution over the units that are left in the end.
 

@@ -47,7 +47,7 @@ def adopt_other_state(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], pr
     kept = layer.grouping.kept_index(mask)
     finished = kept.numel() == layer.groups * layer.kept_per_group()
     if not layer.packed:
-        if finished and weight.shape != mask.shape:
+        if finished and layer.grouping.is_packed(weight):
             state_dict[key] = layer.unpack_weight(weight, mask)
         return []
     if not finished:

@@ -104,10 +104,10 @@ def masked_state_dict(state_dict: Mapping[str, Tensor], model: nn.Module) -> dic
     layers = _training_layers(model)
     masked = dict(state_dict)
     for key, mask in state_dict.items():
-        prefix, _, last = key.rpartition('.')
-        weight = f'{prefix}.conv.weight'
-        if last == 'mask' and weight in masked and plain_name(prefix) in layers and masked[weight].shape != mask.shape:
-            masked[weight] = layers[plain_name(prefix)].unpack_weight(masked[weight], mask)
+        prefix, dot, last = key.rpartition('.')
+        weight, layer = f'{prefix}{dot}conv.weight', layers.get(plain_name(prefix))
+        if last == 'mask' and weight in masked and layer is not None and layer.grouping.is_packed(masked[weight]):
+            masked[weight] = layer.unpack_weight(masked[weight], mask)
     return masked
 
 

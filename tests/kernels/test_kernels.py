@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cnv2_plugin.graph.ir import Graph
-from cnv2_plugin.graph.ops import Concat, Conv, GlobalAveragePool, MaxPool, Pointwise
+from cnv2_plugin.graph.ops import Add, Concat, Conv, GlobalAveragePool, MaxPool, Pointwise, ScatterSum
 from cnv2_plugin.kernels.compiler import compile_graph
 from cnv2_plugin.kernels.native_model import NativeStages, native_program
 from cnv2_plugin.kernels.operator import native_stages
@@ -380,12 +380,27 @@ def pooled_then_grows(graph: Graph, x: int) -> int:
     return graph.add(Concat(), x, graph.add(Conv(torch.ones(2, 4, 1, 1).double()), x))
 
 
-@pytest.mark.parametrize('part', [grows_by_3x3, largest_then_grows, pooled_then_grows])
+def adds_to_what_is_read_later(graph: Graph, x: int) -> int:
+    before, added = (graph.add(Conv(torch.randn(4, 4, 1, 1).double()), x) for _ in range(2))
+    added = graph.add(ScatterSum(torch.arange(4), 4), graph.add(Conv(torch.randn(4, 4, 1, 1).double()), added))
+    return graph.add(Concat(), graph.add(Add(), before, added), before)
+
+
+@pytest.mark.parametrize('part', [grows_by_3x3, largest_then_grows, pooled_then_grows, adds_to_what_is_read_later])
 def test_what_no_program_can_place_is_left_to_standard_operators(part):
     graph = Graph.of(4)
     graph.output = part(graph, graph.output)
     with pytest.raises(UnsupportedError):
         compile_graph(graph)
+
+
+def test_more_layers_need_no_more_maps():
+    """What a layer computes within itself lies where the layer before had it."""
+    maps = []
+    for layers in ((2, 2), (2, 5)):
+        form = native_form(finished('condensenetv2', arch=dict(TINY, layers=layers), num_classes=5), (3, 32, 32))
+        maps.append([int(part.plan[3]) for part in form.modules() if isinstance(part, NativeStages)])
+    assert maps[0] == maps[1]
 
 
 def test_a_hook_around_a_part_of_the_head_still_acts():

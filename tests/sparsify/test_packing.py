@@ -217,6 +217,23 @@ def test_a_packed_layer_follows_the_masks_it_loads():
         first.load_state_dict(LAYERS['lgc']().state_dict())
 
 
+@pytest.mark.parametrize('name', sorted(LAYERS))
+@pytest.mark.parametrize('packed', [False, True])
+def test_only_a_packed_weight_is_taken_for_one(name, packed):
+    """One of another width, as of another network, stays as it is, and loading refuses it."""
+    layer = layer_of(name)
+    weight, mask = layer.conv.weight.detach(), layer.mask
+    if packed:
+        layer.switch_to_packed()
+    for wrong in (torch.cat([weight, weight], 1), weight[:, 1:], weight[1:], weight.expand(-1, -1, 3, 3)):
+        state = {**layer.state_dict(), 'conv.weight': wrong, 'mask': mask}
+        assert masked_state_dict(state, layer)['conv.weight'] is wrong
+        with pytest.raises(RuntimeError, match='conv.weight'):
+            layer.load_state_dict(state)
+    masked = masked_state_dict(layer.state_dict(), layer)['conv.weight']
+    assert relative_difference(masked, layer.masked_weight()) < EXACT or not packed
+
+
 def test_saved_checkpoint_turns_into_the_masked_form_with_its_optimizer():
     model = model_of()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
