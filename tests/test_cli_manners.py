@@ -46,7 +46,7 @@ def test_cost_as_json(capsys):
         ['deploy', '{}', '--arch', 'condensenet_50_cifar', '--out', 'x.pth', *SMALL],
         pytest.param(
             ['export', '{}', '--arch', 'condensenet_50_cifar', '--out', 'x.onnx', '--forms', *SMALL],
-            marks=pytest.mark.needs('onnx', 'onnxruntime'),
+            marks=[pytest.mark.slow, pytest.mark.needs('onnx', 'onnxruntime')],
         ),
         ['sparsity', '{}', '--arch', 'condensenet_50_cifar'],
     ],
@@ -81,6 +81,7 @@ def test_benchmark_as_json(to, tmp_path, monkeypatch, capsys):
     assert content['machine'] and len(content['measurements']) == 1
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_no_progress(tmp_path):
     command = [sys.executable, '-m', 'cnv2_plugin.cli', 'benchmark', 'condensenet_50_cifar', '--rounds', '1']
     command += ['--warmup', '0', '--forms', 'condensed', '--runtimes', 'eager', '--input-size', '3', '32', '32']

@@ -107,7 +107,8 @@ def test_prefix_and_bare_name_are_one_class():
     assert registry.MODELS.get('LinearClsHead').__module__.startswith('mmpretrain')
 
 
-@pytest.mark.parametrize('first', [pytest.param('mmpretrain', marks=pytest.mark.slow), 'cnv2_plugin'])
+@pytest.mark.slow
+@pytest.mark.parametrize('first', ['mmpretrain', 'cnv2_plugin'])
 def test_names_are_listed_whichever_is_imported_first(first):
     code = (
         f'import {first}, cnv2_plugin, mmpretrain\n'

@@ -26,7 +26,7 @@ TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, condense_
 FAMILIES = {
     'condensenetv2': dict(TINY, groups_sfr=2, sparse_factor=2, se_from=2, head_width=20),
     'condensenet': TINY,
-    'sfr_shufflenetv2': dict(channels=(32, 56), repeats=(2, 2), final_width=40),
+    'sfr_shufflenetv2': dict(channels=(32, 56), repeats=(2, 1), final_width=40),
     'shufflenetv2': dict(channels=(32, 56), repeats=(2, 1), final_width=40),
 }
 
@@ -44,9 +44,16 @@ class Inverted(nn.Module):
         return x + self.narrow(self.filter(self.widen(x)))
 
 
+def resnet():
+    """Of bottlenecks: the first of a stage, one after it, and one with a stride; further stages have no others."""
+    model = timm.create_model('resnet26', num_classes=5, layers=(2, 1, 1, 1), channels=(8, 8, 8, 8))
+    model.layer3, model.layer4, model.fc = nn.Identity(), nn.Identity(), nn.Linear(32, 5)
+    return model
+
+
 FOREIGN = {
-    'resnet': lambda: timm.create_model('resnet26', num_classes=5, layers=(2, 1, 1, 1), channels=(8, 8, 16, 16)),
-    'densenet': lambda: timm.create_model('densenet121', num_classes=5, growth_rate=8, block_config=(2, 2)),
+    'resnet': resnet,
+    'densenet': lambda: timm.create_model('densenet121', num_classes=5, growth_rate=8, block_config=(2, 1)),
     'own': lambda: nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), Inverted(16), Inverted(16), nn.MaxPool2d(3, 2, 1)),
 }
 

@@ -17,7 +17,10 @@ TINY = dict(layers=[1, 2], growth=[8, 16], groups_1x1=4, groups_3x3=4, groups_sf
 NETWORKS = {
     'condensenetv2': ('condensenetv2', dict(arch=TINY)),
     'condensenet': ('condensenet', dict(arch=dict(layers=[1, 2], growth=[8, 16], groups_1x1=4, groups_3x3=4))),
-    'shufflenet': ('sfr_shufflenetv2', dict(arch=dict(channels=[16, 32], repeats=[2, 2], stem_width=8))),
+    'shufflenet': (
+        'sfr_shufflenetv2',
+        dict(arch=dict(channels=[16, 32], repeats=[2, 1], stem_width=8, final_width=32)),
+    ),
 }
 SIZE = (3, 32, 32)
 
@@ -130,7 +133,7 @@ def passes(report):
     return True
 
 
-FAST = (('condensenetv2', False, 'reference'), ('condensenetv2', True, 'candidate'))
+FAST = (('condensenetv2', True, 'candidate'),)
 CASES = [
     (family, hostile, side) for family in NETWORKS for hostile in (False, True) for side in ('reference', 'candidate')
 ]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,13 +38,25 @@ SHORTER = {
 """What is added to commands that would take minutes."""
 
 FAST_MODEL = 'sfr_shufflenetv2_x0_5'
-"""Stands for the networks of benchmarks and of `FAST_PAGES`: its files are written in seconds."""
+"""Stands for the networks of `FAST_PAGES`: its files are written in seconds."""
 
 FAST_PAGES = ('deployment',)
 """Pages that write many files of one network."""
 
 OPTIONAL = ('lightning.pytorch', 'openvino', 'transformers')
 """Packages of blocks that are run only where they are installed."""
+
+
+@cache
+def smallest_model() -> str:
+    """The timm name of a network of four blocks, which stands for those of benchmarks: compilers take it in seconds."""
+    import timm
+
+    def sfr_shufflenetv2_of_the_pages(pretrained: bool = False, **options):
+        arch = dict(channels=(24, 48), repeats=(2, 2), final_width=64)
+        return timm.create_model('sfr_shufflenetv2', arch=arch, **options)
+
+    return timm.models.register_model(sfr_shufflenetv2_of_the_pages).__name__
 
 
 @dataclass(frozen=True)
@@ -144,7 +157,7 @@ def run_cnv2(arguments: list[str]) -> None:
             arguments = [argument for argument in arguments if argument != form]
     if arguments[0] == 'benchmark':
         options = next(i for i, argument in enumerate(arguments) if argument.startswith('-'))
-        arguments = ['benchmark', FAST_MODEL, *arguments[options:]]
+        arguments = ['benchmark', smallest_model(), *arguments[options:]]
         arguments += ['--peers', 'ShuffleNetV2'] if '--peers' in arguments else []
     try:
         code = main([*arguments, *SHORTER.get(arguments[0], [])])

@@ -176,6 +176,7 @@ def test_the_operator_refuses_what_does_not_fit(tmp_path):
         opened.run(None, {'input': numpy.zeros((1, 3, 32, 32), numpy.float32)})
 
 
+@pytest.mark.slow
 def test_a_saved_program_runs_again(tmp_path, capsys):
     path = tmp_path / 'native.pt2'
     assert main(['export', 'condensenetv2_a', '--input', '3', '64', '64', '--out', str(path), '--native']) == 0
@@ -195,6 +196,7 @@ def test_command_writes_native_onnx(tmp_path, capsys):
     assert 'NativeStages' in json.dumps(json.loads(capsys.readouterr().out))
 
 
+@pytest.mark.slow
 @pytest.mark.needs('onnx', 'onnxruntime')
 def test_command_writes_native_int8(tmp_path, capsys):
     Image = pytest.importorskip('PIL.Image')
@@ -259,6 +261,7 @@ def test_command_tells_what_is_there(capsys):
     assert torch.__version__.split('+')[0] in text and kernels.instruction_set() in text and kernels.built_for() in text
 
 
+@pytest.mark.slow
 def test_an_instruction_set_that_is_not_there_is_refused():
     code = """
 import torch

@@ -102,6 +102,7 @@ def test_a_detector_that_does_not_fit_is_not_tested(case, folder, tmp_path, monk
     check_sentence(sentence(command, capsys), *expected)
 
 
+@pytest.mark.slow
 @pytest.mark.needs('onnx')
 def test_a_file_of_same_classes_or_another_size_is_not_tested(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -40,6 +40,7 @@ def test_checkpoint_of_a_real_run_loads_and_needs_nothing_more(tmp_path):
     assert needed == set()
 
 
+@pytest.mark.slow
 def test_without_us_such_a_checkpoint_is_refused(tmp_path):
     hub = MessageHub('refused')
     hub.update_scalar('train/loss', numpy.float64(1.5))

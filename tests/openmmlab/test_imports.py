@@ -13,7 +13,6 @@ class Block(importlib.abc.MetaPathFinder):
             raise {error}
 sys.meta_path.insert(0, Block())
 """
-ALL = ('timm', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain')
 
 
 def run(blocked, script, error='ModuleNotFoundError(f"No module named {name!r}", name=name)') -> str:
@@ -23,30 +22,15 @@ def run(blocked, script, error='ModuleNotFoundError(f"No module named {name!r}",
     return result.stdout
 
 
-def test_import_loads_no_heavy_toolkit_and_prints_nothing():
-    out = run((), 'import cnv2_plugin; print([m for m in ("mmcv", "mmdet", "mmpretrain") if m in sys.modules])')
-    assert out == '[]\n'
-
-
-def test_pure_pytorch_remains_when_every_toolkit_is_blocked():
-    script = """
-import cnv2_plugin
-from cnv2_plugin.layers import LearnedGroupConv
-from cnv2_plugin.deploy import condense
-from cnv2_plugin.toolkits.key_map import convert_keys
-print(LearnedGroupConv(8, 8).groups)
-"""
-    assert run(ALL, script) == '8\n'
-
-
 def test_only_timm():
     script = """
 import timm, cnv2_plugin
 print(type(timm.create_model('condensenetv2_a', num_classes=3)).__name__)
 """
-    assert run(ALL[1:], script) == 'CondenseNet\n'
+    assert run(('mmengine', 'mmcv', 'mmdet', 'mmpretrain'), script) == 'CondenseNet\n'
 
 
+@pytest.mark.slow
 def test_only_mmengine():
     script = """
 import torch, cnv2_plugin

@@ -135,6 +135,7 @@ def test_a_file_stands_for_the_model_of_a_config(tmp_path, name, batch):
             assert theirs.masks.any() and (ours.masks != theirs.masks).float().mean() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_file_of_another_kind_or_size_is_told(tmp_path):
     model = detector('retinanet')
     export_detector(model, tmp_path / 'd.onnx', SIZE, fixed_size=True)

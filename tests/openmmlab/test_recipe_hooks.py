@@ -118,7 +118,7 @@ def test_rewound_rate_by_the_schedulers_of_the_page(tmp_path):
     assert run(resume=True) == pytest.approx({epoch: expected[epoch] for epoch in (5, 6, 7)})
 
 
-@pytest.mark.parametrize('teacher', ['start', 'first_stage'])
+@pytest.mark.parametrize('teacher', [pytest.param('start', marks=pytest.mark.slow), 'first_stage'])
 def test_a_copy_teaches_is_not_saved_and_a_resumed_run_learns_from_the_same(tmp_path, teacher):
     make = with_hooks(dict(type='StagedSparsificationHook', start=0.2), dict(type='DistillationHook', teacher=teacher))
     runner = train(make(tmp_path))

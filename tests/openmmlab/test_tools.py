@@ -77,7 +77,8 @@ def environment(**more):
     return dict(PATH=path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', **more)
 
 
-@pytest.mark.parametrize('launcher', ['none', pytest.param('pytorch', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('launcher', ['none', 'pytorch'])
 def test_the_only_words_on_stdout_are_the_json(launcher, trained, digits, tmp_path):
     python = [sys.executable, '-m', *(('torch.distributed.run', '--nproc_per_node=2', '--master_port=29618', '-m')
                                       if launcher == 'pytorch' else ())]  # fmt: skip

@@ -27,7 +27,7 @@ def test_without_a_card_it_says_so_and_succeeds():
 def test_the_script_measures_and_compares_every_form(tmp_path, capsys):
     figures = tmp_path / 'figures.json'
     options = ['--device', 'cpu', '--budget', '30', '--batches', '1', '--size', '64', '--rounds', '2', '--json']
-    assert gpu_check.main(['condensenetv2_a', *options, str(figures)]) == 0
+    assert gpu_check.main(['condensenet_50_cifar', *options, str(figures)]) == 0
     content = json.loads(figures.read_text())
     assert {(row[1], row[2]) for row in content['inference']} >= {
         (form, runtime) for form in ('training', 'condensed', 'lowered') for runtime in ('PyTorch', 'ONNX Runtime')

@@ -124,7 +124,11 @@ def test_a_run_cut_short_says_so(tmp_path, capsys):
     assert 'ended after 7 of 60 steps, before the last stage' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(('extra', 'steps'), [(['--grad-accum-steps', 3], 18), AMP, (['--compile'], 42)], ids=str)
+@pytest.mark.parametrize(
+    ('extra', 'steps'),
+    [(['--grad-accum-steps', 3], 18), AMP, pytest.param(['--compile'], 42, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_steps_are_those_of_the_optimiser(extra, steps, tmp_path, capsys):
     length = ['--epochs', 6, '--steps-per-epoch', steps // 6]
     assert run('--sparse-fraction', 0.5, *length, SCRIPT, tmp_path, *MODEL, '--epochs', 6, *extra) == 0
