@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from cnv2_plugin.deploy import lower
+from cnv2_plugin.kernels import instruction_set
 from cnv2_plugin.kernels.native_model import NativeStages
 from tests.helpers import relative_difference
 from tests.kernels.builds import HERE, ROOT, build, run_python, run_tests, sanitized
 from tests.kernels.cases import TINY, finished
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs('kernels')]
+WIDER = dict(TINY, growth=(16, 32), head_width=40)
 CHECKED = ('-O1', '-g', '-fno-omit-frame-pointer', '-fsanitize=address,undefined', '-fno-sanitize-recover=undefined')
 
 
@@ -28,27 +30,34 @@ def runs_avx2() -> bool:
 
 @pytest.mark.parametrize('name', ['baseline', *(['avx2'] if runs_avx2() else [])])
 def test_every_instruction_set_computes_the_same(name):
-    run_tests({'CNV2_KERNELS': name}, '-k', 'not published')
+    """The one that is taken by itself is what the fast tests run."""
+    if name != instruction_set():
+        run_tests({'CNV2_KERNELS': name}, '-k', 'not published')
     code = 'from cnv2_plugin.kernels import instruction_set; print(instruction_set())'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                           env={**os.environ, 'CNV2_KERNELS': name})  # fmt: skip
     assert done.stdout.strip() == name
 
 
+@pytest.fixture(scope='module')
+def checked(tmp_path_factory) -> Path:
+    """The kernels with sanitizers and faults."""
+    return build(tmp_path_factory.mktemp('checked') / 'checked.so', *CHECKED, '-DCNV2_TESTING', extra=('faults.cpp',))
+
+
 @pytest.mark.needs('c++')
-def test_sanitizers_find_nothing(tmp_path):
+def test_sanitizers_find_nothing(checked):
     """Workspaces hold NaN before they are written: nothing that a program did not write gets into a result."""
-    library = build(tmp_path / 'checked.so', *CHECKED, '-DCNV2_TESTING', extra=('faults.cpp',))
     left_out = 'not published and not compiles and not workspace and not forked and not bounded'
-    run_tests(sanitized(library, 'asan', 'ubsan'), '-k', left_out)
+    run_tests(sanitized(checked, 'asan', 'ubsan'), '-k', left_out)
 
 
 @pytest.mark.needs('c++', 'onnx', 'onnxruntime')
-def test_whatever_fails_ends_the_call_with_its_reason(tmp_path):
+def test_whatever_fails_ends_the_call_with_its_reason(checked, tmp_path):
     """Every allocation and every instruction in turn, on one thread and several; the next call is right."""
-    library = build(tmp_path / 'faults.so', *CHECKED, '-DCNV2_TESTING', extra=('faults.cpp',), baseline=True)
-    told = run_python(sanitized(library, 'asan', 'ubsan'), '-m', 'tests.kernels.faults', str(tmp_path))
-    assert len(told.splitlines()) == 27
+    environment = {**sanitized(checked, 'asan', 'ubsan'), 'CNV2_KERNELS': 'baseline'}
+    told = run_python(environment, '-m', 'tests.kernels.faults', str(tmp_path))
+    assert len(told.splitlines()) == 18
 
 
 def write_case(path: Path, form: NativeStages, images: Tensor) -> Tensor:
@@ -61,10 +70,10 @@ def write_case(path: Path, form: NativeStages, images: Tensor) -> Tensor:
 
 
 @pytest.fixture
-def case(tmp_path) -> Path:
-    """A classifier with four images."""
-    model = finished('condensenetv2', arch=dict(TINY, growth=(16, 32), head_width=40), num_classes=5)
-    write_case(tmp_path / 'case', lower(model, (3, 96, 96), 'native').fused, torch.randn(4, 3, 96, 96))
+def case(tmp_path, request) -> Path:
+    """A classifier with four images, of 96 x 96 pixels or of the parameter's size."""
+    model, size = finished('condensenetv2', arch=WIDER, num_classes=5), getattr(request, 'param', 96)
+    write_case(tmp_path / 'case', lower(model, (3, size, size), 'native').fused, torch.randn(4, 3, size, size))
     return tmp_path / 'case'
 
 
@@ -79,6 +88,7 @@ def test_threads_do_not_race(tmp_path, case):
 
 @pytest.mark.needs('c++')
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork here')
+@pytest.mark.parametrize('case', [48], indirect=True)
 def test_a_thousand_forks_under_load_all_answer(tmp_path, case):
     flags = ('-O2', '-g', '-fsanitize=undefined', '-fno-sanitize-recover=undefined')
     program = build(tmp_path / 'fork_program', *flags, extra=('fork_program.cpp',), baseline=True)
@@ -131,7 +141,7 @@ def test_wheels_for_other_machines(tmp_path):
     platforms = ['manylinux2014_x86_64', 'manylinux2014_aarch64']
     subprocess.run(['bash', 'tools/build_wheels.sh', '--out', str(tmp_path), *platforms], cwd=ROOT, check=True)
     models = {
-        'dense': finished('condensenetv2', arch=dict(TINY, growth=(16, 32), head_width=40), num_classes=5),
+        'dense': finished('condensenetv2', arch=WIDER, num_classes=5),
         'condensenetv2_a': finished('condensenetv2_a'),
         'shuffled': finished('sfr_shufflenetv2_x0_5'),
     }
