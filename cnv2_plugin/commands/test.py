@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         if onnx:
             _check_classes(runner, args)
         else:
-            load_whole(runner, args.config)
+            load_whole(runner, args.config, lambda: _check_classes(runner, args))
         if not cfg.test_dataloader.dataset.get('pipeline', True):
             raise ValueError(f'{args.config} has no test pipeline; test_dataloader.dataset.pipeline takes its steps.')
         metrics = runner.test()
@@ -71,15 +71,21 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_classes(runner: 'Runner', args: argparse.Namespace) -> None:
-    """Raise a ValueError where an ONNX file tells other classes than the test set."""
+    """Raise a ValueError where a detector, or what an ONNX file tells, has other classes than the test set."""
     from ..toolkits.openmmlab.runner_models import plain_model
+    from ..whole.detectors import num_classes_of
 
-    told = plain_model(runner).metadata.get('classes')
-    classes = runner.test_dataloader.dataset.metainfo.get('classes')
-    if told and classes and told != list(classes):
+    model = plain_model(runner)
+    told = getattr(model, 'metadata', None) or dict(num_classes=num_classes_of(model))
+    names, classes = (
+        told.get('classes'),
+        list(getattr(runner.test_dataloader.dataset, 'metainfo', {}).get('classes') or ()),
+    )
+    count = len(names) if names else told.get('num_classes')
+    if classes and (count not in (None, len(classes)) or names and names != classes):
         raise ValueError(
-            f'{args.checkpoint} knows {len(told)} classes ({told[0]}, ...), the test set of {args.config} has '
-            f'{len(classes)} ({classes[0]}, ...); check that the file is of this config.'
+            f'{args.checkpoint} knows {count} classes{f" ({names[0]}, ...)" if names else ""}, the test set of '
+            f'{args.config} has {len(classes)} ({classes[0]}, ...); check that the file is of this config.'
         )
 
 

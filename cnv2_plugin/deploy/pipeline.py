@@ -10,7 +10,7 @@ from torch import nn
 from ..checkpoints.io import staged
 from ..models.modes import in_eval
 from .condense import ClassifierCost, classifier_cost, condense
-from .verify import VerifyReport, verify
+from .verify import VerifyReport, check_takes, verify
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def deploy(
         condensed = in_eval(condense(model))
         difference = 0.0
         for name, view in views.items():
+            check_takes(view(model), input_size, type(model).__name__)
             report = verify(view(model), view(condensed), input_size, exact=True)
             report.check(tolerance, name)
             difference = max(difference, report.max_rel)

@@ -114,6 +114,17 @@ def verify(
     return comparison.report(num_inputs * batch_size)
 
 
+def check_takes(form: Runnable, input_size: tuple[int, int, int], name: str) -> None:
+    """Raise a ValueError where a model of that name cannot compute images of a size."""
+    try:
+        as_runner(form)(torch.zeros(1, *input_size, dtype=_dtype_of(form)))
+    except RuntimeError as error:
+        raise ValueError(
+            f'{name} cannot compute images (C, H, W) of {tuple(input_size)}; give another size (--input C H W). '
+            f'({str(error).splitlines()[0]})'
+        ) from error
+
+
 class _Comparison:
     """What was found so far."""
 

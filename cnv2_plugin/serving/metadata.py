@@ -18,6 +18,7 @@ Values are JSON, or plain text. All but ``mean`` have a default, so that files o
 ``align_corners``  how a segmenter's logits are resized, where the file holds them; not so by default
 ``threshold``      of a segmenter with one channel
 ``classes``        names, in the order of the outputs
+``num_classes``    their number, of detectors and segmenters
 =================  ====================================================================================
 """
 

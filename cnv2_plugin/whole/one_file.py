@@ -15,6 +15,7 @@ from ..deploy.runtimes import RUNTIMES
 from ..deploy.runtimes.base import Loaded, check_free
 from ..deploy.runtimes.onnxruntime import OPSETS, to_proto
 from ..deploy.runtimes.onnxruntime import load as load_onnx
+from ..deploy.verify import check_takes
 from ..models.modes import in_eval
 from .adapters import UnsupportedModelError
 
@@ -71,6 +72,7 @@ def write_whole(
     check_free(tuple(paths), kind)
     runtime = kind.module()
     stride = _stride(whole, input_size)
+    check_takes(whole, input_size, type(model).__name__)
     lowered = in_eval(lower(whole, input_size, 'native' if native else kind.table))
     dims = {0: 'batch'} if batch == 'dynamic' else {}
     if not fixed_size:

@@ -181,8 +181,8 @@ def export_segmenter(
     whole: WholeSegmenter = adapt(model).eval()
     names = whole.names if logits else whole.names[:1]
     head = model.decode_head
-    told: dict[str, Any] = dict(kind='segmenter', align_corners=head.align_corners, threshold=head.threshold)
-    told |= metadata or {}
+    told: dict[str, Any] = dict(kind='segmenter', num_classes=head.num_classes, align_corners=head.align_corners)
+    told |= dict(threshold=head.threshold, **metadata or {})
     size, report = write_whole(
         model, whole, path, input_size, batch, fixed_size, native, images, told,
         lambda run, batches: compare_masks(model, run, batches, tolerance), names,

@@ -31,6 +31,7 @@ CHANGES = dict(
                  'test_cfg': None, 'test_evaluator': None},
     seven_classes={'model.bbox_head.num_classes': 7},
     two_classes={'test_dataloader.dataset.metainfo': dict(classes=('T-shirt', 'Bag'))},
+    more_classes={'test_dataloader.dataset.metainfo': dict(classes=tuple('abcdef'))},
 )  # fmt: skip
 
 
@@ -43,6 +44,7 @@ def folder(tmp_path_factory):
         model = finish_pruning(build(Config.fromfile(CONFIGS / 'mmdet' / f'{BASE.replace("fpn", kind)}.py')))
         meta = dict(dataset_meta=dict(classes=tuple('abcde')))
         torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / name)
+        torch.save(dict(state_dict=model.state_dict()), folder / f'nameless-{name}')
     cfg = Config.fromfile(CONFIGS / 'mmdet' / f'{BASE}.py')
     cfg = with_stand_ins(cfg, folder)
     cfg.update(test_dataloader=cfg.val_dataloader, test_cfg=dict(type='TestLoop'), test_evaluator=cfg.val_evaluator)
@@ -89,6 +91,8 @@ def test_a_detector_that_does_not_fit_is_not_deployed(case, folder, tmp_path, mo
 TEST = {
     'a checkpoint of another config': ('plain', 'other.pth', ('other.pth', 'plain.py', 'neck.reactivations.0')),
     'a checkpoint of other classes': ('seven_classes', 'good.pth', ('good.pth', 'bbox_head.retina_cls.weight')),
+    'a test set of fewer classes': ('two_classes', 'good.pth', ('two_classes.py', '2', 'knows 5 classes')),
+    'a test set of more classes': ('more_classes', 'good.pth', ('more_classes.py', '6', 'knows 5 classes')),
     'a config without a test set': ('no_test_set', 'good.pth', ('no_test_set.py', 'test_dataloader')),
     'a config without a test pipeline': ('no_pipeline', 'good.pth', ('no_pipeline.py', 'pipeline')),
 }
@@ -106,11 +110,18 @@ def test_a_detector_that_does_not_fit_is_not_tested(case, folder, tmp_path, monk
 @pytest.mark.needs('onnx')
 def test_a_file_of_same_classes_or_another_size_is_not_tested(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    command = ['deploy', str(folder / 'plain.py'), str(folder / 'good.pth'), '--out', 'd.onnx', '--input']
-    assert main([*command, '3', '64', '64']) == 0
+    for name in ('d', 'nameless'):
+        given = folder / ('good.pth' if name == 'd' else 'nameless-good.pth')
+        command = ['deploy', str(folder / 'plain.py'), str(given), '--out', f'{name}.onnx', '--input', '3', '64', '64']
+        assert main(command) == 0
     capsys.readouterr()
-    for config, expected in (('two_classes', ('d.onnx', '5', '2')), ('same_classes', ('96, 96', '64, 64', '--input'))):
-        check_sentence(sentence(['test', str(folder / f'{config}.py'), 'd.onnx', '--out', 'm.json'], capsys), *expected)
+    for config, file, expected in (
+        ('two_classes', 'd.onnx', ('d.onnx', '5', '2')),
+        ('two_classes', 'nameless.onnx', ('nameless.onnx', '5', '2')),
+        ('more_classes', 'nameless.onnx', ('nameless.onnx', '5', '6')),
+        ('same_classes', 'd.onnx', ('96, 96', '64, 64', '--input')),
+    ):
+        check_sentence(sentence(['test', str(folder / f'{config}.py'), file, '--out', 'm.json'], capsys), *expected)
 
 
 def test_older_checkpoints_with_values_of_the_preprocessor_are_tested(folder, tmp_path, monkeypatch, capsys):

@@ -27,9 +27,10 @@ def batches() -> list[torch.Tensor]:
     'name', [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS]
 )
 @pytest.mark.parametrize('native', [pytest.param(False, id='standard'), NATIVE])
-def test_a_file_finds_what_predict_finds(tmp_path, name, native):
+def test_a_file_finds_what_predict_finds(tmp_path, name, native, capfd):
     model = detector(name)
     report = export_detector(model, tmp_path / 'd.onnx', SIZE, native=native)
+    assert 'shape inference' not in capfd.readouterr().err
     assert report.path == tmp_path / 'd.onnx' and report.verification.boxes
     session = onnxruntime.onnx_session(tmp_path / 'd.onnx')
     assert [item.name for item in session.get_inputs()] == ['input']
@@ -96,7 +97,8 @@ def test_fixed_batch_and_size_stand_in_the_file(tmp_path):
     session = onnxruntime.onnx_session(tmp_path / 'd.onnx')
     assert session.get_inputs()[0].shape == [1, *SIZE] and report.verification.images == 2 and report.verification.boxes
     told = onnxruntime.metadata_of(session)
-    assert told['kind'] == 'detector' and told['size'] == [*SIZE] and told['channel_order'] == 'RGB'
+    assert told['kind'] == 'detector' and told['num_classes'] == model.bbox_head.num_classes
+    assert told['size'] == [*SIZE] and told['channel_order'] == 'RGB'
     assert told['mean'] == [128.0] * 3 and told['std'] == [60.0] * 3 and told['version']
 
 

@@ -59,7 +59,8 @@ def test_without_logits_only_the_mask_is_in_the_file(tmp_path):
     found = compare_masks(model, onnxruntime.load(tmp_path / 's.onnx'), [torch.randn(1, *SIZE)])
     assert found.pixels == 64 * 96 and not found.different
     told = onnxruntime.metadata_of(session)
-    assert told['kind'] == 'segmenter' and told['mean'] == [128.0] * 3 and told['channel_order'] == 'RGB'
+    assert told['kind'] == 'segmenter' and told['num_classes'] == model.decode_head.num_classes
+    assert told['mean'] == [128.0] * 3 and told['channel_order'] == 'RGB'
 
 
 @pytest.mark.slow
@@ -94,6 +95,12 @@ def test_what_is_not_known_is_refused_by_name(tmp_path):
     model.decode_head = nn.Identity()
     model.decode_head.align_corners = False
     refused(model, ('Identity is not known',))
+
+
+def test_images_smaller_than_the_head_s_pool_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'EncoderDecoder.*\(3, 64, 96\).*--input'):
+        export_segmenter(segmenter('lraspp'), tmp_path / 's.onnx', SIZE)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fault_in_the_logits_is_found_where_masks_hide_it():

@@ -143,9 +143,7 @@ def _trace(
 
     # A function without annotations: PyTorch 2.4 looks for classes of its own among them.
     torch.onnx.register_custom_op_symbolic(
-        'cnv2_plugin::native_stages',
-        lambda g, images, weights, plan, shape: g.op(f'{NATIVE_DOMAIN}::NativeStages', images, weights, plan),
-        opset,
+        'cnv2_plugin::native_stages', lambda g, *inputs: _native_stages(g, *inputs), opset
     )
     file: Any = io.BytesIO()
     old: dict[str, Any] = {} if torch.__version__ < '2.5' else dict(dynamo=False)
@@ -167,6 +165,11 @@ def _trace(
         else:
             proto.graph.input.remove(item)
     return proto
+
+
+def _native_stages(g: Any, images: Any, weights: Any, plan: Any, shape: Any) -> Any:
+    """A node with a type, without which PyTorch warns of shapes that it cannot infer."""
+    return g.op(f'{NATIVE_DOMAIN}::NativeStages', images, weights, plan).setType(images.type().with_sizes([None] * 4))
 
 
 def _refuse_native(*_: object) -> NoReturn:

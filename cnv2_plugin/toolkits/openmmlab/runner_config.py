@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -80,16 +80,16 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
-def load_whole(runner: Runner, config: str) -> None:
+def load_whole(runner: Runner, config: str, check: Callable[[], None]) -> None:
     """Make a runner refuse, by a ValueError, a checkpoint that does not fit; mmengine's own only logs what is left out.
 
-    Buffers of the data preprocessor, which older checkpoints hold, may be over.
+    Buffers of the data preprocessor, which older checkpoints hold, may be over. ``check`` is called after loading.
     """
     load = runner.load_checkpoint
 
     def load_strictly(filename: str, *args: Any, **options: Any) -> dict:
         try:
-            return load(filename, *args, **{**options, 'strict': True})
+            loaded = load(filename, *args, **{**options, 'strict': True})
         except RuntimeError:
             given = find_state_dict(load_checkpoint(filename))
             given = {name: value for name, value in given.items() if not name.startswith('data_preprocessor.')}
@@ -98,7 +98,9 @@ def load_whole(runner: Runner, config: str) -> None:
                 raise ValueError(
                     f'{filename} does not fit {config}: it {fault}; check that the checkpoint is of this config.'
                 ) from None
-            return load(filename, *args, **options)
+            loaded = load(filename, *args, **options)
+        check()
+        return loaded
 
     runner.load_checkpoint = load_strictly
 

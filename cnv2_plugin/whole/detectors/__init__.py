@@ -2,8 +2,16 @@
 
 from ..adapters import UnsupportedModelError
 from .compare import BoxReport, compare, paste
-from .export import DetectorReport, export_detector
+from .export import DetectorReport, export_detector, num_classes_of
 
 UnsupportedDetectorError = UnsupportedModelError
 
-__all__ = ['BoxReport', 'DetectorReport', 'UnsupportedDetectorError', 'compare', 'export_detector', 'paste']
+__all__ = [
+    'BoxReport',
+    'DetectorReport',
+    'UnsupportedDetectorError',
+    'compare',
+    'export_detector',
+    'num_classes_of',
+    'paste',
+]

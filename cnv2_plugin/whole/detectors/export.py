@@ -7,6 +7,7 @@ from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import Tensor
+from torch.nn import ModuleList
 
 from ...deploy.runtimes.onnxruntime import OPSETS
 from ..adapters import adapt
@@ -15,6 +16,13 @@ from . import transformer  # noqa: F401 -- registers what it adapts
 from .boxes import write_as_standard_operators
 from .compare import BoxReport, compare
 from .whole import WholeDetector
+
+
+def num_classes_of(model: Any) -> Optional[int]:
+    """How many classes a detector knows; None where its boxes have none."""
+    head = getattr(getattr(model, 'roi_head', model), 'bbox_head', None)
+    head = head[-1] if isinstance(head, ModuleList) else head
+    return None if 'RPNHead' in [kind.__name__ for kind in type(head).__mro__] else getattr(head, 'num_classes', None)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def export_detector(
     """
     whole: WholeDetector = adapt(model).eval()
     write_as_standard_operators(OPSETS[-1])
-    told: dict[str, Any] = dict(kind='detector', clips=whole.clips)
+    told: dict[str, Any] = dict(kind='detector', clips=whole.clips, num_classes=num_classes_of(model))
     if 'masks' in whole.names:
         told['mask_thr_binary'] = model.roi_head.test_cfg.mask_thr_binary
     told |= metadata or {}
