@@ -167,9 +167,9 @@ def _prefixes(tensors: dict[str, Tensor], known: Collection[str]) -> set[str]:
             if name.endswith(anchors):
                 starts = (name[: -len(anchor)] for anchor in anchors if name.endswith(anchor))
                 found.update(start for start in starts if not start or start.endswith('.'))
-        for start in list(found):  # MMPretrain's names: the head stands beside the backbone
-            if start.endswith('backbone.') and not any(start + head in tensors for head in _HEADS):
-                found = found - {start} | {start[: -len('backbone.')]}
+        heads_beside = [s for s in found if s.endswith('backbone.') and not any(s + head in tensors for head in _HEADS)]
+        found -= set(heads_beside)  # MMPretrain's names: the head stands beside the backbone
+        found |= {start[: -len('backbone.')] for start in heads_beside}
         if len(found) > _MOST:
             raise CheckpointError(
                 f'the checkpoint holds {len(found)} models; choose one with --prefix PREFIX (prefix=).'

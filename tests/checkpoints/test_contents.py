@@ -145,3 +145,14 @@ def test_commands_say_what_they_took(tmp_path, raw, averaged, capsys):
     assert main(command) == 1 and '--prefix' in capsys.readouterr().err
     assert main([*command, '--prefix', 'b.']) == 0
     assert same(load_checkpoint(out)['state_dict'], averaged)
+
+
+def test_a_file_of_many_names_is_read_or_refused_soon(tmp_path, raw):
+    """Time grows with the number of names, not with its square."""
+    one, path = torch.zeros(1), tmp_path / 'many.pth'
+    with pytest.raises(CheckpointError, match='--prefix'):
+        find_weights({f'{i}.backbone.stem.weight': one for i in range(200_000)}, known=raw.keys())
+    more = {f'model.more.{i}': one for i in range(20_000)}
+    torch.save(dict(behind('model.', raw), **more, log=[{'loss': one} for _ in range(20_000)]), path)
+    found = find_weights(load_checkpoint(path), known=raw.keys())
+    assert found.prefix == 'model.' and len(found.state_dict) == len(raw) + len(more)

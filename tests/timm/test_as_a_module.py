@@ -101,6 +101,25 @@ def test_hooks_that_convert_images_run_before_they_are_judged(form, place):
     assert relative_difference(model(whole), expected) < 1e-6
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('form', ['masked', 'packed', 'condensed'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_casts_in_front_of_modules_run_as_mixed_precision_of_fsdp_has_them(family, form):
+    """Weights in 16 bits, and inputs cast in front of the model, of its parts or of every module; images in 32 bits."""
+    model, x = form_of(family, form), images()
+    expected = model(x)
+    for is_cast in (lambda name, module: not name, lambda name, module: name.count('.') == 0 and name,
+                    lambda name, module: not list(module.children())):  # fmt: skip
+        cast = copy.deepcopy(model).to(torch.bfloat16)
+        for name, module in cast.named_modules():
+            if is_cast(name, module):
+                module.register_forward_pre_hook(
+                    lambda module, given: tuple(x.to(torch.bfloat16) if x.is_floating_point() else x for x in given)
+                )
+        actual = cast(x)
+        assert actual.dtype == torch.bfloat16 and relative_difference(actual.float(), expected) < 0.05
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_the_stem_may_be_replaced(family):
     model = form_of(family, 'masked')
