@@ -29,3 +29,13 @@ def test_only_the_wanted_tables_go_to_the_page(tmp_path, monkeypatch):
     assert refresh_speed.main(['it']) == 0
     table = '| c | d |\n| --- | ---: |\n| y | 2 |\n| z | 3 |'
     assert page.read_text() == (f'before\n\n<!--it-->\n\n![picture](p.png)\n\n{table}\n\n<!--/it-->\n\nafter\n')
+
+
+def test_forms_and_runtimes_stand_side_by_side():
+    header = '| model | form | runtime | min ms |\n| --- | ---: | ---: | ---: |\n'
+    tables = [
+        header + '| a | x | eager | 1 |\n| a | y | eager | 2 |',
+        header + '| a | x | eager | 3 |\n| a | y | eager | 4 |',
+    ]
+    assert refresh_speed.side_by_side(tables).splitlines()[::2] == ['| model | x, eager | y, eager |', '| a | 1 | 2 |']
+    assert refresh_speed.side_by_side(tables).splitlines()[-1] == '| a | 3 | 4 |'

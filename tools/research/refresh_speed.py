@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Optional
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools.research.tables import markdown  # noqa: E402
+
 BENCHMARK = 'python -m cnv2_plugin benchmark --markdown --quiet'
 FRONT = f'{BENCHMARK} --front --rounds 25 --png docs/images/front.png'
 README = """Published ImageNet accuracy over latency of one 224x224 image among timm's small classifiers: one thread,
@@ -33,12 +37,14 @@ class Part:
         commands: what to run; each prints tables.
         tables: which of a command's tables to keep, by default all.
         text: what stands in front of them.
+        side_by_side: one table of least milliseconds, forms and runtimes side by side.
     """
 
     page: str
     commands: tuple[str, ...]
     tables: Optional[tuple[int, ...]] = None
     text: str = ''
+    side_by_side: bool = False
 
 
 def _profile(name: str) -> tuple[str, str]:
@@ -49,13 +55,16 @@ def _profile(name: str) -> tuple[str, str]:
 PARTS = {
     'front': Part('docs/deployment.md', (FRONT,), (1,), '![accuracy over latency](images/front.png)\n\n'),
     'front-readme': Part('README.md', (FRONT,), (), README),
+    'native': Part('docs/deployment.md', ('python tools/research/native_speed.py --older work_dirs/older',)),
     'pytorch': Part(
-        RESULTS,
+        'docs/deployment.md',
         (
             f'{BENCHMARK} --forms training condensed lowered native --runtimes eager compile --batch 1 --rounds 30',
-            f'{BENCHMARK} --forms training condensed lowered native --runtimes eager compile --batch 32 --rounds 10',
+            f'{BENCHMARK} --forms training condensed lowered native --runtimes eager compile --batch 32 --rounds 5',
         ),
         (0,),
+        'One image in the upper rows, 32 in the lower ones.\n\n',
+        side_by_side=True,
     ),
     'instructions': Part(RESULTS, (*_profile('condensenetv2_a'), *_profile('condensenetv2_c'))),
     'networks': Part(
@@ -89,6 +98,17 @@ def tables_of(text: str) -> list[str]:
     return ['\n'.join(lines[start:end]) for start, end in zip(starts, [*starts[1:], len(lines)])]
 
 
+def side_by_side(tables: list[str]) -> str:
+    """One table of the least milliseconds in several: a row a table and model, a column a form and runtime."""
+    found: dict[tuple[int, str], dict[str, str]] = {}
+    for i, table in enumerate(tables):
+        header, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines())
+        for row in (dict(zip(header, cells)) for cells in rows):
+            found.setdefault((i, row['model']), {})[f'{row["form"]}, {row["runtime"]}'] = row['min ms']
+    columns = list(next(iter(found.values())))
+    return markdown(['model', *columns], [[model, *cells.values()] for (_, model), cells in found.items()]).rstrip()
+
+
 def replaced(page: str, name: str, content: str) -> str:
     """A page with other content in a marked place.
 
@@ -120,7 +140,8 @@ def main(argv: Optional[list[str]] = None) -> int:
                 printed[command] = [] if args.list else tables_of(_run(command))
             tables += [table for i, table in enumerate(printed[command]) if part.tables is None or i in part.tables]
         if not args.list:
-            page, joined = ROOT / part.page, '\n\n'.join(tables)
+            page = ROOT / part.page
+            joined = side_by_side(tables) if part.side_by_side else '\n\n'.join(tables)
             page.write_text(replaced(page.read_text(), name, f'\n{part.text}{joined}'.rstrip()))
     return 0
 
