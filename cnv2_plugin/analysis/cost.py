@@ -9,8 +9,12 @@ import torch
 from torch import nn
 
 from ..layers import ChannelScatterSum, GroupSparseConv2d, SqueezeExcite
+from ..layers.known import is_exactly
 from ..models.modes import in_eval
 from ..models.multiply_adds import counted
+
+KEEPING_SHAPE = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.SiLU, nn.BatchNorm2d)
+"""Modules without multiply-adds of which only the shape of the result matters here."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
     shadow.to('meta')
     tally = _Tally(linear_bias)
     for module in shadow.modules():
+        if is_exactly(module, *KEEPING_SHAPE):
+            module.forward = nn.Identity().forward  # type: ignore[method-assign]  # the meta device is slow at these
         module.register_forward_hook(tally.visit)
     dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
     image = torch.empty(1, *input_size, dtype=dtype, device='meta')
