@@ -20,12 +20,34 @@ class ImageSizeError(ValueError):
     """Images are too small for the stages of a network."""
 
 
-class SparseModelMixin(nn.Module):
-    """Base of every trunk: it checks its images, names its parts, and condenses its group-sparse layers.
+class Condensable(nn.Module):
+    """Condenses its group-sparse layers, and knows it.
+
+    Attributes:
+        deploy: every sparse layer is condensed.
+    """
+
+    deploy: bool
+
+    def switch_to_deploy(self) -> None:
+        """Turn every masked layer into its group-convolution form, in place; does nothing the second time.
+
+        Raises:
+            UnfinishedPruningError: pruning stages are left; nothing is changed then.
+        """
+        condense(self, inplace=True)
+
+    @torch.jit.ignore
+    def on_condense(self) -> None:
+        """Note that every sparse layer is condensed; :func:`cnv2_plugin.deploy.condense` calls it."""
+        self.deploy = True
+
+
+class SparseModelMixin(Condensable):
+    """Base of every trunk: it checks its images and names its parts.
 
     Attributes:
         arch: shape.
-        deploy: every sparse layer is condensed.
         final_attribute: name of the part after the last stage.
         smallest_input: height and width of the smallest images that the stages take.
         stage_strides: stride of each stage's features relative to the images.
@@ -34,7 +56,6 @@ class SparseModelMixin(nn.Module):
     """
 
     arch: Arch
-    deploy: bool
     final_attribute: str
     smallest_input: int
     stem: nn.Module
@@ -57,19 +78,6 @@ class SparseModelMixin(nn.Module):
         """Drop the stages after the first ``count``."""
         self.stages = self.stages[:count]
         self.smallest_input = self.arch.smallest_input(count)
-
-    def switch_to_deploy(self) -> None:
-        """Turn every masked layer into its group-convolution form, in place; does nothing the second time.
-
-        Raises:
-            UnfinishedPruningError: pruning stages are left; nothing is changed then.
-        """
-        condense(self, inplace=True)
-
-    @torch.jit.ignore
-    def on_condense(self) -> None:
-        """Note that every sparse layer is condensed; :func:`cnv2_plugin.deploy.condense` calls it."""
-        self.deploy = True
 
     def parts(self) -> list[tuple[str, nn.Module]]:
         """The modules that the network is a chain of, with their names: stem, each stage, last part, then any head.

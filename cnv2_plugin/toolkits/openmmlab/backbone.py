@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from ...layers import GroupSparseConv2d
 from ...layers.reactivation import ActLayer, NormLayer
 from ...layers.state_dicts import state_dict_faults
+from ...models.base import Condensable
 
 _NORMS = {'BN': nn.BatchNorm2d, 'BN2d': nn.BatchNorm2d, 'SyncBN': nn.SyncBatchNorm}
 
 
-class StrictForm(nn.Module):
+class StrictForm(Condensable):
     """Raises if weights of a training form are loaded into a deployed module, or the reverse.
 
     mmengine loads with ``strict=False`` and only logs tensors that do not fit, so that a test would run on random

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layers import SparseFeatureReactivation, SqueezeExcite
-from ...models.condense import condense
 from .backbone import StrictForm, norm_layer_from
 
 
@@ -85,18 +84,6 @@ class SFRTopDown(StrictForm, BaseModule):
             SparseFeatureReactivation(coarse, fine, groups, sparse_factor, norm_layer=norm_layer, deploy=deploy)
             for fine, coarse in zip(in_channels, in_channels[1:])
         )
-
-    def switch_to_deploy(self) -> None:
-        """Turn the reactivation layers into group convolutions, in place; does nothing the second time.
-
-        Raises:
-            UnfinishedPruningError: pruning stages are left; nothing is changed then.
-        """
-        condense(self, inplace=True)
-
-    def on_condense(self) -> None:
-        """Note that every reactivation layer is condensed; :func:`cnv2_plugin.deploy.condense` calls it."""
-        self.deploy = True
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Map one ``(N, C, H, W)`` a level, finest first, to as many of the same shapes.

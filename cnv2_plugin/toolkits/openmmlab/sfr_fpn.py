@@ -9,7 +9,6 @@ from mmdet.models.necks import FPN
 from torch import Tensor, nn
 
 from ...layers import SparseFeatureReactivation
-from ...models.condense import condense
 from .backbone import StrictForm, norm_layer_from
 
 
@@ -58,18 +57,6 @@ class SFRFPN(StrictForm, FPN):
                 norm_layer=norm_layer_from(sfr_norm_cfg), deploy=deploy,
             )  # fmt: skip
             self.reactivations = nn.ModuleList(make() for _ in self.lateral_convs[1:])
-
-    def switch_to_deploy(self) -> None:
-        """Turn the reactivation layers into group convolutions, in place; does nothing the second time.
-
-        Raises:
-            UnfinishedPruningError: pruning stages are left; nothing is changed then.
-        """
-        condense(self, inplace=True)
-
-    def on_condense(self) -> None:
-        """Note that every reactivation layer is condensed; :func:`cnv2_plugin.deploy.condense` calls it."""
-        self.deploy = True
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Map one ``(N, in_channels[i], H_i, W_i)`` a level to ``num_outs`` maps of ``out_channels`` channels."""
