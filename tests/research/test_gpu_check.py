@@ -17,7 +17,13 @@ from tools.research import gpu_check
 ROOT = Path(__file__).parents[2]
 
 
-def test_without_a_card_it_says_so_and_succeeds():
+def test_without_a_card_it_says_so_and_succeeds(monkeypatch, capsys):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    assert gpu_check.main([]) == 0 and 'no CUDA device' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_script_finds_its_python_and_the_check():
     environment = {**os.environ, 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': ''}
     result = subprocess.run(['bash', 'tools/gpu_check.sh'], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and 'no CUDA device' in result.stdout, result.stderr

@@ -304,11 +304,12 @@ PROBE = (
 PROBE += '__name__, __file__, timm.is_model("condensenetv2_a")]))\nsys.exit(int(sys.argv[1]))\n'
 
 
-def test_a_script_sees_what_python_shows_it(tmp_path):
+def test_a_script_sees_what_python_shows_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / 'probe.py').write_text(PROBE)
-    result = run_apart('probe.py', '3', '--help', '-m', cwd=tmp_path)
-    argv, path, name, file, ours = json.loads(result.stdout)
-    assert result.returncode == 3 and argv == ['probe.py', '3', '--help', '-m'] and ours
+    assert run('probe.py', '3', '--help', '-m') == 3
+    argv, path, name, file, ours = json.loads(capsys.readouterr().out)
+    assert argv == ['probe.py', '3', '--help', '-m'] and ours
     assert Path(path) == tmp_path and name == '__main__' and Path(file).name == 'probe.py'
 
 
