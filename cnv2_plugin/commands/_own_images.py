@@ -77,9 +77,9 @@ def read_coco(root: Path) -> OwnImages:
     """Read COCO-style JSON files below ``root``: one with ``train`` and one with ``val`` in its name, or one to split.
 
     Raises:
-        ValueError: there is no such file, it is not COCO's format, or no image that it names can be used.
+        ValueError: there is no such file, one is damaged or not COCO's format, or no image that it names can be used.
     """
-    files = [path for path in sorted(root.rglob('*.json')) if _is_coco(path)]
+    files = [path for path in sorted(root.rglob('*.json')) if path.name[0] != '.' and _is_coco(path)]
     of = {part: [path for path in files if part in path.stem.lower()] for part in PARTS}
     pairs = [(part, of[part][0]) for part in PARTS] if all(len(of[part]) == 1 for part in PARTS) else []
     if not pairs and len(files) != 1:
@@ -87,7 +87,7 @@ def read_coco(root: Path) -> OwnImages:
             f'{root} has {len(files)} JSON files with images, annotations and categories; name one with "train" and '
             'one with "val" in it, or leave one, which is split.'
         )
-    data = [(part, json.loads(path.read_text(encoding='utf-8'))) for part, path in pairs or [('', files[0])]]
+    data = [(part, json.loads(path.read_text(encoding='utf-8-sig'))) for part, path in pairs or [('', files[0])]]
     categories = sorted({(category['id'], category['name']) for _, part in data for category in part['categories']})
     unknown = {box['category_id'] for _, part in data for box in part['annotations']} - {
         number for number, _ in categories
@@ -166,9 +166,9 @@ def _wrong_size(path: Path, told: dict[str, Any]) -> Optional[str]:
 
 def _is_coco(path: Path) -> bool:
     try:
-        read = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, OSError):
-        return False
+        read = json.loads(path.read_text(encoding='utf-8-sig'))
+    except (ValueError, OSError) as error:  # a part of the data set that must not be missed
+        raise ValueError(f'{path} is no JSON file that can be read ({error}); copy it again, or remove it.') from error
     return isinstance(read, dict) and {'images', 'annotations', 'categories'} <= set(read)
 
 

@@ -33,12 +33,15 @@ def run(args: argparse.Namespace) -> int:
             f'--top is {args.top} and --threshold {args.threshold}; they take 1 or more, and 0 to below 1.'
         )
     model = Model(args.file, args.threads)
-    paths = _images(args.images)
+    paths, empty = _images(args.images)
     names = _names(paths)
     if args.out:
         check_paths([args.out / name for name in names.values()], [args.file, *paths])
         args.out.mkdir(parents=True, exist_ok=True)
-    answers, failures = {}, {}
+    answers, failures = (
+        {},
+        {str(path): f'{path} holds no images ({", ".join(SUFFIXES)}); leave it out.' for path in empty},
+    )
     for i, path in enumerate(paths, 1):
         if not args.quiet and sys.stderr.isatty():
             print(f'\r{i} of {len(paths)}', end='\n' if i == len(paths) else '', file=sys.stderr)
@@ -58,19 +61,21 @@ def run(args: argparse.Namespace) -> int:
     for text in failures.values():
         print(f'cnv2 predict: {text}', file=sys.stderr)
     if failures:
-        print(f'cnv2 predict: {len(failures)} of {len(paths)} images have no answer.', file=sys.stderr)
+        print(f'cnv2 predict: {len(failures)} of {len(paths) + len(empty)} images have no answer.', file=sys.stderr)
     return 1 if failures else 0
 
 
-def _images(given: list[Path]) -> list[Path]:
-    """The given images, and those in given folders."""
-    found = []
+def _images(given: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The given images and those in given folders, and the folders that hold none."""
+    found: list[Path] = []
+    empty: list[Path] = []
     for path in given:
         inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise ValueError(f'{path} holds no images ({", ".join(SUFFIXES)}); give a folder with some.')
         found += inside
-    return list(dict.fromkeys(found))
+        empty += [] if inside else [path]
+    if not found:
+        raise ValueError(f'{empty[0]} holds no images ({", ".join(SUFFIXES)}); give a folder with some.')
+    return list(dict.fromkeys(found)), empty
 
 
 def _names(paths: list[Path]) -> dict[Path, str]:

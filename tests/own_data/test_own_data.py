@@ -17,6 +17,7 @@ from cnv2_plugin.cli import main
 from cnv2_plugin.commands._own_data import fit_to_own_data
 from cnv2_plugin.serving import Model
 from cnv2_plugin.toolkits.openmmlab.runner_config import load_config
+from tests.errors.cases import check_sentence
 
 from .folders import CLASSES, class_folders, coco, digit_images
 
@@ -155,9 +156,37 @@ def test_json_that_is_not_coco_is_refused(tmp_path):
     read['annotations'][0]['category_id'] = 99
     (root / 'train.json').write_text(json.dumps(read))
     assert '99' in refusal(DETECTOR, root, tmp_path)
-    (root / 'train.json').write_text('{"images": [')
+    (root / 'train.json').write_text('{"images": []}')
     (root / 'val.json').write_text('[]')
     assert '0 JSON files' in refusal(DETECTOR, root, tmp_path)
+
+
+def test_a_damaged_json_is_refused_and_not_passed_over(tmp_path):
+    root = coco(tmp_path / 'data')
+    whole = (root / 'train.json').read_text()
+    (root / 'train.json').write_text(whole[: len(whole) // 2])  # without it, val.json alone would be split
+    assert 'train.json' in refusal(DETECTOR, root, tmp_path)
+    (root / 'train.json').write_text('\ufeff' + whole, encoding='utf-8')
+    assert len(dataset(load(DETECTOR, root, tmp_path / 'work'), 'train')) == 12
+
+
+def test_train_refuses_a_half_copied_folder_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    class_folders(tmp_path / 'half', parts=('train',))
+    class_folders(tmp_path / 'unfilled', 2)
+    for path in (tmp_path / 'unfilled/train/one').iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    (coco(tmp_path / 'boxes') / 'train.json').write_text('{"images": [')
+    before = sorted(tmp_path.rglob('*'))
+    for config, folder, remedy in (
+        (CLASSIFIER, 'empty', 'train/CLASS'), (CLASSIFIER, 'half', 'val/'), (CLASSIFIER, 'unfilled', 'add images'),
+        (DETECTOR, 'empty', 'train'), (DETECTOR, 'boxes', 'train.json'), (CLASSIFIER, 'none', 'folder'),
+    ):  # fmt: skip
+        assert main(['train', str(config), '--work-dir', 'work', '--cfg-options', f'data_root={folder}']) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('cnv2 ')]
+        check_sentence(line, folder, '', remedy)
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 SHORT = [

@@ -6,6 +6,7 @@ import numpy
 import pytest
 from PIL import Image
 
+from cnv2_plugin import kernels
 from cnv2_plugin.cli import main
 from tests.errors.cases import check_sentence
 
@@ -83,6 +84,37 @@ def test_wrong_uses_are_one_sentence(arguments, code, sentence, folder, monkeypa
     assert line.startswith('cnv2 predict: ')
     check_sentence(line, *sentence)
     assert sorted(folder.rglob('*')) == before
+
+
+def test_an_empty_folder_beside_images_is_told_and_the_rest_goes_on(folder, tmp_path, capsys):
+    assert main(['predict', str(folder / 'c.onnx'), str(tmp_path), str(folder / 'images/a.png')]) == 1
+    printed, told = capsys.readouterr()
+    assert len(printed.splitlines()) == 1 and 'a.png: ' in printed
+    first, last = told.splitlines()
+    check_sentence(first, str(tmp_path), '', '.png')
+    assert '1 of 2' in last
+
+
+def test_files_that_do_not_serve_are_one_sentence_and_nothing_is_written(folder, tmp_path, monkeypatch, capsys):
+    whole = (folder / 'c.onnx').read_bytes()
+    (tmp_path / 'half.onnx').write_bytes(whole[: len(whole) // 2])
+    (tmp_path / 'empty.onnx').touch()
+    constant_file(tmp_path / 'newer.onnx', dict(OURS, version='99.1'), **FOUND)
+    classifier(tmp_path / 'native.onnx', native=True) if kernels.available() else None
+
+    def missing():
+        raise kernels.KernelsMissingError('they are not built; install cnv2_plugin again.')
+
+    monkeypatch.setattr('cnv2_plugin.serving.model.onnxruntime_library', missing)
+    remedies = dict(
+        half=('ONNX', 'copy'), empty=('ONNX', 'copy'), newer=('99.1', 'update'), native=('kernels', 'install')
+    )
+    files = sorted(tmp_path.glob('*.onnx'))
+    for file in files:
+        assert main(['predict', str(file), str(folder / 'images/a.png'), '--out', str(tmp_path / 'out')]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        check_sentence(line, file.name, *remedies[file.stem])
+    assert sorted(tmp_path.iterdir()) == files
 
 
 def test_progress_is_shown_on_a_terminal(folder, monkeypatch, capsys):
