@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from cnv2_plugin.analysis import count_cost
+from cnv2_plugin.archs import CondenseNetArch, ShuffleNetArch
 from cnv2_plugin.deploy import condense
 from cnv2_plugin.layers import LearnedGroupConv
+from cnv2_plugin.models import CondenseNetTrunk, ShuffleNetTrunk
 from tests.helpers import finish_pruning
 
 
@@ -29,6 +31,29 @@ def test_convolutions_start_with_the_variance_that_keeps_gradients(name):
             assert abs(conv.weight.mean().item()) < 0.1 * (2 / outputs) ** 0.5
             told += not 0.7 < inputs / outputs < 1.4
     assert told  # where inputs and outputs are as many, both ways of counting agree
+
+
+@pytest.mark.parametrize('trunk', [
+    lambda: CondenseNetTrunk(CondenseNetArch(layers=(1, 1), growth=(8, 8), groups_1x1=4, groups_3x3=4)),
+    lambda: ShuffleNetTrunk(ShuffleNetArch(channels=(16, 32), repeats=(1, 1), stem_width=8)),
+])  # fmt: skip
+def test_a_trunk_takes_images_of_three_channels_unless_told(trunk):
+    assert trunk().stem(torch.randn(1, 3, 32, 32)).ndim == 4
+
+
+def test_a_class_that_was_changed_is_noticed_where_it_computes_something_else(monkeypatch):
+    """A library that puts another ``forward`` on the class leaves no trace at the layer: it is tried."""
+    model = finish_pruning(timm.create_model('condensenet_50_cifar', num_classes=3)).eval()
+    original, scaled = LearnedGroupConv.forward, 1.01
+
+    def changed(layer, x):
+        return original(layer, x) * (1 if layer.deploy else scaled)
+
+    monkeypatch.setattr(LearnedGroupConv, 'forward', changed)
+    with pytest.raises(TypeError, match=r'stages\.0\.layers\.0\.conv_1'):
+        condense(model)
+    scaled = 1
+    assert condense(model).deploy
 
 
 @pytest.mark.parametrize('name', ['condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])

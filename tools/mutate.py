@@ -31,7 +31,11 @@ ROOMS = {
     'kernels': (['kernels/*.py'], ['kernels', 'deploy/test_rewrites.py']),
     'verify': (['deploy/verify.py'], ['deploy/test_verify.py', 'deploy/test_pipeline.py', 'deploy/test_export.py']),
     'surgery': (['sparsify/surgery/*.py'], ['surgery', 'sparsify/test_importance.py']),
-    'models': (['models/*.py'], ['test_trunks.py', 'timm/test_as_a_module.py', 'timm/test_generic.py', 'layers']),
+    'models': (
+        ['models/*.py'],
+        ['test_trunks.py', 'timm/test_as_a_module.py', 'timm/test_generic.py', 'timm/test_classifier_keep.py',
+         'deploy/test_condense.py', 'layers'],
+    ),
 }  # fmt: skip
 """For each room the files that get faults, under the package, and the tests that should notice, under ``tests``."""
 SAME_BY_KIND = ('Eq_Is', 'Is_Eq', 'NotEq_IsNot', 'IsNot_NotEq')

@@ -193,8 +193,8 @@ def _learned(conv: Any, plan: LayerPlan, deploy: bool) -> GroupSparseConv2d:
     """A masked layer around the weight and bias of a convolution."""
     layer = GroupSparseConv2d(
         plan.in_channels, plan.out_channels, plan.groups, plan.factor,
-        bias=conv.bias is not None, stride=(conv.stride[0], conv.stride[1]),
-        dilation=(conv.dilation[0], conv.dilation[1]), device='meta', dtype=conv.weight.dtype,
+        stride=(conv.stride[0], conv.stride[1]), dilation=(conv.dilation[0], conv.dilation[1]),
+        device='meta', dtype=conv.weight.dtype,
     )  # fmt: skip
     layer.to_empty(device=conv.weight.device)
     layer.mask.fill_(True)
