@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from cnv2_plugin.cli import main
 from tools.research import config_runs
 from tools.research import runs_table as compare
 
@@ -43,17 +42,11 @@ def test_configs_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert 'other settings' in capsys.readouterr().err
 
 
-def in_this_process(command, *arguments, options=()):
-    """A command of ``cnv2``; the test above runs such commands as processes of their own."""
-    assert main([command, *map(str, arguments), *(['--cfg-options', *options] if options else [])]) == 0
-
-
 @pytest.mark.slow
 def test_detectors_pruned_early_and_never_from_end_to_end(tmp_path, capsys, monkeypatch):
     pytest.importorskip('mmdet')
     monkeypatch.syspath_prepend(ROOT / 'tools')
     prepare, scenes = pytest.importorskip('prepare_fashion_mnist'), pytest.importorskip('make_scenes')
-    monkeypatch.setattr(config_runs, '_call', in_this_process)
     assert prepare.main([str(tmp_path / 'data'), '--digits']) == 0
     data = tmp_path / 'scenes'
     assert scenes.main([str(data), '--source', str(tmp_path / 'data'), '--train', '16', '--val', '4']) == 0
