@@ -4,6 +4,7 @@ import onnx
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 
 from cnv2_plugin.deploy import export_onnx
@@ -74,6 +75,27 @@ def test_rows_without_a_box_are_zero_and_minus_one(tmp_path):
 def test_what_is_not_known_is_refused_by_name(tmp_path, name, test_cfg, head, named):
     model = detector(name, test_cfg, **head)
     with pytest.raises(UnsupportedDetectorError, match=named):
+        export_detector(model, tmp_path / 'd.onnx', SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('config', 'name'),
+    [
+        ('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', 'DeformableDETR is not known'),
+        ('dino/dino-4scale_r50_8xb2-12e_coco.py', 'DINO is not known'),
+        ('conditional_detr/conditional-detr_r50_8xb2-50e_coco.py', 'ConditionalDETR overrides forward_decoder'),
+        ('dab_detr/dab-detr_r50_8xb2-50e_coco.py', 'DABDETR overrides pre_decoder'),
+    ],
+)
+def test_relatives_of_detr_are_refused_by_name(tmp_path, config, name):
+    cfg = get_config(f'mmdet::{config}').model
+    cfg.backbone.update(depth=18, init_cfg=None)
+    cfg.encoder.num_layers = cfg.decoder.num_layers = 1
+    cfg.neck.in_channels = [channels // 4 for channels in cfg.neck.in_channels]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg)
+    with pytest.raises(UnsupportedDetectorError, match=f'{name}.*--features'):
         export_detector(model, tmp_path / 'd.onnx', SIZE)
     assert not list(tmp_path.iterdir())
 
