@@ -56,6 +56,15 @@ def test_a_class_that_was_changed_is_noticed_where_it_computes_something_else(mo
     assert condense(model).deploy
 
 
+@pytest.mark.parametrize('enable', [False, True])
+def test_layers_run_twice_only_where_checkpoints_were_asked_for(enable):
+    model, calls = timm.create_model('condensenet_50_cifar', num_classes=3).train(), []
+    model.set_grad_checkpointing(enable)
+    model.stages[1].layers[0].register_forward_pre_hook(lambda layer, given: calls.append(layer))
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert len(calls) == 1 + enable
+
+
 @pytest.mark.parametrize('name', ['condensenet_50_cifar', 'sfr_shufflenetv2_x0_5'])
 def test_a_condensed_trunk_says_that_it_is(name):
     model = finish_pruning(timm.create_model(name, num_classes=3)).eval()

@@ -192,6 +192,17 @@ class IdentityShortcut(nn.Module):
         return self.convs(x) + self.shortcut(shortcut)
 
 
+class Gated(IdentityShortcut):
+    """A block that multiplies with its input or takes it away: two features of one shape, and no shortcut."""
+
+    def __init__(self, combine) -> None:
+        super().__init__()
+        self.combine = combine
+
+    def forward(self, x):
+        return self.combine(self.convs(x), x)
+
+
 def around(block: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 32, 3), block, nn.ReLU())
 
@@ -226,6 +237,10 @@ def test_cross_stage_layers_and_defaults():
         (lambda: around(DependsOnMode()), 'behaves differently in training mode'),
         (lambda: around(Overwritten()), 'neither concatenates old features nor adds shortcuts'),
         (lambda: torchvision.models.vgg11(), 'neither concatenates'),
+        *(
+            (lambda combine=combine: around(Gated(combine)), 'neither concatenates')
+            for combine in (torch.mul, torch.sub)
+        ),
     ],
 )
 def test_what_the_graph_does_not_allow_is_refused_with_the_reason(make, message):
