@@ -1,4 +1,8 @@
-"""int8 in the native kernels: limits of what 1x1 convolutions read, and what the rounded network computes."""
+"""int8 in the native kernels: limits of what 1x1 convolutions read, and what the rounded network computes.
+
+Layers that read one pixel (squeeze-and-excitation, the head, the classifier) are bound by reading their weights: these
+alone are rounded, and ``input_limits`` are ``()``.
+"""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -32,7 +36,7 @@ Images = Sequence[Union[numpy.ndarray, Tensor]]
 
 @torch.no_grad()
 def calibrated(model: nn.Module, images: Images) -> nn.Module:
-    """Return the condensed model with ``input_limits`` on the 1x1 convolutions that may compute in bytes.
+    """Return the condensed model with ``input_limits`` on the layers that may compute in bytes.
 
     Limits are the ones with the least squared error among shares of the largest values seen.
 
@@ -47,11 +51,14 @@ def calibrated(model: nn.Module, images: Images) -> nn.Module:
         raise ValueError('int8 holds no images; give some that look like those the network will see.')
     made = in_eval(condense(model))
     seen: dict[str, list[Tensor]] = {}
+    of_one_pixel: set[str] = set()
     generator = torch.Generator().manual_seed(0)
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            if inputs[0].shape[2:].numel() > 1 and len(inputs[0]):
+            if inputs[0].ndim == (4 if isinstance(module, nn.Conv2d) else 2) and inputs[0].shape[2:].numel() == 1:
+                of_one_pixel.add(name)
+            elif isinstance(module, nn.Conv2d) and _inputs(module) >= LEAST_INPUTS and len(inputs[0]):
                 values = inputs[0].flatten()
                 some = values[torch.randint(len(values), (min(SAMPLES, len(values)),), generator=generator)]
                 seen.setdefault(name, []).append(torch.cat((some, torch.stack(values.aminmax()))))
@@ -63,17 +70,23 @@ def calibrated(model: nn.Module, images: Images) -> nn.Module:
         made(torch.as_tensor(batch, dtype=torch.float32))
     for handle in handles:
         handle.remove()
-    for name, values in seen.items():
-        conv: Any = made.get_submodule(name)
-        conv.input_limits = _limits(name, torch.cat(values))
+    limits: dict[str, tuple[float, ...]] = dict.fromkeys(of_one_pixel, ())
+    limits.update((name, _limits(name, torch.cat(values))) for name, values in seen.items())
+    for name, pair in limits.items():
+        layer: Any = made.get_submodule(name)
+        layer.input_limits = pair
     return made
 
 
 def _is_candidate(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv2d) or not is_exactly(module, nn.Conv2d):
-        return False
+    if not isinstance(module, nn.Conv2d):
+        return isinstance(module, nn.Linear) and is_exactly(module, nn.Linear)
     plain = (module.kernel_size, module.stride, module.padding) == ((1, 1), (1, 1), (0, 0))
-    return plain and LEAST_INPUTS <= module.in_channels // module.groups <= MOST_BYTE_INPUTS
+    return is_exactly(module, nn.Conv2d) and plain and _inputs(module) <= MOST_BYTE_INPUTS
+
+
+def _inputs(conv: nn.Conv2d) -> int:
+    return conv.in_channels // conv.groups
 
 
 def _limits(name: str, values: Tensor) -> tuple[float, float]:
@@ -94,14 +107,16 @@ def rounded(model: nn.Module, lowered: nn.Module) -> nn.Module:
     standard = [
         f'{name}.'
         for name, module in lowered.named_modules()
-        if isinstance(module, LoweredGraph) or hasattr(module, 'input_limits')
+        if isinstance(module, LoweredGraph) or isinstance(getattr(module, 'weight', None), nn.Parameter)
     ]
     made, changed = deepcopy(model), 0
     for name, module in made.named_modules():
         if hasattr(module, 'input_limits') and not f'{name}.'.startswith(tuple(standard)):
-            changed += 1
-            module.weight = nn.Parameter(rounded_weight(module.weight), requires_grad=False)
-            module.register_forward_pre_hook(lambda module, inputs: rounded_inputs(inputs[0], module.input_limits))
+            alone = module.input_limits == ()
+            module.weight = nn.Parameter(rounded_weight(module.weight, alone), requires_grad=False)
+            if not alone:
+                changed += 1
+                module.register_forward_pre_hook(lambda module, inputs: rounded_inputs(inputs[0], module.input_limits))
     if not changed:
         raise ValueError(
             f'the native kernels compute no 1x1 convolution of this model that has {LEAST_INPUTS} inputs in a group, '

@@ -153,7 +153,8 @@ def _of_pooled(module: nn.Module) -> Optional[ops.Op]:
     part = cast(Any, module)
     if is_plain_squeeze_excite(module):
         squeeze, excite = (_constant(linear.weight).flatten(1) for linear in (part.fc1, part.fc2))
-        return ops.SqueezeExcitation(module, squeeze, excite, part.act, part.gate)
+        in_bytes = all(hasattr(linear, 'input_limits') for linear in (part.fc1, part.fc2))  # see deploy.calibration
+        return ops.SqueezeExcitation(module, squeeze, excite, part.act, part.gate, in_bytes)
     if is_exactly(module, nn.Flatten) and (part.start_dim, part.end_dim) == (1, -1):
         return ops.Flatten()
     if is_exactly(module, nn.Linear, SelectiveLinear):

@@ -32,7 +32,8 @@ class Conv(Op):
         dilation: of height and width.
         groups: number of groups.
         plain: 1x1 only; compute on ``(N, C, HW)``, which keeps runtimes from blocking the channels.
-        limits: 1x1 only; least and largest input, where the native kernels may round it to 8 bits between them.
+        limits: 1x1 only; least and largest input, where the native kernels may round it to 8 bits between them, or ()
+            where they may round only the weight.
     """
 
     weight: Tensor
@@ -42,7 +43,7 @@ class Conv(Op):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     plain: bool = False
-    limits: Optional[tuple[float, float]] = None
+    limits: Optional[tuple[float, ...]] = None
 
     @property
     def out_channels(self) -> int:
@@ -188,6 +189,7 @@ class SqueezeExcitation(Op):
         excite: ``(C, hidden)``.
         act: activation between the two.
         gate: activation behind them.
+        in_bytes: the native kernels may round the weights to 8 bits.
     """
 
     module: nn.Module
@@ -195,6 +197,7 @@ class SqueezeExcitation(Op):
     excite: Tensor
     act: nn.Module
     gate: nn.Module
+    in_bytes: bool = False
 
 
 class Flatten(Op):

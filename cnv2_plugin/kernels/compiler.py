@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..graph import ops
 from ..graph.ir import Graph, Node
 from ..graph.rewrite_gathers import is_permutation
+from .integers import rounded_weight
 from .opcodes import ACTIVATIONS, CHANGES, MOST_SPATIAL_INPUTS
 from .placement import Placement, View, require
 from .program import Program
@@ -136,12 +137,15 @@ class _Compiler:
         if not conv.is_pointwise:
             self.program.spatial(src.map, dst.map, grouped, index, rows, biases, stride, act)
         elif self._is_linear(conv, src, dst, row_to_channel):
-            self.program.linear(src.map, dst.map, weight.flatten(1), bias, act)
+            self.program.linear(src.map, dst.map, weight.flatten(1), bias, act, in_bytes=conv.limits is not None)
         else:
             affine = src.grouped_affine(op.groups)
+            if conv.limits == ():
+                grouped = rounded_weight(grouped.flatten(0, 1), alone=True).view_as(grouped)
             self.program.select(
-                src.map, dst.map, grouped.flatten(2), index, rows, biases, affine, src.act, act, limits=conv.limits
-            )
+                src.map, dst.map, grouped.flatten(2), index, rows, biases, affine, src.act, act,
+                limits=conv.limits or None,
+            )  # fmt: skip
         self._finish(nodes, replace(dst, non_negative=act in ('ReLU', 'ReLU6')))
 
     def _is_linear(self, conv: ops.Conv, src: View, dst: View, row_to_channel: Tensor) -> bool:
@@ -193,7 +197,7 @@ class _Compiler:
         affine = src.grouped_affine(conv.groups)
         self.program.select(
             src.map, dst.map, conv.grouped().flatten(2), index, rows, None, affine, src.act, accumulate=True,
-            limits=conv.limits,
+            limits=conv.limits or None,
         )  # fmt: skip
         self._finish(nodes, replace(dst, non_negative=False))
 
@@ -223,7 +227,7 @@ class _Compiler:
         first = int(view.channels[0])
         require(torch.equal(view.channels, torch.arange(first, first + len(view.channels))) and view.is_plain)
         require(self.waiting[node.inputs[0]] == 1 and self.placement.is_held_once(view))
-        self.program.excite(view.map, first, op.squeeze, op.excite)
+        self.program.excite(view.map, first, op.squeeze, op.excite, op.in_bytes)
         self.placement.hold(view)
         self._finish([node], view)
 

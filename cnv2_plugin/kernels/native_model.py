@@ -72,6 +72,24 @@ class NativeStages(nn.Module):
         return f'weights={self.weights.numel()}, words={self.plan.numel()}, out_channels={self.shape[0]}'
 
 
+class NativeLinear(NativeStages):
+    """A linear layer with weights of bytes in the native kernels."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        program = Program(linear.in_features, linear.out_features)
+        src, dst = (
+            program.add_map(width, slot) for slot, width in enumerate((linear.in_features, linear.out_features))
+        )
+        program.load(src)
+        program.linear(src, dst, linear.weight, linear.bias, in_bytes=True)
+        program.store(dst, range(linear.out_features))
+        super().__init__(program)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, in_features)`` to ``(N, out_features)``."""
+        return super().forward(x.unsqueeze(-1).unsqueeze(-1)).flatten(1)
+
+
 def native_program(chain: Iterable[tuple[str, nn.Module]], channels: int) -> Optional[Program]:
     """Compile condensed modules that follow one another; None where the kernels do not compute one of them exactly."""
     chain = list(chain)
@@ -112,6 +130,10 @@ def native_model(
             f'.float().cpu(), or take another runtime.'
         )
     made = in_eval(condense(model))
+    if isinstance(made, SparseModelMixin):
+        name, last = made.parts()[-1]
+        if isinstance(last, nn.Linear) and is_exactly(last, nn.Linear) and hasattr(last, 'input_limits'):
+            replace_module(made, name, NativeLinear(last))
     found = parts(made, input_size, example)
     for name, module in list(made.named_modules()):
         if is_exactly(module, nn.Dropout):  # costs a call

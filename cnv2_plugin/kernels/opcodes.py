@@ -24,6 +24,8 @@ BLOCK = _NUMBERS['Size']['Block']
 """Rows of a group whose weights lie side by side."""
 MOST_WEIGHT = _NUMBERS['Size']['MostWeight']
 """Largest weight of a 1x1 convolution of bytes."""
+MOST_LONE_WEIGHT = _NUMBERS['Size']['MostLoneWeight']
+"""Largest weight in bytes where products are floats."""
 MOST_BYTE_INPUTS = _NUMBERS['Size']['MostByteInputs']
 """Inputs of one group of a 1x1 convolution of bytes that the kernels take."""
 MOST_SPATIAL_INPUTS = _NUMBERS['Size']['MostSpatialInputs']

@@ -4,13 +4,14 @@ The words of every instruction stand at the head of ``csrc/program.cpp``.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-from .integers import in_words, quantise_rows, step_and_zero
-from .opcodes import ACTIVATIONS, BLOCK, CHANGES, FLAGS, LOADING, MAGIC, OPERATIONS
+from .integers import in_words, quantise_rows, row_of_words, step_and_zero
+from .opcodes import ACTIVATIONS, BLOCK, CHANGES, FLAGS, LOADING, MAGIC, MOST_LONE_WEIGHT, OPERATIONS
 
 Affine = tuple[Tensor, Tensor]
 
@@ -98,7 +99,7 @@ class Program:
         act_in: str = 'Identity',
         act_out: str = 'Identity',
         accumulate: bool = False,
-        limits: Optional[tuple[float, float]] = None,
+        limits: Optional[tuple[float, ...]] = None,
     ) -> None:
         """A 1x1 group convolution from selected channels to selected channels.
 
@@ -144,22 +145,42 @@ class Program:
             *index.flatten().tolist(), *target.flatten().tolist(),
         )  # fmt: skip
 
-    def excite(self, map_: int, first: int, squeeze: Tensor, excite: Tensor) -> None:
-        """Squeeze-and-excitation in place; ``squeeze`` is ``(hidden, channels)``, ``excite`` ``(channels, hidden)``."""
+    def excite(self, map_: int, first: int, squeeze: Tensor, excite: Tensor, in_bytes: bool = False) -> None:
+        """Squeeze-and-excitation in place; ``squeeze`` is ``(hidden, channels)``, ``excite`` ``(channels, hidden)``.
+
+        Where ``in_bytes``, the weights are rounded to bytes, with a scale of every row.
+        """
         hidden, channels = squeeze.shape
-        self._add('Excite', map_, first, channels, hidden, self._keep(squeeze.t()), self._keep(excite.t()))
+        kept, words = [squeeze.t(), excite.t()], []
+        if in_bytes:
+            rounded = [quantise_rows(weight, MOST_LONE_WEIGHT) for weight in (squeeze, excite)]
+            kept, words = [scale for _, scale in rounded], [row_of_words(whole.t()) for whole, _ in rounded]
+        operation = 'ExciteBytes' if in_bytes else 'Excite'
+        self._add(operation, map_, first, channels, hidden, *map(self._keep, kept), *chain.from_iterable(words))
 
     def normalise(self, map_: int, affine: Optional[Affine] = None, act: str = 'Identity') -> None:
         """Normalise every channel of a map with its scale and shift, and activate it, in place."""
         self._add('Normalise', map_, ACTIVATIONS[act], _flags(affine=affine), self._keep(*affine or ()))
 
     def linear(
-        self, src: int, dst: int, weight: Tensor, bias: Optional[Tensor] = None, act_out: str = 'Identity'
+        self,
+        src: int,
+        dst: int,
+        weight: Tensor,
+        bias: Optional[Tensor] = None,
+        act_out: str = 'Identity',
+        in_bytes: bool = False,
     ) -> None:
-        """A linear layer ``(rows, inputs)`` between maps of one pixel."""
+        """A linear layer ``(rows, inputs)`` between maps of one pixel, its weights rounded to bytes or not."""
         rows, inputs = weight.shape
-        self._add('Linear', src, self._written(dst, src), inputs, rows, ACTIVATIONS[act_out], _flags(bias=bias),
-                  self._keep(weight), self._keep(bias))  # fmt: skip
+        kept, words = weight, []
+        if in_bytes:
+            whole, kept = quantise_rows(weight, MOST_LONE_WEIGHT)
+            words = row_of_words(whole)
+        self._add(
+            'Linear', src, self._written(dst, src), inputs, rows, ACTIVATIONS[act_out],
+            _flags(bias=bias) + (FLAGS['Bytes'] if in_bytes else 0), self._keep(kept), self._keep(bias), *words,
+        )  # fmt: skip
 
     def store(self, src: int, index: Sequence[int], affine: Optional[Affine] = None, act: str = 'Identity') -> None:
         """Selected channels of a map, normalised and activated, as the result."""

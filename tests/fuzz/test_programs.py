@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cnv2_plugin.deploy import lower
 from cnv2_plugin.kernels.native_model import NativeStages
 from cnv2_plugin.kernels.opcodes import ACTIVATIONS, LOADING
 from cnv2_plugin.kernels.operator import native_stages
@@ -21,18 +22,20 @@ pytestmark = pytest.mark.needs('kernels')
 
 @lru_cache(maxsize=1)
 def forms_to_damage() -> list[NativeStages]:
-    """Dense stages, shuffled stages, a head, and dense stages in bytes."""
+    """Dense stages, shuffled stages, a head, and dense stages and a head in bytes."""
     arch = dict(channels=(16, 24), repeats=(2, 2), stem_width=16, final_width=24, sparse_factor=2, with_sfr=True)
     shuffled = finished('sfr_shufflenetv2', arch=arch, num_classes=5)
     shuffled.switch_to_deploy()
     with_head = native_form(finished('condensenetv2', arch=dict(TINY, head_width=21)), (3, 32, 32))
-    bytes_ = finished('condensenetv2', arch=TINY, num_classes=5)
+    bytes_ = finished('condensenetv2', arch=dict(TINY, head_width=21), num_classes=5)
     bytes_.switch_to_deploy()
+    in_bytes(bytes_)
     return [
         tiny_stages()[1],
         native(shuffled.stages, 16),
         with_head.global_pool.pool,
-        native(in_bytes(bytes_.stages), 16),
+        native(bytes_.stages, 16),
+        lower(bytes_, (3, 32, 32), 'native', verify=False).global_pool.pool,
     ]
 
 
@@ -76,9 +79,9 @@ def plans(draw) -> Program:
             width = plan.maps[src][0] - draw(st.integers(0, 1))
             plan.normalise(src, (torch.randn(width), torch.randn(width)), draw(st.sampled_from(sorted(ACTIVATIONS))))
         elif kind == 'linear':
-            plan.linear(src, dst, torch.randn(channels, channels))
+            plan.linear(src, dst, torch.randn(channels, channels), in_bytes=draw(st.booleans()))
         elif kind == 'excite':
-            plan.excite(src, 0, torch.randn(2, channels), torch.randn(channels, 2))
+            plan.excite(src, 0, torch.randn(2, channels), torch.randn(channels, 2), draw(st.booleans()))
         else:
             every = torch.arange(channels)[None]
             weight = torch.randn(1, channels, channels, *([3, 3] if kind == 'spatial' else []))

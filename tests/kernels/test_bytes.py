@@ -124,6 +124,49 @@ def test_the_largest_weights_and_inputs_do_not_overflow():
     assert torch.allclose(run(program, torch.full((1, count, 3, 3), 7.0)), torch.tensor(-float(count)))
 
 
+SHAPES = [(1, 1), (3, 5), (7, 3), (16, 40), (21, 9), (61, 8), (700, 33)]
+
+
+@pytest.mark.parametrize('act', ACTIVATIONS)
+@pytest.mark.parametrize(('inputs', 'rows'), SHAPES)
+def test_linear_layers_have_weights_in_256_steps(inputs, rows, act):
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(rows, inputs), torch.randn(rows), torch.randn(3, inputs, 1, 1)
+    weight[0] *= rows > 1
+    program = Program(inputs, rows)
+    a, b = program.add_map(inputs, 0), program.add_map(rows, 1)
+    program.load(a)
+    program.linear(a, b, weight, bias if rows != 5 else None, act, in_bytes=True)
+    program.store(b, range(rows))
+    values, scale = quantise_rows(weight, 127)
+    assert (values * scale[:, None] - weight).abs().max() <= 0.501 * weight.abs().max() / 127
+    expected = x.double()[..., 0, 0] @ (values * scale[:, None]).t() + (bias.double() if rows != 5 else 0)
+    assert torch.allclose(run(program, x)[..., 0, 0].double(), ACTIVATIONS[act](expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(('channels', 'hidden'), SHAPES)
+def test_excitations_have_weights_in_256_steps(channels, hidden):
+    torch.manual_seed(0)
+    squeeze, excite, x = torch.randn(hidden, channels), torch.randn(channels, hidden), torch.randn(2, channels, 5, 3)
+    program = Program(channels, channels)
+    program.load(program.add_map(channels, 0))
+    program.excite(0, 0, squeeze, excite, in_bytes=True)
+    program.store(0, range(channels))
+    whole = [values * scale[:, None] for values, scale in (quantise_rows(weight, 127) for weight in (squeeze, excite))]
+    gate = torch.sigmoid((x.double().mean((2, 3)) @ whole[0].t()).relu() @ whole[1].t())
+    assert relative_difference(run(program, x).double(), x.double() * gate[..., None, None]) < 5e-6
+
+
+@pytest.mark.parametrize('kind', ['linear', 'excite'])
+def test_weights_changed_where_they_lie_are_the_ones_that_count(kind):
+    """They are none of the words that a program is known again by."""
+    program = of_lone_bytes(kind)[0]
+    plan, weights = program.words(), program.weights()
+    before = native_stages(torch.ones(1, 4, 1, 1), weights, plan, [4])
+    plan[plan.numel() - len(program.instructions[-1]) - 1] = -1
+    assert not torch.equal(native_stages(torch.ones(1, 4, 1, 1), weights, plan, [4]), before)
+
+
 AT = dict(inputs=5, zero=-2, weights=-1, flags=9)
 """Words of the layer below, of its instruction from its front or of the program from behind the weights."""
 
@@ -162,18 +205,35 @@ def test_words_that_do_not_fit_are_refused(place, word, message):
         run(program, torch.ones(1, 4, 3, 3))
 
 
+def of_lone_bytes(kind: str) -> tuple[Program, int]:
+    """A program of one linear layer or excitation of bytes of 4 inputs, and its place."""
+    program = Program(4, 4)
+    a, b = program.add_map(4, 0), program.add_map(4, 1)
+    program.load(a)
+    if kind == 'linear':
+        program.linear(a, b, torch.eye(4), in_bytes=True)
+    else:
+        program.excite(a, 0, torch.ones(4, 4), torch.ones(4, 4), in_bytes=True)
+    program.store(b if kind == 'linear' else a, range(4))
+    return program, 1
+
+
+LAYERS = dict(one=one_layer, linear=lambda: of_lone_bytes('linear'), excite=lambda: of_lone_bytes('excite'))
+
+
+@pytest.mark.parametrize('layer', LAYERS)
 @pytest.mark.parametrize('change', ['shorter', 'longer', 'of no scales', 'ended'])
-def test_programs_that_do_not_fit_are_refused(change):
-    program, layer = one_layer()
+def test_programs_that_do_not_fit_are_refused(change, layer):
+    program, layer = LAYERS[layer]()
     words, weights = program.instructions[layer], program.weights()
     if change in ('shorter', 'longer'):
         words[1] += -1 if change == 'shorter' else 1
         words[2:] = words[2:-1] if change == 'shorter' else [*words[2:], 0]
     elif change == 'of no scales':
         weights = weights[:-1]
-    plan = program.words() if change != 'ended' else program.words()[:-9]
+    plan = program.words() if change != 'ended' else program.words()[: -len(program.instructions[-1]) - 1]
     with pytest.raises(ValueError, match='program|reach beyond|length of an instruction'):
-        native_stages(torch.ones(1, 4, 3, 3), weights, plan, [1])
+        native_stages(torch.ones(1, 4, 1, 1), weights, plan, [program.out_channels])
 
 
 def test_other_instructions_have_no_bytes():
@@ -250,9 +310,22 @@ def test_a_file_is_written_verified_and_smaller(tmp_path):
     model, batches = network(), images()
     plain = export_onnx(model, tmp_path / 'a.onnx', (3, 32, 32), native=True)
     report = export_onnx(model, tmp_path / 'b.onnx', (3, 32, 32), native=True, int8=batches)
-    assert report.verification.max_rel < 0.05 and report.size < plain.size
+    assert report.verification.max_rel < 0.05 and report.size < 0.7 * plain.size
     same = compare_int8(tmp_path / 'a.onnx', tmp_path / 'b.onnx', [batch.numpy() for batch in batches], rounds=1)
     assert same.agreement > 0.8 and 1e-5 < same.max_rel < 0.2
+
+
+def test_all_that_reads_one_pixel_is_in_bytes():
+    model = network()
+    form = lower(model, (3, 32, 32), 'native', int8=images())
+    assert [name for name, _ in form.named_parameters()] == ['stem.weight'] and form.classifier.weights.numel() == 11
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = form.forward_head(form.forward_features(x), pre_logits=True)
+        assert features.shape == (2, 32) and torch.allclose(form.classifier(features), form(x), atol=1e-4)
+    model.classifier = nn.Sequential(model.classifier)  # not the layer that the model says
+    form = lower(model, (3, 32, 32), 'native', int8=images())
+    assert type(form.classifier[0]) is nn.Linear
 
 
 def test_layers_outside_of_the_kernels_stay_in_float32():

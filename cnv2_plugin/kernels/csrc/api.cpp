@@ -50,7 +50,7 @@ CNV2_EXPORT int32_t cnv2_run(const int32_t* program, int64_t words, const float*
         };
         cnv2::Input input{images, batch, channels, height, width};
         auto checked = programs.get(program, words, weights, weight_count, input);
-        cnv2::run(*checked, input, allocate, cnv2::pool_executor(threads));
+        cnv2::run(*checked, program, input, allocate, cnv2::pool_executor(threads));
         return 0;
     } catch (...) {
         return failure(message, size);
@@ -66,7 +66,7 @@ CNV2_EXPORT int64_t cnv2_profile(const int32_t* program, int64_t words, const fl
         int64_t count = 0;
         cnv2::Input input{images, batch, channels, height, width};
         auto checked = programs.get(program, words, weights, weight_count, input);
-        cnv2::measure(*checked, input, [&](const std::vector<int32_t>& kinds) {
+        cnv2::measure(*checked, program, input, [&](const std::vector<int32_t>& kinds) {
             count = int64_t(kinds.size());
             std::copy(kinds.begin(), kinds.end(), operations);
             std::fill_n(nanoseconds, count, 0);

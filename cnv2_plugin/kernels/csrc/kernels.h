@@ -76,12 +76,13 @@ struct Pool {
     Geometry out_size;
 };
 
-// Squeeze-and-excitation in place on the channels from `first` on.
+// Squeeze-and-excitation in place on the channels from `first` on. Of bytes, weights are those times a scale of every result.
 struct Excite {
     Planes map;
     Geometry size;
     int32_t first, channels, hidden;
     const float *squeeze, *excite;       // [channels][hidden], [hidden][channels]
+    const int8_t *squeeze_bytes, *excite_bytes;  // or both null; squeeze and excite are scales then
     float* scratch;                      // channels + hidden floats
 };
 
@@ -106,6 +107,7 @@ struct Linear {
     Planes dst;
     int32_t inputs, act_out;
     const float *weight, *bias;          // [rows][inputs], [rows] or null
+    const int8_t* bytes;                 // null, or [rows][inputs] that `weight`, a scale of every row, goes with
 };
 
 // Selected channels, normalised and activated, as contiguous (C, H, W).

@@ -22,6 +22,14 @@ typedef float Unaligned __attribute__((vector_size(N * 4), aligned(4), may_alias
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
+inline Vec load(const int8_t* p) {
+#if CNV2_LANES == 8 && defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+    typedef int8_t Bytes __attribute__((vector_size(N), aligned(1), may_alias));
+    return __builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Vec);
+#endif
+}
 inline Vec all(float value) { return value - Vec{}; }  // a plain broadcast: subtracting 0 changes nothing
 
 // The larger and the smaller one; where the second is NaN, that.
@@ -415,6 +423,13 @@ void sum_channels(const Planes& map, const Geometry& size, int64_t first, float*
     for (int c = 0; c < kChannels; ++c) sums[c] = sum[c];
 }
 
+// The products of every weight with the value of its row, added to sums.
+template <typename Weight>
+void add_rows(const Weight* weight, const float* values, int rows, int columns, float* sums) {
+    for (int row = 0; row < rows; ++row, weight += columns)
+        for (int column = 0; column < columns; ++column) sums[column] += weight[column] * values[row];
+}
+
 void excite(const Excite& s) {
     int64_t count = s.size.height * s.size.width;
     float *hidden = s.scratch, *gate = s.scratch + s.hidden;
@@ -422,19 +437,19 @@ void excite(const Excite& s) {
     int summed = 0;
     for (; summed + 8 <= s.channels; summed += 8) sum_channels<8>(s.map, s.size, s.first + summed, gate + summed);
     for (; summed < s.channels; ++summed) sum_channels<1>(s.map, s.size, s.first + summed, gate + summed);
-    for (int c = 0; c < s.channels; ++c) {
-        float mean = gate[c] / count;
-        const float* w = s.squeeze + int64_t(c) * s.hidden;
-        for (int j = 0; j < s.hidden; ++j) hidden[j] += w[j] * mean;
-    }
+    for (int c = 0; c < s.channels; ++c) gate[c] /= count;
+    if (s.squeeze_bytes)
+        add_rows(s.squeeze_bytes, gate, s.channels, s.hidden, hidden);
+    else
+        add_rows(s.squeeze, gate, s.channels, s.hidden, hidden);
+    for (int j = 0; j < s.hidden; ++j) hidden[j] = hidden[j] < 0 ? 0 : s.squeeze_bytes ? hidden[j] * s.squeeze[j] : hidden[j];
     for (int c = 0; c < s.channels; ++c) gate[c] = 0;
-    for (int j = 0; j < s.hidden; ++j) {
-        float value = hidden[j] < 0 ? 0 : hidden[j];
-        const float* w = s.excite + int64_t(j) * s.channels;
-        for (int c = 0; c < s.channels; ++c) gate[c] += w[c] * value;
-    }
+    if (s.excite_bytes)
+        add_rows(s.excite_bytes, hidden, s.hidden, s.channels, gate);
+    else
+        add_rows(s.excite, hidden, s.hidden, s.channels, gate);
     for (int c = 0; c < s.channels; ++c) {
-        float factor = 1 / (1 + std::exp(-gate[c]));
+        float factor = 1 / (1 + std::exp(-(s.excite_bytes ? gate[c] * s.excite[c] : gate[c])));
         float* plane = s.map.at(s.first + c);
         for (int64_t p = 0; p < s.size.positions(); ++p) plane[p] *= factor;
     }
@@ -475,9 +490,9 @@ void average(const Average& s, int64_t begin, int64_t end) {
     for (; c < end; ++c) average_channels<1>(s, c);
 }
 
-template <int R>
-void linear_rows(const Linear& s, int64_t first) {
-    const float* w = s.weight + first * s.inputs;
+template <int R, typename Weight>
+void linear_rows(const Linear& s, const Weight* weight, int64_t first) {
+    const Weight* w = weight + first * s.inputs;
     Vec sums[R] = {};
     int k = 0;
     for (; k + N <= s.inputs; k += N) {
@@ -486,19 +501,28 @@ void linear_rows(const Linear& s, int64_t first) {
         for (int r = 0; r < R; ++r) sums[r] += x * load(w + int64_t(r) * s.inputs + k);
     }
     for (int r = 0; r < R; ++r) {
-        float sum = s.bias ? s.bias[first + r] : 0;
+        float bias = s.bias ? s.bias[first + r] : 0, sum = s.bytes ? 0 : bias;
         for (int lane = 0; lane < N; ++lane) sum += sums[r][lane];
         for (int rest = k; rest < s.inputs; ++rest) sum += s.x[rest] * w[int64_t(r) * s.inputs + rest];
+        if (s.bytes) sum = sum * s.weight[first + r] + bias;
         float* out = s.dst.at(first + r);
         out[0] = activate(sum, s.act_out);
         out[1] = 0;
     }
 }
 
-void linear(const Linear& s, int64_t begin, int64_t end) {
+template <typename Weight>
+void linear_of(const Linear& s, const Weight* weight, int64_t begin, int64_t end) {
     int64_t r = begin;
-    for (; r + 8 <= end; r += 8) linear_rows<8>(s, r);
-    for (; r < end; ++r) linear_rows<1>(s, r);
+    for (; r + 8 <= end; r += 8) linear_rows<8>(s, weight, r);
+    for (; r < end; ++r) linear_rows<1>(s, weight, r);
+}
+
+void linear(const Linear& s, int64_t begin, int64_t end) {
+    if (s.bytes)
+        linear_of(s, s.bytes, begin, end);
+    else
+        linear_of(s, s.weight, begin, end);
 }
 
 void store_rows(const Store& s, int64_t begin, int64_t end) {

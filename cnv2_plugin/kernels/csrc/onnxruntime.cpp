@@ -171,7 +171,7 @@ ort::Status CNV2_ORT_CALL compute(void* self, void* context) {
                           images.shape[3]};
         auto checked = kernel.programs.get(words, program.count(), static_cast<const float*>(weights.data),
                                            weights.count(), given);
-        cnv2::run(*checked, given, allocate, parallel.executor(kernel.seen_by(parallel)));
+        cnv2::run(*checked, words, given, allocate, parallel.executor(kernel.seen_by(parallel)));
         return nullptr;
     } catch (...) {
         return api.failure();

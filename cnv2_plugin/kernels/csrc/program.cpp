@@ -9,12 +9,14 @@
 //               (see kernels.h), and `weight` names the inverse of the step and a scale of every row
 //   spatial     src, dst, groups, inputs, rows, stride, act_out, flags, weight, bias,
 //               index [groups][inputs], target [groups][rows]
-//   excite      map, first, channels, hidden, squeeze, excite
+//   excite      map, first, channels, hidden, squeeze, excite; of bytes (kExciteBytes) these are scales of the results, and
+//               the weights follow as bytes, each of the two filled up to words
 //   split       src, dst
 //   maximum     src, dst
 //   store       src, act, flags, affine, index [output channels]
 //   average     src, dst
-//   linear      src, dst, inputs, rows, act_out, flags, weight, bias
+//   linear      src, dst, inputs, rows, act_out, flags, weight, bias; of bytes then the weights, filled up to words, and
+//               `weight` names a scale of every row
 //   normalise   map, act, flags, affine
 // weight, bias, affine, squeeze and excite are offsets into the weights; affine is all scales, then all shifts.
 #include "program.h"
@@ -76,7 +78,8 @@ class Parser {
             case kZero: zero(made); break;
             case kSelect: select(made); break;
             case kSpatial: spatial(made); break;
-            case kExcite: excite(made); break;
+            case kExcite:
+            case kExciteBytes: excite(made); break;
             case kSplit: split(made); break;
             case kMaximum: maximum(made); break;
             case kAverage: average(made); break;
@@ -209,8 +212,11 @@ class Parser {
         s.channels = read_.next("excited channels", 1, map(made.src).channels - s.first);
         slots_.check_range(made.src, s.first, s.channels);
         s.hidden = read_.next("the hidden width of an excitation", 1, 1 << 20);
-        s.squeeze = read_.floats("weights of a squeeze", int64_t(s.channels) * s.hidden);
-        s.excite = read_.floats("weights of an excitation", int64_t(s.channels) * s.hidden);
+        int64_t weights = int64_t(s.channels) * s.hidden;
+        bool bytes = made.operation == kExciteBytes;
+        s.squeeze = read_.floats("weights of a squeeze", bytes ? s.hidden : weights);
+        s.excite = read_.floats("weights of an excitation", bytes ? s.channels : weights);
+        for (int i = 0; bytes && i < 2; ++i) made.bytes[i] = any_bytes("weights of an excitation", weights);
         s.size = map(made.src).size;
         program_.vector_scratch = std::max<int64_t>(program_.vector_scratch, s.channels + s.hidden);
     }
@@ -247,9 +253,11 @@ class Parser {
         s.inputs = read_.next("inputs of a linear layer", 1, map(made.src).channels);
         made.rows = read_.next("rows of a linear layer", 1, map(made.dst).channels);
         s.act_out = read_.next("an activation", 0, kActivations - 1);
-        int32_t flags = read_.next("flags", 0, kFlags);
-        s.weight = read_.floats("weights of a linear layer", int64_t(s.inputs) * made.rows);
+        int32_t flags = read_.next("flags", 0, kFlags | kBytes);
+        int64_t weights = int64_t(s.inputs) * made.rows;
+        s.weight = read_.floats("weights of a linear layer", flags & kBytes ? made.rows : weights);
         s.bias = optional(flags & kBias, "biases", made.rows);
+        if (flags & kBytes) made.bytes[0] = any_bytes("weights of a linear layer", weights);
         if (made.src == made.dst || map(made.src).size.positions() != Geometry{1, 1}.positions())
             refuse("a linear layer reads a map of one pixel and writes another");
         made.first = begin(made.dst, {1, 1});
@@ -295,6 +303,12 @@ class Parser {
         if (there) return read_.floats(what, count);
         read_.skip();
         return nullptr;
+    }
+
+    int64_t any_bytes(const char* what, int64_t count) {
+        int64_t begin = read_.any_bytes(what, count);
+        program_.bytes.push_back({begin, begin + (count + 3) / 4});
+        return begin;
     }
 
     Map& map(int32_t index) { return program_.maps[index]; }

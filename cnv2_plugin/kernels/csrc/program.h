@@ -29,6 +29,12 @@ struct Instruction {
     Average average{};
     Linear linear{};
     int32_t rows = 0;                     // of a linear layer
+    int64_t bytes[2] = {-1, -1};          // words where weights begin that may have any value
+};
+
+// Words from `begin` to in front of `end`.
+struct Range {
+    int64_t begin, end;
 };
 
 struct Program {
@@ -37,11 +43,12 @@ struct Program {
     std::vector<int64_t> slots;           // floats
     OutputShape output{0, 0, 0};
     int64_t scratch = 0, vector_scratch = 0;
+    std::vector<Range> bytes;             // of weights that may have any value, in order
 };
 
 inline int64_t round_up(int64_t value) { return (value + kMaxLanes - 1) / kMaxLanes * kMaxLanes; }
 
-// Names words and weights by address.
+// Names words and weights by address, and weights among the words by their place.
 struct Checked {
     std::vector<int32_t> words;
     const float* weights;

@@ -13,7 +13,7 @@ namespace cnv2 {
 class Reader {
   public:
     Reader(const int32_t* words, int64_t count, const float* weights, int64_t weight_count)
-        : word_(words), end_(words + count), weights_(weights), weight_count_(weight_count) {}
+        : start_(words), word_(words), end_(words + count), weights_(weights), weight_count_(weight_count) {}
 
     int32_t next(const char* what, int64_t low, int64_t high) {
         if (word_ == end_) refuse(std::string("the program ends where ") + what + " is expected");
@@ -48,6 +48,14 @@ class Reader {
         return start;
     }
 
+    // Bytes that may have any value, filled up to words; returns where they begin.
+    int64_t any_bytes(const char* what, int64_t count) {
+        int64_t words = (count + 3) / 4, begin = word_ - start_;
+        if (words > end_ - word_) refuse(std::string("the program ends within ") + what);
+        word_ += words;
+        return begin;
+    }
+
     const float* floats(const char* what, int64_t count) {
         int64_t offset = next(what, 0, INT32_MAX);
         if (count > weight_count_ || offset > weight_count_ - count)
@@ -60,7 +68,7 @@ class Reader {
     const int32_t* position() const { return word_; }
 
   private:
-    const int32_t *word_, *end_;
+    const int32_t *start_, *word_, *end_;
     const float* weights_;
     int64_t weight_count_;
 };

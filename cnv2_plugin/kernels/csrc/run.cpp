@@ -34,8 +34,9 @@ struct Extent {
 class Runner {
   public:
     // Sums of nanoseconds, one for each instruction, are for one thread only.
-    Runner(const Program& program, int32_t channels, Geometry size, int64_t threads, int64_t* nanoseconds = nullptr)
-        : kernels_(kernels()), program_(program), channels_(channels), size_(size), threads_(threads),
+    Runner(const Program& program, const int32_t* words, int32_t channels, Geometry size, int64_t threads,
+           int64_t* nanoseconds = nullptr)
+        : kernels_(kernels()), program_(program), words_(words), channels_(channels), size_(size), threads_(threads),
           nanoseconds_(nanoseconds) {
         int64_t total = 0;
         for (int64_t floats : program.slots) {
@@ -76,6 +77,9 @@ class Runner {
         return nanoseconds_ ? nanoseconds_ + (&it - program_.instructions.data()) : nullptr;
     }
     float* data() const { return memory_.data.get(); }
+    const int8_t* bytes(int64_t begin) const {
+        return begin < 0 ? nullptr : reinterpret_cast<const int8_t*>(words_ + begin);
+    }
     Planes planes(int32_t index) const {
         const Map& map = program_.maps[index];
         return {data() + starts_[map.slot] + map.front, map.stride};
@@ -205,8 +209,11 @@ class Runner {
             }
             case kSelect: select(it, begin, end, part); break;
             case kSpatial: spatial(it, begin, end); break;
-            case kExcite: {
+            case kExcite:
+            case kExciteBytes: {
                 Excite excite = it.excite;
+                excite.squeeze_bytes = bytes(it.bytes[0]);
+                excite.excite_bytes = bytes(it.bytes[1]);
                 excite.map = planes(it.src);
                 excite.scratch = data() + vector_;
                 kernels_.excite(excite);
@@ -228,6 +235,7 @@ class Runner {
             case kLinear: {
                 Linear linear = it.linear;
                 linear.x = data() + vector_;
+                linear.bytes = bytes(it.bytes[0]);
                 linear.dst = planes(it.dst);
                 kernels_.linear(linear, begin, end);
                 break;
@@ -307,6 +315,7 @@ class Runner {
 
     const Kernels& kernels_;
     const Program& program_;
+    const int32_t* words_;
     int32_t channels_;
     Geometry size_;
     int64_t threads_, scratch_ = 0, vector_ = 0;
@@ -320,7 +329,7 @@ class Runner {
 
 }  // namespace
 
-void run(const Checked& checked, const Input& input, const std::function<float*(const OutputShape&)>& allocate,
+void run(const Checked& checked, const int32_t* words, const Input& input, const std::function<float*(const OutputShape&)>& allocate,
          const Executor& executor) {
     const Program& program = checked.program;
     float* output = allocate(program.output);
@@ -328,7 +337,7 @@ void run(const Checked& checked, const Input& input, const std::function<float*(
     int64_t out = program.output.channels * program.output.height * program.output.width;
     bool by_image = input.batch >= executor.threads || executor.threads < 2;
     auto images = [&](int64_t begin, int64_t end, int64_t threads) {
-        Runner runner(program, int32_t(input.channels), checked.size, threads);
+        Runner runner(program, words, int32_t(input.channels), checked.size, threads);
         for (int64_t i = begin; i < end; ++i) runner.run(input.data + i * in, output + i * out, executor);
     };
     if (!by_image) return images(0, input.batch, executor.threads);
@@ -338,12 +347,12 @@ void run(const Checked& checked, const Input& input, const std::function<float*(
     });
 }
 
-void measure(const Checked& checked, const Input& input,
+void measure(const Checked& checked, const int32_t* words, const Input& input,
              const std::function<int64_t*(const std::vector<int32_t>& operations)>& begin) {
     const Program& program = checked.program;
     std::vector<int32_t> operations;
     for (const Instruction& it : program.instructions) operations.push_back(it.operation);
-    Runner runner(program, int32_t(input.channels), checked.size, 1, begin(operations));
+    Runner runner(program, words, int32_t(input.channels), checked.size, 1, begin(operations));
     std::vector<float> output(size_t(program.output.channels * program.output.height * program.output.width));
     int64_t in = input.channels * input.height * input.width;
     for (int64_t i = 0; i < input.batch; ++i) runner.run(input.data + i * in, output.data(), Executor{});

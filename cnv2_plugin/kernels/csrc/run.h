@@ -27,7 +27,8 @@ struct OutputShape {
 struct Checked;
 
 // Programs that were checked before, so that this is done once for a program and a size of images, not for every image. A
-// program is known again by all of its words; its own copy of them is what runs. Several threads may ask at once.
+// program is known again by all of its words but bytes of weights that may have any value, which are read where they are;
+// its own copy of the others is what runs. Several threads may ask at once.
 class Programs {
   public:
     // Throws Refusal where the program, its weights or the images do not fit.
@@ -38,14 +39,14 @@ class Programs {
     std::vector<std::shared_ptr<const Checked>> kept_;  // the last one used last
 };
 
-// Runs a program on contiguous images (N, C, H, W); `allocate` is told the shape of one image's result and gives the
+// Runs a program, given with its words, on contiguous images (N, C, H, W); `allocate` is told the shape of one image's result and gives the
 // memory for all of them. Whatever fails on any thread is thrown here once all threads are done.
-void run(const Checked& checked, const Input& input, const std::function<float*(const OutputShape&)>& allocate,
+void run(const Checked& checked, const int32_t* words, const Input& input, const std::function<float*(const OutputShape&)>& allocate,
          const Executor& executor);
 
 // Runs a program on one thread and adds to each of its instructions the nanoseconds that it took; `begin` is told how many
 // instructions there are and what kinds, and gives the memory for the sums.
-void measure(const Checked& checked, const Input& input,
+void measure(const Checked& checked, const int32_t* words, const Input& input,
              const std::function<int64_t*(const std::vector<int32_t>& operations)>& begin);
 
 }  // namespace cnv2
