@@ -105,7 +105,7 @@ def test_deploy_writes_all_of_its_files_or_none(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(openvino, 'write', stop)
-    assert main(['deploy', *NAMED, '--out', 'x.pth', 'x.safetensors', 'x.xml']) == 1
+    assert main(['deploy', *NAMED, '--out', 'x.pth', 'x.onnx', 'x.xml']) == 1
     assert 'stopped here' in capsys.readouterr().err and list(tmp_path.iterdir()) == []
 
 
