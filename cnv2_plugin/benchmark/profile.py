@@ -18,7 +18,8 @@ from .latency import pinned
 
 KINDS = {
     'Select': '1x1 convolution', 'Spatial': '3x3 convolution', 'Excite': 'squeeze-and-excitation', 'Pool': 'pooling',
-    'Split': 'splitting', 'Maximum': 'maximum pooling', 'Normalise': 'normalisation', 'Average': 'global pooling',
+    'ExciteBytes': 'squeeze-and-excitation', 'Split': 'splitting',
+    'Maximum': 'maximum pooling', 'Normalise': 'normalisation', 'Average': 'global pooling',
     'Linear': 'linear layer', 'Load': 'reading images', 'Store': 'writing the result', 'Zero': 'zeroing',
 }  # fmt: skip
 """What instructions do, by their names in ``csrc/opcodes.h``."""

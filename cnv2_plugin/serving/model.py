@@ -101,7 +101,7 @@ class Model:
             results = self._session.run(None, fed)
         except Exception as error:  # ONNX Runtime has a dozen types that share none but this
             raise RuntimeError(
-                f'{self.path} cannot be run; deploy it again with this version. ({_line(error)})'
+                f'{self.path} cannot be run: {_line(error)} Mend that, or deploy the file again with this version.'
             ) from error
         found = dict(zip(self._outputs, results))
         for i, image in enumerate(images):
@@ -133,4 +133,4 @@ def _open(path: str, threads: Optional[int]) -> onnxruntime.InferenceSession:
 
 
 def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return str(error).strip().splitlines()[0][:400] if str(error).strip() else type(error).__name__
