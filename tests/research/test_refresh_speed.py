@@ -39,3 +39,4 @@ def test_forms_and_runtimes_stand_side_by_side():
     ]
     assert refresh_speed.side_by_side(tables).splitlines()[::2] == ['| model | x, eager | y, eager |', '| a | 1 | 2 |']
     assert refresh_speed.side_by_side(tables).splitlines()[-1] == '| a | 3 | 4 |'
+    assert refresh_speed.side_by_side([tables[0], header + '| a | y | eager | 5 |']).splitlines()[-1] == '| a |  | 5 |'

@@ -60,7 +60,7 @@ PARTS = {
         'docs/deployment.md',
         (
             f'{BENCHMARK} --forms training condensed lowered native --runtimes eager compile --batch 1 --rounds 30',
-            f'{BENCHMARK} --forms training condensed lowered native --runtimes eager compile --batch 32 --rounds 5',
+            f'{BENCHMARK} --forms training condensed lowered native --runtimes eager --batch 32 --rounds 5',
         ),
         (0,),
         'One image in the upper rows, 32 in the lower ones.\n\n',
@@ -105,8 +105,9 @@ def side_by_side(tables: list[str]) -> str:
         header, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines())
         for row in (dict(zip(header, cells)) for cells in rows):
             found.setdefault((i, row['model']), {})[f'{row["form"]}, {row["runtime"]}'] = row['min ms']
-    columns = list(next(iter(found.values())))
-    return markdown(['model', *columns], [[model, *cells.values()] for (_, model), cells in found.items()]).rstrip()
+    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
+    rows = [[model, *(cells.get(column, '') for column in columns)] for (_, model), cells in found.items()]
+    return markdown(['model', *columns], rows).rstrip()
 
 
 def replaced(page: str, name: str, content: str) -> str:
