@@ -63,7 +63,6 @@ PARTS = {
             f'{BENCHMARK} --forms training condensed lowered native --runtimes eager --batch 32 --rounds 5',
         ),
         (0,),
-        'One image in the upper rows, 32 in the lower ones.\n\n',
         side_by_side=True,
     ),
     'instructions': Part(RESULTS, (*_profile('condensenetv2_a'), *_profile('condensenetv2_c'))),
