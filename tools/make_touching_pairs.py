@@ -1,12 +1,14 @@
 """Generates scenes of garments in which a pair touches: ``make_touching_pairs.py scenes.npz --count 1000``.
 
 Every scene shows three garments of three classes of Fashion-MNIST, of any scale and colour, on cluttered ground. Two of
-them touch, one partly behind the other; the third stands apart. The label is the pair, of 45: it takes all three
-garments and where they are, and no garment alone decides. Scene ``i`` depends on the seed and ``i`` only.
+them touch, one partly behind the other; the third stands apart. The label is the pair, of 45, or of fewer where
+``--kinds`` names fewer classes: it takes all three garments and where they are, and no garment alone decides. Scene
+``i`` depends on the seed and ``i`` only.
 """
 
 import argparse
 import sys
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Optional
@@ -16,8 +18,8 @@ from PIL import Image, ImageDraw
 
 from cnv2_plugin.checkpoints import atomic_path
 
-PAIRS = list(combinations(range(10), 2))
-"""The classes, as pairs of Fashion-MNIST's."""
+KINDS = range(10)
+"""Classes of Fashion-MNIST."""
 
 VISIBLE = 40
 """Grey value from which a pixel belongs to its garment."""
@@ -43,12 +45,18 @@ SETTINGS = dict(visible=VISIBLE, scales=SCALES, third=THIRD, touching=TOUCHING, 
 Garments = dict[int, np.ndarray]
 
 
-def read_garments(folder: Path, prefix: str) -> Garments:
+def pairs(kinds: Iterable[int] = KINDS) -> list[tuple[int, int]]:
+    """The classes of the scenes: every two kinds of garments, the smaller number first."""
+    return list(combinations(sorted(kinds), 2))
+
+
+def read_garments(folder: Path, prefix: str, kinds: Iterable[int] = KINDS) -> Garments:
     """Images ``(N, 28, 28)`` of each class, from IDX files.
 
     Args:
         folder: that ``tools/prepare_fashion_mnist.py`` filled.
         prefix: ``'train'`` or ``'t10k'``.
+        kinds: classes to read.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -59,35 +67,36 @@ def read_garments(folder: Path, prefix: str) -> Garments:
         raise FileNotFoundError(f'{missing} is missing; lay it with tools/prepare_fashion_mnist.py {folder}.')
     images = np.frombuffer(paths[0].read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
     labels = np.frombuffer(paths[1].read_bytes(), np.uint8, offset=8)
-    return {label: images[labels == label] for label in range(10)}
+    return {label: images[labels == label] for label in sorted(kinds)}
 
 
 def scenes(garments: Garments, count: int, seed: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Generate scenes and their labels.
 
     Args:
-        garments: images by class.
+        garments: images by class, of three classes or more; the scenes show these and no others.
         count: number of scenes.
         seed: of every choice.
         size: height and width, at least 64.
 
     Returns:
-        uint8 ``(count, 3, size, size)``, and the index in :data:`PAIRS` of each, int64.
+        uint8 ``(count, 3, size, size)``, and the index of each in :func:`pairs` of the garments' classes, int64.
     """
     pixels, labels = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64)
+    classes = pairs(garments)
     for i in range(count):
         rng = np.random.default_rng((seed, i))
         scene = None
         while scene is None:
-            labels[i] = rng.integers(len(PAIRS))
-            scene = compose(garments, PAIRS[labels[i]], size, rng)
+            labels[i] = rng.integers(len(classes))
+            scene = compose(garments, classes[labels[i]], size, rng)
         pixels[i] = scene.transpose(2, 0, 1)
     return pixels, labels
 
 
 def compose(garments: Garments, pair: tuple[int, int], size: int, rng: np.random.Generator) -> Optional[np.ndarray]:
     """One scene ``(size, size, 3)`` in which the pair touches; None where no room was found for it."""
-    third = rng.choice([label for label in range(10) if label not in pair])
+    third = rng.choice([label for label in sorted(garments) if label not in pair])
     drawn = [_drawn(garments[label], SCALES, rng) for label in rng.permutation(pair)]
     drawn.append(_drawn(garments[third], THIRD, rng))
     first = _somewhere(drawn[0], size, rng)
@@ -175,17 +184,21 @@ def main(argv: Optional[list[str]] = None) -> int:
     parser.add_argument('--count', type=int, default=1000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--part', choices=['train', 't10k'], default='train', help='whose garments (default: train)')
+    parser.add_argument('--kinds', nargs='+', type=int, choices=KINDS, default=list(KINDS),
+                        help='classes of Fashion-MNIST to show, three or more (default: all)')  # fmt: skip
     parser.add_argument('--fashion-mnist', type=Path, default=Path('data/fashion_mnist'),
                         help='folder that tools/prepare_fashion_mnist.py filled')  # fmt: skip
     args = parser.parse_args(argv)
+    if len(set(args.kinds)) < 3:
+        parser.error('--kinds takes three classes or more, since every scene shows three.')
     try:
-        images, labels = scenes(read_garments(args.fashion_mnist, args.part), args.count, args.seed)
+        images, labels = scenes(read_garments(args.fashion_mnist, args.part, set(args.kinds)), args.count, args.seed)
     except FileNotFoundError as error:
         print(f'make_touching_pairs: {error}', file=sys.stderr)
         return 1
     with atomic_path(args.out) as temporary, open(temporary, 'wb') as file:
         np.savez(file, images=images, labels=labels)
-    print(f'{args.count} scenes of {len(PAIRS)} classes: {args.out}')
+    print(f'{args.count} scenes of {len(pairs(set(args.kinds)))} classes: {args.out}')
     return 0
 
 

@@ -13,7 +13,7 @@ from torch import nn
 pytest.importorskip('matplotlib')
 
 from cnv2_plugin.analysis import count_cost
-from tools.make_touching_pairs import PAIRS, main, scenes
+from tools.make_touching_pairs import main, pairs, scenes
 from tools.prepare_fashion_mnist import IMAGE_MAGIC, LABEL_MAGIC
 from tools.research import pretrained_runs
 from tools.research.pretrained_arms import ARMS, FEATURES, hash_of, in_groups, plain_masks, to_groups
@@ -31,9 +31,21 @@ BLOBS = {label: np.full((3, 28, 28), 60 + 15 * label, np.uint8) for label in ran
 def test_scenes_depend_on_seed_and_place_alone():
     pixels, labels = scenes(BLOBS, 6, seed=3)
     fewer, same = scenes(BLOBS, 4, seed=3)
-    assert pixels.shape == (6, 3, 64, 64) and 0 <= labels.min() and labels.max() < len(PAIRS) == 45
+    assert pixels.shape == (6, 3, 64, 64) and 0 <= labels.min() and labels.max() < len(pairs()) == 45
     assert np.array_equal(pixels[:4], fewer) and np.array_equal(labels[:4], same)
     assert not np.array_equal(pixels, scenes(BLOBS, 6, seed=4)[0])
+
+
+def test_scenes_show_the_kinds_of_garments_that_there_are(fashion, tmp_path, capsys):
+    few = {label: BLOBS[label] for label in (8, 2, 5)}
+    pixels, labels = scenes(few, 12, seed=0)
+    assert pairs(few) == [(2, 5), (2, 8), (5, 8)] and set(labels.tolist()) == {0, 1, 2}
+    out = tmp_path / 'scenes.npz'
+    command = [str(out), '--count', '3', '--fashion-mnist', str(fashion), '--kinds', '2', '5', '8']
+    assert main(command) == 0 and '3 classes' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(command[:-1])
+    assert 'three classes' in capsys.readouterr().err
 
 
 @pytest.fixture

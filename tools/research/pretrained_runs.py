@@ -73,7 +73,7 @@ def main(argv: Optional[list[str]] = None) -> int:
 def arguments() -> argparse.ArgumentParser:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description='Makes one pretrained network smaller in several ways and compares.')
-    parser.add_argument('--images', nargs='+', choices=SETS, default=list(SETS))
+    parser.add_argument('--images', nargs='+', choices=CLASSES, default=list(SETS))
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS))
     parser.add_argument('--factors', nargs='+', type=int, choices=FACTORS, default=list(FACTORS))
     parser.add_argument('--seeds', nargs='+', type=int, default=list(SEEDS))
