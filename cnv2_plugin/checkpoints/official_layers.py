@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..layers import GroupSparseConv2d, SparseFeatureReactivation, kept_units
+from ..layers.permute import index_fault
 from .io import CheckpointError
 from .official_arch import read_count, read_mask
 
@@ -132,10 +133,8 @@ def _masked(source: ReadOnce, prefix: str, layer: GroupSparseConv2d) -> tuple[Te
 
 
 def _check_index(key: str, index: Tensor, channels: int) -> None:
-    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= channels):
-        raise CheckpointError(
-            f'{key} must lie in 0 to {channels - 1}, but holds {int(index.min())} to {int(index.max())}.'
-        )
+    if fault := index_fault(key, index, channels):
+        raise CheckpointError(fault)
     for group, row in enumerate(index.tolist()):
         if len(set(row)) != len(row):
             raise CheckpointError(f'{key} names a channel twice in group {group}; the file is damaged.')

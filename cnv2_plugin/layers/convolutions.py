@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from .known import has_hooks
+
 fx.wrap('packed_conv')
 
 
@@ -25,15 +27,6 @@ class SparseConv2d(nn.Conv2d):
     """The convolution inside a masked or packed layer, which tells it what survives whenever it calls it.
 
     Whatever attaches to a convolution (hooks, ``torch.nn.utils.prune``, weight normalisation, adapters) takes part.
-
-    Args:
-        in_channels: inputs of the weight.
-        out_channels: outputs of the weight.
-        unit_groups: groups of the layer.
-        num_units: channels of the side that is not grouped.
-        grouped_side: ``'outputs'`` or ``'inputs'``.
-        packed: the weight holds surviving entries only.
-        **options: of ``nn.Conv2d``.
     """
 
     def __init__(
@@ -45,13 +38,7 @@ class SparseConv2d(nn.Conv2d):
 
     # The mask comes with the image; TorchScript reads no reason behind the code.
     def forward(self, x: Tensor, mask: Tensor, kept: Tensor) -> Tensor:  # type: ignore[override]
-        """Map ``(N, I, H, W)`` to ``(N, O, H, W)``.
-
-        Args:
-            x: features.
-            mask: of a masked layer, ``(O, I, 1, 1)``.
-            kept: units of each group of a packed layer.
-        """
+        """Map ``(N, I, H, W)`` to ``(N, O, H, W)`` by the mask of a masked layer, or the kept units of a packed one."""
         stride = (self.stride[0], self.stride[1])
         if self.packed:
             return packed_conv(
@@ -80,13 +67,7 @@ def check_knows_masks(conv: nn.Module, name: Callable[[], str]) -> None:
 
 
 def replacement_conv(conv: nn.Conv2d, weight: Tensor, old: nn.Conv2d) -> nn.Conv2d:
-    """Give a convolution a weight, and the bias (the same parameter) and flags of the one that it replaces.
-
-    Args:
-        conv: the new convolution.
-        weight: its weight, ``(O, I / G, 1, 1)``.
-        old: the one that it replaces.
-    """
+    """Give a convolution a weight, and the bias (the same parameter) and flags of the old one that it replaces."""
     with torch.no_grad():
         conv.weight.copy_(weight)
     conv.weight.requires_grad_(old.weight.requires_grad)
@@ -121,17 +102,7 @@ def packed_conv(
     """Convolve ``(N, I, H, W)`` with the surviving weights, from and to the original order of channels.
 
     Where a group is so narrow that moving its channels costs more than it saves, the surviving weights are put into a
-    dense weight for the time of the convolution.
-
-    Args:
-        x: features.
-        weight: ``(O, K, 1, 1)`` over outputs, ``(G * K, I / G, 1, 1)`` over inputs, see :meth:`.Grouping.pack`.
-        bias: ``(O,)`` or None.
-        stride: of the convolution.
-        kept: units of each group, ``(G * K,)``.
-        groups: number of groups ``G``.
-        num_units: channels of the side that is not grouped.
-        grouped_side: ``'outputs'`` or ``'inputs'``.
+    dense weight for the time of the convolution. See :meth:`.Grouping.pack` for the weight and the kept units.
     """
     dense = not prefer_group_product(weight.size(1), grouped_side, is_channels_last(x))
     if not torch.jit.is_scripting():
@@ -160,20 +131,13 @@ def unpacked_weight(weight: Tensor, kept: Tensor, groups: int, num_units: int, g
 
 
 def prefer_group_product(columns: int, grouped_side: str, channels_last: bool) -> bool:
-    """Whether a product per group is faster than a dense convolution (measured on CPU, forward and backward).
-
-    Args:
-        columns: inputs of each group.
-        grouped_side: ``'outputs'`` or ``'inputs'``.
-        channels_last: memory format of the features.
-    """
+    """Whether a product per group, of so many inputs, is faster than a dense convolution (measured on CPUs)."""
     if not channels_last:
         return columns >= 4
     return columns >= (32 if grouped_side == 'outputs' else 16)
 
 
-_HOOKS = ('forward', 'forward_pre', 'backward', 'backward_pre')
-"""Kinds of hooks that a call of a module runs, its own and those of all modules."""
+_GLOBAL_HOOKS = [f'_global_{kind}_hooks' for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')]
 
 
 def group_product(x: Tensor, conv: nn.Module, training: bool) -> Optional[Tensor]:
@@ -182,11 +146,6 @@ def group_product(x: Tensor, conv: nn.Module, training: bool) -> Optional[Tensor
     PyTorch convolves group by group on a CPU, which takes longer the narrower the groups are. The product stands for
     that in evaluation mode, for contiguous features, while nothing traces, compiles or exports, and where nothing is
     attached to the convolution that a call of it would run.
-
-    Args:
-        x: features ``(N, I, H, W)``, or what a tracer puts in their place.
-        conv: the convolution.
-        training: mode of the layer.
     """
     if (
         training
@@ -198,8 +157,8 @@ def group_product(x: Tensor, conv: nn.Module, training: bool) -> Optional[Tensor
         or not conv.kernel_size == conv.stride == (1, 1)
         or conv.padding != (0, 0)
         or 'forward' in conv.__dict__
-        or any(getattr(conv, f'_{kind}_hooks') for kind in _HOOKS)
-        or any(getattr(nn.modules.module, f'_global_{kind}_hooks') for kind in _HOOKS)
+        or has_hooks(conv)
+        or any(getattr(nn.modules.module, hooks) for hooks in _GLOBAL_HOOKS)
         or torch.jit.is_tracing()
         or torch.compiler.is_compiling()
     ):
@@ -216,12 +175,9 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def _read_selected(x: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
-    """Learned group convolution: every group reads its selected inputs.
+    """Learned group convolution of ``(N, I, H, W)``: every group reads its kept inputs, ``(G * K,)``.
 
-    Args:
-        x: features ``(N, I, H, W)``.
-        weight: ``(G, O / G, K)``; output ``o`` is member ``o // G`` of group ``o mod G``.
-        kept: the inputs of each group, ``(G * K,)``.
+    The weight is ``(G, O / G, K)``; output ``o`` is member ``o // G`` of group ``o mod G``.
     """
     n, h, w = x.size(0), x.size(2), x.size(3)
     groups, members, columns = weight.shape
@@ -234,13 +190,9 @@ def _read_selected(x: Tensor, weight: Tensor, kept: Tensor) -> Tensor:
 
 
 def _update_selected(x: Tensor, weight: Tensor, kept: Tensor, out_channels: int) -> Tensor:
-    """Sparse feature reactivation: every group updates its selected outputs.
+    """Sparse feature reactivation of ``(N, I, H, W)``: every group updates its kept outputs, ``(G * K,)``.
 
-    Args:
-        x: features ``(N, I, H, W)``; input ``i`` is in group ``i mod G``.
-        weight: ``(G, K, I / G)``.
-        kept: the outputs of each group, ``(G * K,)``.
-        out_channels: channels of the result.
+    The weight is ``(G, K, I / G)``; input ``i`` is in group ``i mod G``.
     """
     n, h, w = x.size(0), x.size(2), x.size(3)
     groups, rows, columns = weight.shape

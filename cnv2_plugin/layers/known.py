@@ -72,13 +72,7 @@ def _differs(subclass: type, kind: type) -> bool:
 
 
 def treats_channels_alike(module: nn.Module, index: torch.Tensor, channels: int) -> bool:
-    """Whether a module of maps gives selected channels what it gives them among all: known, or else tried.
-
-    Args:
-        module: such as an activation, in evaluation mode.
-        index: the selected channels, ``(K,)``.
-        channels: number of all channels.
-    """
+    """Whether a module such as an activation gives selected channels what it gives them among all: known, or tried."""
     if is_changed(module):
         return False
     if is_class(module, *ELEMENTWISE, *DROPOUTS, nn.Identity):
@@ -102,11 +96,7 @@ def refuse(name: str, module: nn.Module, wrong: str) -> UnknownModuleError:
 
 
 def check_exact(parts: Iterable[tuple[str, nn.Module, tuple[type[nn.Module], ...]]]) -> None:
-    """Raise unless each named module computes exactly what one of its classes says.
-
-    Raises:
-        UnknownModuleError: one does not; says which, and why.
-    """
+    """Raise ``UnknownModuleError`` unless each named module computes exactly what one of its classes says."""
     for name, module, kinds in parts:
         if not is_exactly(module, *kinds):
             wanted = ' or '.join(kind.__name__ for kind in kinds)

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.types import Device
 
+from .permute import index_fault
+
 
 class SqueezeExcite(nn.Module):
     """Scale every channel by ``sigmoid(fc2(relu(fc1(mean over H and W))))``.
@@ -83,11 +85,8 @@ class SelectiveLinear(nn.Linear):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], errors: list[str],
     ) -> None:  # fmt: skip
-        index = state_dict.get(f'{prefix}index')
-        if index is not None and not index.is_meta and index.numel():
-            low, high = int(index.min()), int(index.max())
-            if low < 0 or high >= self.source_features:
-                errors.append(f'{prefix}index must lie in 0 to {self.source_features - 1}, but holds {low} to {high}.')
+        if fault := index_fault(f'{prefix}index', state_dict.get(f'{prefix}index'), self.source_features):
+            errors.append(fault)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 
     def extra_repr(self) -> str:

@@ -48,11 +48,7 @@ def _computes_batch_norm(norm: Any) -> bool:
 
 
 def check_norm(norm: nn.Module, name: str = 'norm') -> None:
-    """Raise unless a module of that name is batch normalisation and nothing else.
-
-    Raises:
-        UnknownModuleError: it is not.
-    """
+    """Raise ``UnknownModuleError`` unless a module of that name is batch normalisation and nothing else."""
     if not is_batch_norm(norm):
         raise UnknownModuleError(
             f'Only batch normalisation can be condensed, but {name} normalises by {type(norm).__name__}'
@@ -62,15 +58,7 @@ def check_norm(norm: nn.Module, name: str = 'norm') -> None:
 
 
 def gather_norm(norm: nn.Module, index: Tensor) -> nn.Module:
-    """Batch normalisation of the gathered channels; SyncBN and the like become plain, what is frozen stays so.
-
-    Args:
-        norm: normalisation of all channels.
-        index: the gathered channels, ``(K,)``.
-
-    Raises:
-        UnknownModuleError: ``norm`` is no batch normalisation, or more than that.
-    """
+    """Batch normalisation of the gathered channels; SyncBN and the like become plain, what is frozen stays so."""
     check_norm(norm)
     if not isinstance(norm, _BatchNorm):
         frozen: Any = deepcopy(norm)

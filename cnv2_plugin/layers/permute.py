@@ -1,8 +1,18 @@
 """Channel bookkeeping of the condensed layers: gather before, sum-scatter after a group convolution."""
 
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def index_fault(name: str, index: Optional[Tensor], channels: int) -> str:
+    """Say that an index names channels that are not there; '' where it does not, is empty or has no values."""
+    if index is None or index.is_meta or index.numel() == 0:
+        return ''
+    low, high = int(index.min()), int(index.max())
+    return '' if 0 <= low <= high < channels else f'{name} must lie in 0 to {channels - 1}, but holds {low} to {high}.'
 
 
 class ChannelGather(nn.Module):

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .permute import index_fault
+
 if TYPE_CHECKING:
     from .sparse import GroupSparseConv2d
 
@@ -33,11 +35,7 @@ def adopt_average(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix
 
 
 def adopt_other_state(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> list[str]:
-    """Read a packed state dict into a masked layer and the other way round, in place.
-
-    Returns:
-        Sentences that say what is wrong with it, as of :func:`state_dict_faults`.
-    """
+    """Read a packed state dict into a masked layer and the other way round, in place; return its faults."""
     key = f'{prefix}conv.weight'
     weight, mask = state_dict.get(key), state_dict.get(f'{prefix}mask')
     if layer.deploy or weight is None or mask is None or mask.shape != layer.mask.shape:
@@ -60,16 +58,7 @@ def adopt_other_state(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], pr
 
 
 def state_dict_faults(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix: str) -> list[str]:
-    """Find what keeps a layer from loading its entries: another state, an impossible stage, mask or index.
-
-    Args:
-        layer: the layer that would load them.
-        state_dict: of the layer, or of a model that contains it.
-        prefix: of the layer's keys, with the last dot.
-
-    Returns:
-        Sentences that name the layer; empty where nothing is wrong.
-    """
+    """Say, in sentences, what keeps a layer from loading its entries: another state, an impossible stage or mask."""
     fault = (_index_fault if layer.deploy else _mask_fault)(layer, state_dict, prefix)
     return [f'{_name(layer, prefix)}: {fault}'] if fault else []
 
@@ -102,14 +91,11 @@ def _index_fault(layer: 'GroupSparseConv2d', state_dict: dict[str, Any], prefix:
             'the state dict holds the training form; build the model with deploy=False, load, then call '
             'switch_to_deploy().'
         )
-    for key in ('gather', 'scatter'):
-        index = state_dict.get(f'{prefix}{key}.index')
-        if index is None or index.is_meta or index.numel() == 0:
-            continue
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= layer.num_units:
-            return f'{key}.index must lie in 0 to {layer.num_units - 1}, but holds {low} to {high}.'
-    return ''
+    faults = (
+        index_fault(f'{key}.index', state_dict.get(f'{prefix}{key}.index'), layer.num_units)
+        for key in ('gather', 'scatter')
+    )
+    return next(filter(None, faults), '')
 
 
 def _name(layer: 'GroupSparseConv2d', prefix: str) -> str:
