@@ -165,9 +165,11 @@ def measure(found: Finished, place: Place, rounds: int) -> None:
 def picture(found: Finished, place: Place, path: Path) -> None:
     """Accuracy over multiply-adds and, where it was measured, over latency."""
     latency = kept(place, 'latency')
+    sets = {cell.images for cell in found.rows}
     points = [
         Point(
-            f'{ARMS[cell.arm].label}, {cell.images}, factor {cell.factor}', found.accuracies(cell),
+            f'{ARMS[cell.arm].label}{f", {cell.images}" if len(sets) > 1 else ""}, factor {cell.factor}',
+            found.accuracies(cell),
             next(iter(figures.values()))['mult_adds'],
             min(latency[found.runs[cell].name].values()) if found.runs[cell].name in latency else None,
         )
