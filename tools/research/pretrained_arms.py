@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,14 @@ class Arm:
             features, or None where the masks do not matter.
         scratch: makes the network of images for a number of classes and a factor, which is trained from random
             weights; None where the pretrained trunk is gone on from.
+        sparsifier: options of the recipe's sparsifier.
     """
 
     label: str
     masks: str
     operate: Callable[[nn.Module, int, Optional[Tensor]], Masks]
     scratch: Optional[Callable[[int, int], nn.Module]] = None
+    sparsifier: dict[str, Any] = field(default_factory=dict)
 
 
 def to_groups(trunk: nn.Module, factor: int, pixels: Optional[Tensor] = None) -> None:
@@ -174,6 +176,7 @@ def _condensenetv2(classes: int, factor: int) -> nn.Module:
 ARMS = {
     'unpruned': Arm('unpruned', 'none', _nothing),
     'learned': Arm('learned groups', 'learned', to_groups),
+    'early': Arm('learned groups, in the first tenth', 'learned', to_groups, sparsifier=dict(sparse_fraction=0.1)),
     'random': Arm('random groups', 'random', to_groups),
     'magnitude': Arm('groups by magnitude, in one step', 'given', _strongest),
     'activations': Arm("groups by magnitude and the inputs' deviation, in one step", 'given', _most_varied),

@@ -14,7 +14,7 @@ TRAIN_IMAGES, TEST_IMAGES = 6000, 2000
 FACTORS = 8, 16, 4
 SEEDS = 0, 1, 2
 COMPARED = 'learned', 'random', 'magnitude', 'activations', 'plain'
-LATER = 'channels', 'narrow', 'reactivated'
+LATER = 'channels', 'early', 'narrow', 'reactivated'
 SCRATCH = 'scratch-learned', 'scratch-random'
 SETS = 'touching-pairs-6', 'fashion-mnist'
 """Of the tables; the other sets are trained on where they are named."""

@@ -164,4 +164,5 @@ class PretrainedRun:
 def recipe_of(arm: str, tuning: Recipe, epochs: int) -> Recipe:
     """How an arm is trained: like the tuning, with its own masks; from scratch for both together."""
     chosen = ARMS[arm]
-    return replace(tuning, epochs=epochs + (tuning.epochs if chosen.scratch else 0), masks=chosen.masks)
+    both = epochs + (tuning.epochs if chosen.scratch else 0)
+    return replace(tuning, epochs=both, masks=chosen.masks, sparsifier=chosen.sparsifier)
