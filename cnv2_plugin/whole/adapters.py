@@ -31,23 +31,15 @@ def adapt(part: Any, *args: Any) -> Any:
     Raises:
         UnsupportedModelError: there is none for its class, or it overrides what the adapter restates.
     """
-    name = full_name(type(part))
-    overridden = set(vars(part))
-    for kind in type(part).__mro__:
-        if full_name(kind) in _ADAPTERS:
-            adapter, methods = _ADAPTERS[full_name(kind)]
-            found = [method for method in methods if method in overridden]
-            if found:
-                raise UnsupportedModelError(
-                    f'{name} overrides {", ".join(found)} of {kind.__name__}, so that what it finds cannot be restated '
-                    f'in standard operators; export its backbone and neck (cnv2 deploy --features).'
-                )
-            return adapter(part, *args)
-        overridden |= set(vars(kind))
-    raise UnsupportedModelError(
-        f'{name} is not known here, so that what it finds cannot be restated in standard operators; '
-        f'export its backbone and neck (cnv2 deploy --features).'
-    )
+    name, kinds = full_name(type(part)), type(part).__mro__
+    known: Any = next((kind for kind in kinds if full_name(kind) in _ADAPTERS), None)
+    remedy = 'export its backbone and neck (cnv2 deploy --features)'
+    refuse(known is None, f'{name} is not known here, so that what it finds', remedy)
+    adapter, methods = _ADAPTERS[full_name(known)]
+    overridden = set(vars(part)).union(*map(vars, kinds[: kinds.index(known)]))
+    found = [method for method in methods if method in overridden]
+    refuse(found, f'{name} overrides {", ".join(found)} of {known.__name__}, so that what it finds', remedy)
+    return adapter(part, *args)
 
 
 def refuse(condition: Any, what: str, remedy: str) -> None:

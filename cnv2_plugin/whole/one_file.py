@@ -1,11 +1,12 @@
 """A whole model of a toolkit in one file, compared with the model before the file gets its name."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional, Protocol, TypeVar, Union
+from typing import Any, Literal, Optional, Union
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import __version__
@@ -22,14 +23,23 @@ from .adapters import UnsupportedModelError
 Batch = Union[int, Literal['dynamic']]
 
 
-class Report(Protocol):
-    """What a comparison found."""
+@dataclass(frozen=True)
+class WholeReport:
+    """What was written.
 
-    def check(self) -> None:
-        """Raise where it found differences."""
+    Attributes:
+        path: the file.
+        size: its bytes.
+        outputs: their names.
+        count: boxes of an image, K, of detectors.
+        verification: the file in its runtime against ``predict``.
+    """
 
-
-R = TypeVar('R', bound=Report)
+    path: Path
+    size: int
+    outputs: tuple[str, ...]
+    count: Optional[int]
+    verification: Any
 
 
 def write_whole(
@@ -42,11 +52,11 @@ def write_whole(
     native: bool,
     images: Iterable[Tensor],
     metadata: Mapping[str, Any],
-    compare: Callable[[Loaded, list[Tensor]], R],
+    compare: Callable[[Loaded, list[Tensor]], Any],
     names: Sequence[str],
     defaults: Optional[Mapping[str, Tensor]] = None,
-) -> tuple[int, R]:
-    """Write a model as one ``.onnx`` or ``.xml`` file; returns its bytes and what the comparison found.
+) -> WholeReport:
+    """Write a model as one ``.onnx`` or ``.xml`` file, compared before it gets its name.
 
     Args:
         model: the toolkit's, finished, on the CPU in float32; left as it is.
@@ -58,7 +68,7 @@ def write_whole(
         native: put what the native kernels compute into their operator.
         images: batches to compare on besides random ones; those that the file does not take are left out.
         metadata: plain values stored in the file beside those of the model's data preprocessor.
-        compare: compares what runs a file with the model, on batches of images.
+        compare: compares what runs a file with the model, on batches of images; gives a report with a ``check()``.
         names: outputs to write; where these are not all, all are compared once before the others are dropped.
         defaults: further inputs of ``whole``, which need not be given to the file.
     """
@@ -68,8 +78,8 @@ def write_whole(
     kind = RUNTIMES['openvino' if path.suffix == '.xml' else 'onnxruntime']
     if native and kind.name == 'openvino':
         raise ValueError(f'{path} holds standard operators only; native ones are for .onnx files.')
-    paths = [path.with_suffix(suffix) for suffix in kind.suffixes] if len(kind.suffixes) > 1 else [path]
-    check_free(tuple(paths), kind)
+    paths = tuple(path.with_suffix(suffix) for suffix in kind.suffixes) if len(kind.suffixes) > 1 else (path,)
+    check_free(paths, kind)
     runtime = kind.module()
     stride = _stride(whole, input_size)
     check_takes(whole, input_size, type(model).__name__)
@@ -80,7 +90,13 @@ def write_whole(
     count = 2 if batch == 'dynamic' else batch
     example = torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
     batches = [example, *_others(example, stride, dims), *_fitting(images, example, stride, dims)]
-    proto = _proto(lowered, example, dims, whole.names, type(model), defaults or {})
+    try:
+        proto = to_proto(lowered, example, dims, whole.names, trace=True, opset=OPSETS[-1], defaults=defaults)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f'{type(model).__name__} has an operator that PyTorch cannot write as ONNX; export its backbone and '
+            f'neck (cnv2 deploy --features). ({str(error).splitlines()[0]})'
+        ) from error
     about = dict(version=__version__, size=list(input_size), stride=stride)
     told = {**about, **_preprocessing(model), **metadata}
     with staged(*paths) as temporaries:
@@ -92,24 +108,7 @@ def write_whole(
         report = compare(runtime.load(temporaries[0]), batches)
         report.check()
         size = sum(temporary.stat().st_size for temporary in temporaries)
-    return size, report
-
-
-def _proto(
-    lowered: nn.Module,
-    example: Tensor,
-    dims: dict[int, str],
-    names: list[str],
-    kind: type,
-    defaults: Mapping[str, Tensor],
-) -> Any:
-    try:
-        return to_proto(lowered, example, dims, names, trace=True, opset=OPSETS[-1], defaults=defaults)
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            f'{kind.__name__} has an operator that PyTorch cannot write as ONNX; export its backbone and '
-            f'neck (cnv2 deploy --features). ({str(error).splitlines()[0]})'
-        ) from error
+    return WholeReport(path, size, tuple(names), getattr(whole, 'count', None), report)
 
 
 def _stride(whole: Any, input_size: tuple[int, int, int]) -> int:

@@ -15,7 +15,7 @@ from ..graph.model_parts import replace_module
 from ..layers.known import is_exactly
 from ..models.modes import evaluating
 from .adapters import adapt, adapts, refuse
-from .one_file import write_whole
+from .one_file import WholeReport, write_whole
 
 _HEADS = 'mmseg.models.decode_heads'
 _PREDICTION = ('predict', 'inference', 'whole_inference', 'encode_decode', 'extract_feat', 'postprocess_result')
@@ -42,33 +42,12 @@ class MaskReport:
     tolerance: float
 
     def check(self) -> None:
-        """Raise where more differs than rounding explains.
-
-        Raises:
-            VerificationError: so it does.
-        """
+        """Raise a VerificationError where more differs than rounding explains."""
         if self.different or not self.max_rel <= self.tolerance:
             raise VerificationError(
                 f'{self.different} of {self.pixels} pixels of the file have another class than predict gives, and '
                 f'logits differ by {self.max_rel:.3g} of what they vary; nothing was written.'
             )
-
-
-@dataclass(frozen=True)
-class SegmenterReport:
-    """What was written.
-
-    Attributes:
-        path: the file.
-        size: its bytes.
-        outputs: their names.
-        verification: the file in its runtime against ``predict``.
-    """
-
-    path: Path
-    size: int
-    outputs: tuple[str, ...]
-    verification: MaskReport
 
 
 class AdaptivePool(nn.Module):
@@ -152,7 +131,7 @@ def export_segmenter(
     tolerance: float = 1e-5,
     images: Iterable[Tensor] = (),
     metadata: Optional[Mapping[str, Any]] = None,
-) -> SegmenterReport:
+) -> WholeReport:
     """Write a segmenter of MMSegmentation as one file, from ``input (N, 3, H, W)``, normalised, to classes of pixels.
 
     ``mask (N, H, W)`` is int64, in pixels of the input. ``logits (N, classes, H, W)`` are what ``inference`` gives, one
@@ -183,11 +162,10 @@ def export_segmenter(
     head = model.decode_head
     told: dict[str, Any] = dict(kind='segmenter', num_classes=head.num_classes, align_corners=head.align_corners)
     told |= dict(threshold=head.threshold, **metadata or {})
-    size, report = write_whole(
+    return write_whole(
         model, whole, path, input_size, batch, fixed_size, native, images, told,
         lambda run, batches: compare_masks(model, run, batches, tolerance), names,
     )  # fmt: skip
-    return SegmenterReport(Path(path), size, tuple(names), report)
 
 
 def compare_masks(

@@ -2,13 +2,12 @@
 
 from ..adapters import UnsupportedModelError
 from .compare import BoxReport, compare, paste
-from .export import DetectorReport, export_detector, num_classes_of
+from .whole import export_detector, num_classes_of
 
 UnsupportedDetectorError = UnsupportedModelError
 
 __all__ = [
     'BoxReport',
-    'DetectorReport',
     'UnsupportedDetectorError',
     'compare',
     'export_detector',

@@ -3,11 +3,21 @@
 Boxes ``(N, P, 4)`` have scores ``(N, P)``; one that is out has the score -1, so that no shape depends on values.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import log
+from typing import Any, NamedTuple, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..adapters import adapts, refuse
+
+DECODING = ('predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')
+"""Methods from raw outputs to boxes, which adapters restate."""
+DEFAULT_COUNT = 300
+"""Boxes of an image where the config does not say how many."""
 
 _FLOAT, _BOOL = 1, 9
 """Types as ONNX numbers them."""
@@ -22,6 +32,10 @@ class Frame(NamedTuple):
     height: Tensor
     width: Tensor
     input: tuple[Size, Size]
+
+    def sides(self) -> Tensor:
+        """Largest coordinates of boxes, ``(N, 1, 4)``."""
+        return torch.cat((self.width, self.height) * 2, -1)
 
 
 OUT = -1.0
@@ -67,8 +81,9 @@ def _kept(g: Any, boxes: Any, scores: Any, iou: Any) -> Any:
     return g.op('Cast', kept, to_i=_BOOL)
 
 
-def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float) -> Tensor:
-    """Scores after suppression within groups, which mmcv moves apart by the largest coordinate."""
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, agnostic: bool) -> Tensor:
+    """Scores after suppression, within groups unless agnostic, which mmcv moves apart by the largest coordinate."""
+    groups = torch.zeros_like(groups) if agnostic else groups
     valid = (scores >= 0).unsqueeze(-1)
     largest = torch.where(valid, boxes, torch.zeros_like(boxes)).amax((1, 2))
     moved = boxes + (groups.to(boxes) * (largest.unsqueeze(1) + 1)).unsqueeze(-1)
@@ -110,10 +125,77 @@ def flat(maps: Tensor, channels: int) -> Tensor:
 
 def clip(boxes: Tensor, size: Frame) -> Tensor:
     """Boxes within their images."""
-    x, y = (torch.minimum(boxes[..., i::2].clamp(min=0), side) for i, side in enumerate((size.width, size.height)))
-    return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
+    return torch.minimum(boxes.clamp(min=0), size.sides())
 
 
 def centred(centres: Tensor, sizes: Tensor) -> Tensor:
     """Boxes of a size around centres, both ``(..., 2)``."""
     return torch.cat((centres - sizes / 2, centres + sizes / 2), -1)
+
+
+def positive(cfg: Mapping[str, Any], name: str, default: Optional[int] = None) -> int:
+    """A number of boxes in a test config."""
+    value = cfg.get(name, default)
+    refuse(value is None or value < 1, f'{name}={value} of the test config', f'give {name} a number of at least 1')
+    return value
+
+
+def suppression(cfg: Mapping[str, Any]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """:func:`suppress` of boxes, scores and groups with the threshold of a test config."""
+    nms: Any = cfg.get('nms')
+    known = (
+        nms and nms.get('type', 'nms') == 'nms' and {*nms} <= {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+    )
+    refuse(not known, f'nms={nms and dict(nms)} of the test config', "take dict(type='nms', iou_threshold=...)")
+    return partial(suppress, iou=float(nms['iou_threshold']), agnostic=bool(nms.get('class_agnostic', False)))
+
+
+@adapts('mmdet.models.task_modules.coders.delta_xywh_bbox_coder.DeltaXYWHBBoxCoder', methods=('decode',))
+class DeltaBoxes:
+    """Boxes from shifts and scales of other boxes."""
+
+    def __init__(self, coder: Any) -> None:
+        refuse(coder.add_ctr_clamp, 'add_ctr_clamp=True of the box coder', 'leave it out')
+        self.means, self.stds, self.clips = tuple(coder.means), tuple(coder.stds), coder.clip_border
+
+    def __call__(self, priors: Tensor, deltas: Tensor, size: Optional[Frame]) -> Tensor:
+        """Decode ``(N, P, 4)``, within an image of that height and width where one is given."""
+        deltas = deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
+        sizes, limit = priors[..., 2:] - priors[..., :2], abs(log(16 / 1000))
+        centres = (priors[..., :2] + priors[..., 2:]) * 0.5 + sizes * deltas[..., :2]
+        boxes = centred(centres, sizes * deltas[..., 2:].clamp(-limit, limit).exp())
+        return clip(boxes, size) if self.clips and size else boxes
+
+
+@adapts('mmdet.models.task_modules.coders.distance_point_bbox_coder.DistancePointBBoxCoder', methods=('decode',))
+class DistanceBoxes:
+    """Boxes from distances of their four sides to a point."""
+
+    def __init__(self, coder: Any) -> None:
+        self.clips = coder.clip_border
+
+    def __call__(self, points: Tensor, distances: Tensor, size: Optional[Frame]) -> Tensor:
+        """Decode ``(N, P, 4)``, within an image of that height and width where one is given."""
+        boxes = torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
+        return clip(boxes, size) if self.clips and size else boxes
+
+
+class Head(nn.Module):
+    """A head of MMDetection, and what an adapter makes of its outputs."""
+
+    head: Any
+    clips = False
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.head = head
+
+
+class SuppressingHead(Head):
+    """One whose boxes suppress one another as its test config says."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__(head)
+        cfg = head.test_cfg
+        self.count, self.suppress = positive(cfg, 'max_per_img', DEFAULT_COUNT), suppression(cfg)
+        self.score_thr, self.least = float(cfg.get('score_thr', 0)), cfg.get('min_bbox_size', -1)

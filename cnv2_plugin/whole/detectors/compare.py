@@ -37,11 +37,7 @@ class BoxReport:
     max_mask: float
 
     def check(self) -> None:
-        """Raise where more boxes differ than numerics explain.
-
-        Raises:
-            VerificationError: so they do.
-        """
+        """Raise a VerificationError where more boxes differ than numerics explain."""
         allowed = max(2, SHARE * self.boxes) if self.boxes >= 20 else 0
         if self.unmatched > allowed or self.max_mask > SHARE:
             raise VerificationError(

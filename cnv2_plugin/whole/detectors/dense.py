@@ -5,14 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from .boxes import OUT, Frame, at_most, best, flat, keep_where, large_enough, rows, suppress
-from .registry import DECODING, DEFAULT_COUNT, adapt, adapts, full_name, iou_threshold, positive, refuse
+from ..adapters import adapt, adapts, full_name, refuse
+from .boxes import DECODING, OUT, Frame, SuppressingHead, at_most, best, flat, keep_where, large_enough, positive, rows
 
 Features = Sequence[Tensor]
 _HEADS = 'mmdet.models.dense_heads'
+LEAST, WIDTH = 0.01, 0.025
+"""Overlap that counts, and how fast the weight of a smaller one falls, as MMDetection has them."""
 
 
 @adapts(
@@ -22,22 +24,18 @@ _HEADS = 'mmdet.models.dense_heads'
     f'{_HEADS}.atss_head.ATSSHead',
     f'{_HEADS}.rtmdet_head.RTMDetHead',
     f'{_HEADS}.ssd_head.SSDHead',
+    methods=DECODING,
 )
-class Dense(nn.Module):
+class Dense(SuppressingHead):
     """Heads that decode as ``BaseDenseHead`` does."""
 
-    head: Any
-
     def __init__(self, head: Any) -> None:
-        super().__init__()
-        self.head, cfg = head, head.test_cfg
+        super().__init__(head)
         loss = getattr(head, 'loss_cls', None)
         refuse(getattr(loss, 'custom_cls_channels', False), full_name(type(loss)), 'take another loss')
         self.decode, self.channels = adapt(head.bbox_coder), 4
         self.clips = self.decode.clips
-        self.nms_pre, self.count = self.limit(cfg), positive(cfg, 'max_per_img', DEFAULT_COUNT)
-        self.score_thr, self.least = float(cfg.get('score_thr', 0)), cfg.get('min_bbox_size', -1)
-        self.iou, self.agnostic = iou_threshold(cfg)
+        self.nms_pre = self.limit(head.test_cfg)
 
     def limit(self, cfg: Mapping[str, Any]) -> int:
         """Boxes of a level that are looked at."""
@@ -58,7 +56,7 @@ class Dense(nn.Module):
 
     def groups(self, labels: Tensor, levels: Tensor) -> Tensor:
         """Boxes of different groups do not suppress each other."""
-        return torch.zeros_like(labels) if self.agnostic else labels
+        return labels
 
     def forward(self, features: Features, size: Frame) -> tuple[Tensor, ...]:
         """Map the neck's maps to boxes, scores and labels of images of that height and width."""
@@ -76,11 +74,11 @@ class Dense(nn.Module):
             boxes = self.boxes(level, priors, rows(flat(deltas, self.channels), place), size)
             found.append((boxes, keep_where(valid, scores), order % classes, torch.full_like(order, level)))
         boxes, scores, labels, levels = (torch.cat(parts, 1) for parts in zip(*found))
-        scores = suppress(boxes, large_enough(boxes, scores, self.least), self.groups(labels, levels), self.iou)
+        scores = self.suppress(boxes, large_enough(boxes, scores, self.least), self.groups(labels, levels))
         return best(boxes, scores, labels, self.count)
 
 
-@adapts(f'{_HEADS}.rpn_head.RPNHead')
+@adapts(f'{_HEADS}.rpn_head.RPNHead', methods=DECODING)
 class Proposals(Dense):
     """Region proposals, as boxes of class 0; those of different levels do not suppress each other."""
 
@@ -94,10 +92,10 @@ class Proposals(Dense):
 
     def groups(self, labels: Tensor, levels: Tensor) -> Tensor:
         """Levels."""
-        return torch.zeros_like(labels) if self.agnostic else levels
+        return levels
 
 
-@adapts(f'{_HEADS}.gfl_head.GFLHead')
+@adapts(f'{_HEADS}.gfl_head.GFLHead', methods=DECODING)
 class GeneralizedFocal(Dense):
     """Distances as distributions."""
 
@@ -165,3 +163,51 @@ def sampled(maps: Tensor, offsets: Tensor) -> Tensor:
     grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), -1)
     result = F.grid_sample(maps.reshape(-1, 1, height, width), grid, align_corners=False)
     return result.reshape(batch, channels, height, width)
+
+
+@adapts(f'{_HEADS}.paa_head.PAAHead', methods=(*DECODING, 'score_voting'))
+class ProbabilisticAnchors(Dense):
+    """As ATSS, with scores that are geometric means, and votes on the boxes that are left."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__(head)
+        refuse(not head.use_sigmoid_cls, f'softmax in {full_name(type(head))}', 'take a loss with use_sigmoid=True')
+
+    def forward(self, features: Features, size: Frame) -> tuple[Tensor, ...]:
+        """Map the neck's maps to boxes, scores and labels of images of that height and width."""
+        scored, regressed, factors = self.outputs(features)
+        grids = self.head.prior_generator.grid_priors([m.shape[-2:] for m in scored], scored[0].dtype, scored[0].device)
+        found = []
+        for level, (maps, deltas, factor, priors) in enumerate(zip(scored, regressed, factors, grids)):
+            scores = (self.scores(maps) * flat(factor, 1).sigmoid()).sqrt()
+            order = scores.amax(-1).topk(at_most(self.nms_pre, scores.size(1)))[1]
+            priors = rows(priors.unsqueeze(0).expand(maps.size(0), -1, -1), order)
+            found.append((self.boxes(level, priors, rows(flat(deltas, 4), order), size), rows(scores, order)))
+        boxes, scores = (torch.cat(parts, 1) for parts in zip(*found))
+        classes = scores.size(-1)
+        scores = keep_where(scores > self.score_thr, scores)
+        labels = torch.arange(classes, device=scores.device).expand(scores.shape).flatten(1)
+        each = boxes.unsqueeze(2).expand(-1, -1, classes, -1).flatten(1, 2)
+        left = self.suppress(each, scores.flatten(1), labels)
+        kept, values, labels = best(each, left, labels, self.count)
+        return (voted(kept, labels, boxes, scores) if self.head.with_score_voting else kept), values, labels
+
+
+def voted(kept: Tensor, labels: Tensor, boxes: Tensor, scores: Tensor) -> Tensor:
+    """Boxes ``(N, K, 4)`` as means of those ``(N, P, 4)`` around them, by their scores ``(N, P, classes)``."""
+    chosen = labels.clamp(min=0).unsqueeze(-1).expand(-1, -1, scores.size(1))
+    own = scores.transpose(1, 2).gather(1, chosen)
+    overlap = overlaps(kept, boxes)
+    weights = (-((1 - overlap) ** 2) / WIDTH).exp() * own
+    weights = torch.where((own >= 0) & (overlap > LEAST), weights, torch.zeros_like(weights))
+    means = weights @ boxes / weights.sum(-1, keepdim=True)
+    return torch.where((labels >= 0).unsqueeze(-1), means, torch.zeros_like(means))
+
+
+def overlaps(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union ``(N, K, P)`` of boxes ``(N, K, 4)`` and ``(N, P, 4)``."""
+    a, b = a.unsqueeze(2), b.unsqueeze(1)
+    sides = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    common = sides[..., 0] * sides[..., 1]
+    areas = [(x[..., 2] - x[..., 0]) * (x[..., 3] - x[..., 1]) for x in (a, b)]
+    return common / (areas[0] + areas[1] - common).clamp(min=1e-6)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .boxes import OUT, Frame, best, keep_where, suppress
-from .registry import DECODING, adapt, adapts, full_name, iou_threshold, positive, refuse
+from ..adapters import adapt, adapts, full_name, refuse
+from .boxes import DECODING, OUT, Frame, Head, best, keep_where, positive, suppression
 
 Features = Sequence[Tensor]
 _HEADS = 'mmdet.models.roi_heads'
@@ -48,18 +48,16 @@ class Pooling(nn.Module):
 
 
 @adapts(f'{_HEADS}.bbox_heads.bbox_head.BBoxHead', methods=(*DECODING, 'regress_by_class'))
-class BoxHead(nn.Module):
+class BoxHead(Head):
     """Logits and boxes of proposals."""
 
-    head: Any
-
     def __init__(self, head: Any) -> None:
-        super().__init__()
+        super().__init__(head)
         name = full_name(type(head))
         refuse(head.custom_activation or head.custom_cls_channels, f'{type(head.loss_cls).__name__} of {name}',
                'take another loss')  # fmt: skip
         refuse(not (head.with_reg and head.with_cls), f'{name} without classes or boxes', 'take both')
-        self.head, self.decode, self.classes = head, adapt(head.bbox_coder), head.num_classes
+        self.decode, self.classes = adapt(head.bbox_coder), head.num_classes
 
     def forward(self, pooled: Tensor, proposals: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(N, P, classes + 1)`` and deltas ``(N, P, 1 or classes, 4)``."""
@@ -80,14 +78,8 @@ class BoxHead(nn.Module):
 
 
 @adapts(f'{_HEADS}.mask_heads.fcn_mask_head.FCNMaskHead', methods=DECODING)
-class MaskHead(nn.Module):
+class MaskHead(Head):
     """Masks of boxes, before they are pasted into the image."""
-
-    head: Any
-
-    def __init__(self, head: Any) -> None:
-        super().__init__()
-        self.head = head
 
     def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """Map the features of ``(N, K)`` boxes to masks ``(N, K, h, w)``."""
@@ -123,7 +115,7 @@ class SecondStage(nn.Module):
             self.masks = adapted(roi.mask_head)
             self.mask_poolings = adapted(roi.mask_roi_extractor)
         self.count, self.score_thr = positive(cfg, 'max_per_img'), float(cfg['score_thr'])
-        self.iou, self.agnostic = iou_threshold(cfg)
+        self.suppress = suppression(cfg)
 
     def forward(self, features: Features, proposals: Tensor, exists: Tensor, size: Frame) -> tuple:
         """Map proposals ``(N, P, 4)`` to boxes, scores, labels and, where there is a mask head, masks."""
@@ -139,8 +131,7 @@ class SecondStage(nn.Module):
         scores = keep_where((scores > max(self.score_thr, OUT / 2)) & exists.unsqueeze(-1), scores).flatten(1)
         boxes = self.heads[-1].boxes(proposals, deltas, size)
         labels = torch.arange(classes, device=scores.device).expand(*exists.shape, -1).flatten(1)
-        groups = torch.zeros_like(labels) if self.agnostic else labels
-        boxes, scores, labels = best(boxes, suppress(boxes, scores, groups, self.iou), labels, self.count)
+        boxes, scores, labels = best(boxes, self.suppress(boxes, scores, labels), labels, self.count)
         if not self.with_mask:
             return boxes, scores, labels
         stages = [head(pooling(features, boxes), labels) for pooling, head in zip(self.mask_poolings, self.masks)]

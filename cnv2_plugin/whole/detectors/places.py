@@ -1,30 +1,35 @@
-"""Heads whose scores are those of an object times those of its class."""
+"""Heads that find a box, or one of each of a few shapes, at every place of a map."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from .boxes import Frame, at_most, best, centred, flat, keep_where, large_enough, rows, suppress
-from .registry import DECODING, DEFAULT_COUNT, adapts, full_name, iou_threshold, positive, refuse
+from ..adapters import adapts, full_name, refuse
+from .boxes import (
+    DECODING,
+    Frame,
+    Head,
+    SuppressingHead,
+    at_most,
+    best,
+    centred,
+    flat,
+    keep_where,
+    large_enough,
+    positive,
+    rows,
+)
 
 _HEADS = 'mmdet.models.dense_heads'
 _CODER = 'mmdet.models.task_modules.coders.yolo_bbox_coder.YOLOBBoxCoder'
 
 
 @adapts(f'{_HEADS}.yolox_head.YOLOXHead', methods=(*DECODING, '_bbox_decode'))
-class YOLOX(nn.Module):
+class YOLOX(SuppressingHead):
     """One box for every place, of its best class; the head itself bounds their number by nothing."""
-
-    head: Any
-    clips = False
-
-    def __init__(self, head: Any) -> None:
-        super().__init__()
-        self.head, cfg = head, head.test_cfg
-        self.count, self.score_thr = positive(cfg, 'max_per_img', DEFAULT_COUNT), float(cfg['score_thr'])
-        self.iou, self.agnostic = iou_threshold(cfg)
 
     def forward(self, features: Sequence[Tensor], size: Frame) -> tuple[Tensor, ...]:
         """Map the neck's maps to boxes, scores and labels."""
@@ -35,26 +40,19 @@ class YOLOX(nn.Module):
         scores, labels = torch.cat([flat(maps, self.head.cls_out_channels) for maps in scored], 1).sigmoid().max(-1)
         scores = scores * torch.cat([flat(maps, 1)[..., 0] for maps in objects], 1).sigmoid()
         boxes = centred(deltas[..., :2] * priors[:, 2:] + priors[:, :2], deltas[..., 2:].exp() * priors[:, 2:])
-        groups = torch.zeros_like(labels) if self.agnostic else labels
-        scores = suppress(boxes, keep_where(scores >= self.score_thr, scores), groups, self.iou)
+        scores = self.suppress(boxes, keep_where(scores >= self.score_thr, scores), labels)
         return best(boxes, scores, labels, self.count)
 
 
-@adapts(f'{_HEADS}.yolo_head.YOLOV3Head')
-class YOLOv3(nn.Module):
+@adapts(f'{_HEADS}.yolo_head.YOLOV3Head', methods=DECODING)
+class YOLOv3(SuppressingHead):
     """Boxes of several shapes for every place, of every class."""
 
-    head: Any
-    clips = False
-
     def __init__(self, head: Any) -> None:
-        super().__init__()
-        self.head, cfg = head, head.test_cfg
+        super().__init__(head)
         coder = full_name(type(head.bbox_coder))
         refuse(coder != _CODER, f'box coder {coder}', 'take YOLOBBoxCoder')
-        self.nms_pre, self.count = positive(cfg, 'nms_pre'), positive(cfg, 'max_per_img', DEFAULT_COUNT)
-        self.conf_thr, self.score_thr = cfg.get('conf_thr', -1), float(cfg.get('score_thr', 0))
-        self.least, (self.iou, self.agnostic) = cfg.get('min_bbox_size', -1), iou_threshold(cfg)
+        self.nms_pre, self.conf_thr = positive(head.test_cfg, 'nms_pre'), head.test_cfg.get('conf_thr', -1)
 
     def forward(self, features: Sequence[Tensor], size: Frame) -> tuple[Tensor, ...]:
         """Map the neck's maps to boxes, scores and labels."""
@@ -75,6 +73,27 @@ class YOLOv3(nn.Module):
         place, labels = order // classes, order % classes
         scores = keep_where(scores > max(self.score_thr, -0.5), scores * objects.gather(1, place))
         found = rows(torch.cat(boxes, 1), place)
-        groups = torch.zeros_like(labels) if self.agnostic else labels
-        scores = suppress(found, large_enough(found, scores, self.least), groups, self.iou)
+        scores = self.suppress(found, large_enough(found, scores, self.least), labels)
         return best(found, scores, labels, self.count)
+
+
+@adapts(f'{_HEADS}.centernet_head.CenterNetHead', methods=(*DECODING, '_decode_heatmap', '_bboxes_nms'))
+class CenterNet(Head):
+    """Local maxima of a heat map, as many as ``topk`` says; nothing is suppressed."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__(head)
+        self.kernel, self.count = head.test_cfg['local_maximum_kernel'], positive(head.test_cfg, 'topk')
+
+    def forward(self, features: Sequence[Tensor], size: Frame) -> tuple[Tensor, ...]:
+        """Map the neck's maps to boxes, scores and labels of images of that height and width."""
+        (heat,), (sizes,), (offsets,) = self.head(features)
+        height, width = heat.shape[2:]
+        peaks = F.max_pool2d(heat, self.kernel, 1, (self.kernel - 1) // 2) == heat
+        scores = (heat * peaks.to(heat)).flatten(1)
+        scores, order = scores.topk(at_most(self.count, scores.size(1)))
+        labels, place = order // (height * width), order % (height * width)
+        centres = torch.stack((place % width, place // width), -1) + rows(flat(offsets, 2), place)
+        boxes = centred(centres, rows(flat(sizes, 2), place))
+        x, y = boxes[..., 0::2] * (size.input[1] / width), boxes[..., 1::2] * (size.input[0] / height)
+        return best(torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1), scores, labels, self.count)
