@@ -14,7 +14,7 @@ from typing import Union
 import torch
 from torch import Tensor, nn
 
-from .figures import picture, write_rows
+from ..benchmark.figures import picture, write_rows
 from .heatmap_trace import Kind, Source, Use, trace
 
 _WORDS = dict(lgc=('Features read (LGC)', 'reads'), sfr=('Features reactivated (SFR)', 'reactivates'))

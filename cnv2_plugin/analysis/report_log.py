@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from .figures import picture
+from ..benchmark.figures import picture
 
 _SKIPPED = ('time', 'data_time', 'memory', 'epoch', 'iter', 'step')
 _MOST_CURVES = 6

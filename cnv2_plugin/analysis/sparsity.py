@@ -10,8 +10,8 @@ from typing import Any, Union
 import torch
 from torch import nn
 
+from ..benchmark.figures import picture, write_rows
 from ..layers import GroupSparseConv2d
-from .figures import picture, write_rows
 from .heatmap_trace import Trace, trace, unit_use
 
 _KINDS = dict(

@@ -1,10 +1,10 @@
 """The front of accuracy over latency: our networks among timm's small classifiers, all in the same rounds."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -66,10 +66,6 @@ class Point:
     height: int
     mult_adds: int
     milliseconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def measure_front(

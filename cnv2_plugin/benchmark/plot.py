@@ -1,34 +1,22 @@
 """The benchmark as pictures."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Union
 
+from .figures import picture
 from .front import Point, front
 from .latency import Measurement, exponent
 
-COLORS = {
-    'native': 'tab:purple',
-    'lowered': 'tab:green',
-    'condensed': 'tab:olive',
-    'training': 'tab:blue',
-    'authors': 'tab:red',
-}
+COLORS = dict(native='tab:purple', lowered='tab:green', condensed='tab:olive', training='tab:blue', authors='tab:red')
 
 
 def plot_latency(measurements: Sequence[Measurement], limits: Mapping[str, float], path: Union[str, Path]) -> None:
-    """Bars of the least latency, one panel a runtime, with the machine's limit of each model as a line.
-
-    Args:
-        measurements: of one batch size and number of threads.
-        limits: milliseconds below which a model cannot get, by name.
-        path: picture to write.
-    """
+    """Bars of the least latency, one panel a runtime, with the machine's limit of each model in ms as a line."""
     runtimes = list(dict.fromkeys(m.runtime for m in measurements))
     names = list(dict.fromkeys((m.model, m.form) for m in measurements))
-    size = (2.5 + 3.5 * len(runtimes), 1.5 + 0.22 * len(names))
-    with _panels(path, len(runtimes), size, sharey=True) as (figure, axes):
+    width, height = 3.5 + 2.5 / len(runtimes), 1.5 + 0.22 * len(names)
+    with picture(path, 1, len(runtimes), width, height, sharey=True) as (figure, axes):
         for axis, runtime in zip(axes, runtimes):
             rows = [m for m in measurements if m.runtime == runtime]
             places = [names.index((m.model, m.form)) for m in rows]
@@ -40,8 +28,7 @@ def plot_latency(measurements: Sequence[Measurement], limits: Mapping[str, float
                     axis.plot([limits[m.model]] * 2, [i - 0.4, i + 0.4], color='black', linewidth=1)
             axis.margins(x=0.15, y=0.01)
             axis.set_xlim(left=0)
-            axis.set_title(runtime)
-            axis.set_xlabel('ms a call, least of all rounds')
+            axis.set(title=runtime, xlabel='ms a call, least of all rounds')
         axes[0].set_yticks(range(len(names)), [f'{model}, {form}' for model, form in names], fontsize=8)
         axes[0].invert_yaxis()
         figure.suptitle('Latency; black: limit of the machine for the condensed multiply-adds', fontsize=11)
@@ -50,34 +37,19 @@ def plot_latency(measurements: Sequence[Measurement], limits: Mapping[str, float
 def plot_scaling(by_size: Sequence[Measurement], by_batch: Sequence[Measurement], path: Union[str, Path]) -> None:
     """Latency against image height and against batch, both axes logarithmic, with the exponents."""
     panels = ((by_size, 'height', 'image height and width'), (by_batch, 'batch', 'images in a call'))
-    with _panels(path, 2, (11, 4.5)) as (_, axes):
+    with picture(path, 1, 2, width=5.5, height=4.5) as (_, axes):
         for axis, (rows, name, text) in zip(axes, panels):
             for label in dict.fromkeys((m.model, m.form, m.runtime) for m in rows):
                 chosen = [m for m in rows if (m.model, m.form, m.runtime) == label]
                 x, y = [getattr(m, name) for m in chosen], [m.timing.min for m in chosen]
                 axis.loglog(x, y, marker='o', label=f'{" ".join(label)}: exponent {exponent(x, y):.2f}')
-            axis.set_xlabel(text)
-            axis.set_ylabel('ms, least of all rounds')
+            axis.set(xlabel=text, ylabel='ms, least of all rounds')
             axis.legend(fontsize=7)
-
-
-@contextmanager
-def _panels(path: Union[str, Path], count: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Any, Any]]:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, count, figsize=size, squeeze=False, **options)
-    yield figure, axes[0]
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def plot_front(points: Sequence[Point], path: Union[str, Path]) -> None:
     """Published accuracy over latency on a logarithmic axis, with the line of the front; ours are named."""
-    with _panels(path, 1, (9, 6)) as (_, (axis,)):
+    with picture(path, 1, 1, width=9, height=6) as (_, (axis,)):
         peers = [point for point in points if point.form == 'peer']
         axis.scatter([p.milliseconds for p in peers], [p.top1 for p in peers], s=18, color='tab:gray', label='timm')
         for form in ('standard', 'int8', 'native', 'native int8'):
@@ -95,6 +67,6 @@ def plot_front(points: Sequence[Point], path: Union[str, Path]) -> None:
         axis.xaxis.set_major_formatter('{x:g}')
         axis.xaxis.set_minor_formatter('{x:g}')
         axis.grid(alpha=0.3, which='both')
-        axis.set_xlabel('ms an image, least of all rounds, ONNX Runtime, one thread')
-        axis.set_ylabel('published ImageNet top-1, %')
+        label = 'ms an image, least of all rounds, ONNX Runtime, one thread'
+        axis.set(xlabel=label, ylabel='published ImageNet top-1, %')
         axis.legend(loc='lower right')

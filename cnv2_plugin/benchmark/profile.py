@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Union
@@ -41,10 +41,6 @@ class Share:
     count: int
     milliseconds: float
     share: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def profile(file: Union[str, Path], input_size: tuple[int, int, int] = (3, 224, 224), rounds: int = 40) -> list[Share]:

@@ -56,11 +56,8 @@ def is_name(model: str) -> bool:
 def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> Source:
     """The model of a checkpoint, or an untrained one of a timm name whose pruning its random weights decided.
 
-    Args:
-        name: timm name, or path of a checkpoint (either form; timm's, MMPretrain's or the authors' names of tensors).
-        args: with the options of :func:`add_model_options`, and ``input`` and ``model_kwargs`` where a command has
-            them.
-        trained: refuse a checkpoint that is condensed.
+    Checkpoints are in either form, with timm's, MMPretrain's or the authors' names of tensors; ``trained`` refuses the
+    condensed form. ``args`` are as of :func:`add_model_options`, with ``input`` and ``model_kwargs`` of some commands.
     """
     size, more = getattr(args, 'input', None), dict(getattr(args, 'model_kwargs', ()))
     if is_name(name):

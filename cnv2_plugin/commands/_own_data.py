@@ -19,10 +19,6 @@ def fit_to_own_data(cfg: 'Config') -> None:
 
     The lists of images are written to ``own_data/`` in its work folder. The config is complete then, and says
     ``own_data = None``: the copy in the work folder needs the data for training and testing only.
-
-    Raises:
-        ValueError: there is no such folder, or what it holds is not a data set of that kind; the message says what is
-            missing.
     """
     kind = cfg.get('own_data')
     if not kind:

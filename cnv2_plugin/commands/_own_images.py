@@ -36,12 +36,7 @@ class OwnImages:
 
 
 def read_class_folders(root: Path) -> OwnImages:
-    """Read ``root/train/CLASS/*`` and ``root/val/CLASS/*``, or ``root/CLASS/*`` with a fifth taken for validation.
-
-    Raises:
-        ValueError: there are less than two classes, a class has no readable image to train on, or ``val`` has classes
-            that ``train`` lacks.
-    """
+    """Read ``root/train/CLASS/*`` and ``root/val/CLASS/*``, or ``root/CLASS/*`` with a fifth taken for validation."""
     given = {part: _class_folders(root / part) for part in PARTS} if (root / 'train').is_dir() else None
     if given and not given['val']:
         raise ValueError(
@@ -74,11 +69,7 @@ def read_class_folders(root: Path) -> OwnImages:
 
 
 def read_coco(root: Path) -> OwnImages:
-    """Read COCO-style JSON files below ``root``: one with ``train`` and one with ``val`` in its name, or one to split.
-
-    Raises:
-        ValueError: there is no such file, one is damaged or not COCO's format, or no image that it names can be used.
-    """
+    """Read COCO-style JSON files below ``root``: one with ``train`` and one with ``val`` in its name, or one alone."""
     files = [path for path in sorted(root.rglob('*.json')) if path.name[0] != '.' and _is_coco(path)]
     of = {part: [path for path in files if part in path.stem.lower()] for part in PARTS}
     pairs = [(part, of[part][0]) for part in PARTS] if all(len(of[part]) == 1 for part in PARTS) else []
@@ -116,7 +107,7 @@ def read_coco(root: Path) -> OwnImages:
     }
     if not parts['train']['annotations']:
         raise ValueError(
-            f'{root} has no readable image with a box to train on; {_first(left_out) or "add annotations"}.'
+            f'{root} has no readable image with a box to train on; {(left_out or ["add annotations"])[0]}.'
         )
     return OwnImages(classes, parts, {part: len(ids[part]) for part in PARTS}, left_out, str(folder))
 
@@ -190,7 +181,3 @@ def _subset(read: dict[str, Any], ids: set, categories: list[tuple[int, str]]) -
         ],
         categories=[dict(id=number, name=name) for number, name in categories],
     )
-
-
-def _first(lines: list[str]) -> str:
-    return lines[0] if lines else ''

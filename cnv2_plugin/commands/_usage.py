@@ -17,7 +17,6 @@ CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 
 
 def add_weights_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of reading weights."""
     parser.add_argument('--no-ema', action='store_true', help='take the raw weights where there are averaged ones too')
     parser.add_argument('--key', metavar='NAME', help='where in the file the weights are (such as teacher.state_dict); '
                         'found by default')  # fmt: skip
@@ -26,13 +25,7 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
 
 
 def weights_of(checkpoint: dict[str, Any], args: argparse.Namespace, known: Collection[str] = ()) -> dict[str, Any]:
-    """The weights in a checkpoint as the options of :func:`add_weights_options` choose; says on stderr which.
-
-    Args:
-        checkpoint: what was read.
-        args: with these options.
-        known: names of tensors of the model, as far as they are known.
-    """
+    """The weights in a checkpoint as the options of :func:`add_weights_options` choose; says on stderr which."""
     from ..checkpoints import find_weights
 
     found = find_weights(checkpoint, not args.no_ema, args.key, args.prefix, known)
@@ -42,33 +35,22 @@ def weights_of(checkpoint: dict[str, Any], args: argparse.Namespace, known: Coll
 
 
 def check_paths(outputs: Iterable[Union[str, Path, None]], inputs: Iterable[Union[str, Path, None]]) -> None:
-    """Raise where a file would be written twice, or in place of one that is read, by whatever name or link.
-
-    Args:
-        outputs: files to write; None for what is not asked for.
-        inputs: files to read; None and names of networks are no files.
-    """
-    read = {_identity(file): file for file in map(Path, filter(None, inputs)) if file.exists()}
+    """Raise where a file would be written twice, or in place of one that is read, by whatever name or link."""
+    read = [file for file in map(Path, filter(None, inputs)) if file.exists()]
     written = set()
     for path in map(Path, filter(None, outputs)):
-        if path.exists() and _identity(path) in read:
-            raise ValueError(f'{path} would overwrite {read[_identity(path)]}, which is read; give another name.')
+        if path.exists() and (same := next(filter(path.samefile, read), None)):
+            raise ValueError(f'{path} would overwrite {same}, which is read; give another name.')
         place = os.path.realpath(path).casefold()
         if place in written:
             raise ValueError(f'{path} would be written twice; give each file a name of its own.')
         written.add(place)
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    """The same for all names and links of one file."""
-    found = path.stat()
-    return found.st_dev, found.st_ino
-
-
 def add_input_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--input C H W``."""
-    text = 'input size; by default the published'
-    parser.add_argument('--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help=text)
+    parser.add_argument(
+        '--input', nargs=3, type=int, metavar=('C', 'H', 'W'), help='input size; by default the published'
+    )
 
 
 def check_input(size: Optional[Sequence[int]]) -> None:

@@ -3,11 +3,12 @@
 import argparse
 import sys
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Optional
 
 from ._output import print_table, progress_printer, write_json
-from ._usage import UsageError, check_input, check_paths
+from ._usage import UsageError, check_input, check_output, check_paths
 
 SIZES = (128, 192, 256, 384, 512)
 BATCHES = (1, 4, 16, 64)
@@ -18,7 +19,6 @@ MOVED = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument(
         'models', nargs='*', default=['condensenetv2_a', 'condensenetv2_b', 'condensenetv2_c'],
         help='timm names of models of this package (default: condensenetv2_a, _b and _c)',
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
 def _measure(args: argparse.Namespace) -> dict:
     from ..benchmark import benchmark, count_mult_adds, machine, pinned, roofline
     from ..benchmark.peers import nearest_peers
+    from ..benchmark.plot import plot_latency, plot_scaling
     from ..deploy.condense import condense
 
     args.progress = progress_printer(args.quiet)
@@ -93,10 +94,13 @@ def _measure(args: argparse.Namespace) -> dict:
         _print_limits(best, limits, work, args)
     scaling = _scaling(models, args, common) if args.scaling else ([], [])
     if args.png:
-        _draw(args, content['measurements'], limits, scaling)
-    content['measurements'] = [m.as_dict() for m in content['measurements']]
+        first = [m for m in content['measurements'] if (m.batch, m.threads) == (args.batch[0], args.threads[0])]
+        plot_latency(first, limits, args.png)
+        if args.scaling:
+            plot_scaling(*scaling, args.png.with_stem(f'{args.png.stem}-scaling'))
+    content['measurements'] = [asdict(m) for m in content['measurements']]
     if args.scaling:
-        content['scaling'] = {key: [m.as_dict() for m in by] for key, by in zip(('by_size', 'by_batch'), scaling)}
+        content['scaling'] = {key: [asdict(m) for m in by] for key, by in zip(('by_size', 'by_batch'), scaling)}
     return content
 
 
@@ -104,7 +108,6 @@ def _measure_front(args: argparse.Namespace) -> dict:
     from ..benchmark import machine
     from ..benchmark.front import front, measure_front, nearest_peer
     from ..benchmark.plot import plot_front
-    from ..checkpoints import atomic_path
 
     points = measure_front(args.models, args.rounds, args.files, progress_printer(args.quiet))
     rows = [
@@ -125,9 +128,8 @@ def _measure_front(args: argparse.Namespace) -> dict:
     header = [*header[:4], 'nearest peer', 'top-1', 'min ms', 'ratio']
     print_table('Ours and the fastest peer of equal or better accuracy', header, rows, args.markdown)
     if args.png:
-        with atomic_path(args.png) as temporary:
-            plot_front(points, temporary)
-    return {'machine': machine(), 'points': [point.as_dict() for point in points]}
+        plot_front(points, args.png)
+    return {'machine': machine(), 'points': [asdict(point) for point in points]}
 
 
 def _profile(args: argparse.Namespace) -> dict:
@@ -138,10 +140,11 @@ def _profile(args: argparse.Namespace) -> dict:
     rows = [[s.kind, s.count or '', f'{s.milliseconds:.3f}', f'{100 * s.share:.1f}'] for s in shares]
     title = f'{Path(args.profile).name}: one image, one thread, least of {args.rounds} rounds'
     print_table(title, ['instructions', 'count', 'ms', '%'], rows, args.markdown)
-    return {'machine': machine(), 'instructions': [share.as_dict() for share in shares]}
+    return {'machine': machine(), 'instructions': [asdict(share) for share in shares]}
 
 
 def _check(args: argparse.Namespace) -> None:
+    from ..benchmark.figures import FORMATS
     from ..benchmark.forms import EARLIER_NAMES, FORMS
     from ..benchmark.peers import PEERS
     from ..benchmark.runtimes import RUNTIMES
@@ -157,6 +160,8 @@ def _check(args: argparse.Namespace) -> None:
         unknown = [name for name in given if name not in known]
         if unknown:
             raise UsageError(f'{option} has {", ".join(unknown)}; choose from {", ".join(known)}.')
+    if args.png:
+        check_output(args.png, FORMATS, '--png')
     check_input(args.input_size)
     if args.rounds < 1:
         raise UsageError(f'rounds is {args.rounds}; give at least 1.')
@@ -241,15 +246,3 @@ def _print_limits(best, limits, work, args: argparse.Namespace) -> None:
     )
     rows = [[name, f'{work[name] / 1e6:.0f}', f'{limits[name]:.2f}'] for name in limits]
     print_table(title, ['model', 'M multiply-adds, condensed', 'limit ms'], rows, args.markdown)
-
-
-def _draw(args: argparse.Namespace, measurements, limits, scaling) -> None:
-    from ..benchmark.plot import plot_latency, plot_scaling
-    from ..checkpoints import atomic_path
-
-    first = [m for m in measurements if (m.batch, m.threads) == (args.batch[0], args.threads[0])]
-    with atomic_path(args.png) as temporary:
-        plot_latency(first, limits, temporary)
-    if args.scaling:
-        with atomic_path(args.png.with_stem(f'{args.png.stem}-scaling')) as temporary:
-            plot_scaling(*scaling, temporary)

@@ -15,7 +15,6 @@ PRINTS_TABLES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 configs``."""
     parser.add_argument('pattern', nargs='?', metavar='PATTERN',
                         help='part of the name, or a pattern with * and ?; with --copy the name of one')  # fmt: skip
     parser.add_argument('--copy', metavar='DIR', help='folder to copy the config into; its bases stay in the package')
@@ -23,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """List or copy."""
     if args.copy is None:
         if args.overwrite:
             raise UsageError('--overwrite goes with --copy DIR.')
@@ -40,14 +38,6 @@ def copy_config(name: str, folder: Path, overwrite: bool = False) -> Path:
 
     Its bases of the package are named ``cnv2_plugin::...``, in an expression that imports the package, as scripts of
     the toolkits import it too late.
-
-    Args:
-        name: see :func:`~cnv2_plugin.config_files.config_path`.
-        folder: where the copy goes; made if it is missing.
-        overwrite: replace a file of that name.
-
-    Raises:
-        ValueError: there is no such config, or a file of that name is there.
     """
     from ..checkpoints import atomic_path
 

@@ -7,7 +7,6 @@ from ._usage import add_weights_options, check_paths, weights_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the command."""
     parser.add_argument('source', type=Path, help='checkpoint of a timm, mmpretrain or mmdet model')
     parser.add_argument('target', type=Path, help='file to write (.pth or .safetensors)')
     parser.add_argument(
@@ -18,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, rename, write."""
     from ..checkpoints import load_checkpoint, save_checkpoint
     from ..toolkits.key_map import convert_keys
 

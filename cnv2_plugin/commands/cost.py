@@ -9,7 +9,6 @@ PRINTS_TABLES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 cost``."""
     parser.add_argument('arch', nargs='?', help='timm name, such as condensenetv2_a, or OpenMMLab config (file or '
                         'cnv2_plugin::NAME)')  # fmt: skip
     parser.add_argument('--all', action='store_true', help='every variant beside the published figures')
@@ -18,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the table."""
     from ..analysis.cost import cost_table
 
     if args.all == bool(args.arch):

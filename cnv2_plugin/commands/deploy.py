@@ -95,20 +95,17 @@ def _finish(source: Source, args: argparse.Namespace) -> None:
         )
     batches: list = []
     if args.images:
+        import numpy
         import torch
 
         found = image_batches(args.images, ('batch', *source.input_size), source.model.pretrained_cfg)
-        batches = [torch.stack(group) for group in _groups([torch.from_numpy(batch[0]) for batch in found], 32)]
+        batches = list(torch.from_numpy(numpy.concatenate(found)).split(32))
     done = finish(source.model, next(iter(source.views.values())), source.input_size, batches)
     kind = 'images' if batches else 'random images'
     rows = [[f'same top-1 class as before, of {done.images} {kind}', f'{done.agreement:.1%}']]
     if done.recalibrated is not None:
         rows.append(['the same with statistics of these images', f'{done.recalibrated:.1%}'])
     print_table(f'Finished: {say_missing(done.missing)}', ['', ''], rows, args.markdown)
-
-
-def _groups(items: list, size: int) -> list[list]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
 
 
 def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> None:

@@ -8,7 +8,6 @@ from ._usage import UsageError, check_paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 heatmap``."""
     parser.add_argument('model', help='checkpoint, or timm name of an untrained network (condensenetv2_a)')
     parser.add_argument('other', nargs='?', help='second checkpoint or name, drawn beside it')
     parser.add_argument('--out', type=Path, default=Path('heatmap'), help='folder to write to (default heatmap)')

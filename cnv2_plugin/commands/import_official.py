@@ -8,7 +8,6 @@ from ._usage import add_weights_options, check_output, check_paths, keyword, wei
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 import-official``."""
     parser.add_argument('file', help='released file, in training or converted form')
     parser.add_argument('--out', required=True, help='training form to write; ends in .pth or .safetensors')
     parser.add_argument('--deploy-out', help='deployed form to write too; ends in .pth or .safetensors')

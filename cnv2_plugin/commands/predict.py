@@ -10,7 +10,6 @@ SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 predict``."""
     parser.add_argument('file', metavar='FILE', help='ONNX file that cnv2 deploy or cnv2 export wrote')
     parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE', help='images, or folders of them')
     parser.add_argument('--out', type=Path, metavar='DIR', help='folder for PNGs with the answers drawn into them')

@@ -8,7 +8,6 @@ from ._usage import UsageError, add_input_option, check_output, check_paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 report``."""
     parser.add_argument('model', help='checkpoint, or timm name of an untrained network (condensenetv2_a)')
     parser.add_argument('--out', type=Path, default=Path('report.html'), help='file to write (default report.html)')
     parser.add_argument('--log', type=Path, help='training log: summary.csv (timm), scalars.json (OpenMMLab)')
@@ -18,7 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the page."""
     from ..analysis.report import write_report
     from ..checkpoints.io import check_finite
 

@@ -1,8 +1,11 @@
 """``cnv2 run``: run a training script of somebody else, unchanged, with our models and staged sparsification."""
 
 import argparse
+import os
+import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Optional
 
 from ._output import is_first_process
@@ -10,6 +13,7 @@ from ._usage import UsageError
 
 EPOCH_OPTIONS = ('--epochs', '--num-epochs', '--num_epochs', '--max-epochs', '--max_epochs', '--num_train_epochs')
 """Options of scripts that say how many epochs they train."""
+_OURS = (__file__, runpy.__file__, '<frozen runpy')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the script; with sparsification the exit code is 1 where nothing was there to sparsify."""
     from ..sparsify.script import SparsificationError, SparsifiedScript
-    from ._script import run_script
 
     options = _options(args)
     if options is None:
@@ -57,6 +60,37 @@ def run(args: argparse.Namespace) -> int:
             f'last stage; resume it, or tell its true length by --total-steps'
         )
     sys.exit(ended)
+
+
+def run_script(script: str, arguments: Sequence[str], is_module: bool = False) -> int:
+    """Run a script, or a module, as ``python`` would: as ``__main__``, with its own ``sys.argv`` and ``sys.path[0]``.
+
+    Returns 0, or 1 after an uncaught exception, whose traceback is printed; ``SystemExit`` and errors of the
+    sparsification pass.
+    """
+    from ..sparsify.script import SparsificationError
+
+    if not is_module and not Path(script).exists():
+        raise UsageError(f'there is no script {script}; give the path of a file, or -m and the name of a module.')
+    argv, path = sys.argv, sys.path[0]
+    sys.argv = [script, *arguments]
+    sys.path[0] = os.getcwd() if is_module else str(Path(script).resolve().parent)
+    try:
+        if is_module:
+            runpy.run_module(script, run_name='__main__', alter_sys=True)
+        else:
+            runpy.run_path(script, run_name='__main__')
+        return 0
+    except (KeyboardInterrupt, SparsificationError):
+        raise
+    except Exception as error:
+        traceback = error.__traceback__
+        while traceback and traceback.tb_next and traceback.tb_frame.f_code.co_filename.startswith(_OURS):
+            traceback = traceback.tb_next
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        return 1
+    finally:
+        sys.argv, sys.path[0] = argv, path
 
 
 def epochs_of(arguments: Sequence[str]) -> Optional[int]:

@@ -11,7 +11,6 @@ PRINTS_TABLES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 sparsity``."""
     parser.add_argument('model', help='checkpoint, or timm name of an untrained network (condensenetv2_a)')
     parser.add_argument('--plot', type=Path, help='picture to write (.png, .svg, .pdf)')
     parser.add_argument('--csv', type=Path, help='table to write')
@@ -21,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print the tables, and write the picture and the CSV file."""
     from ..analysis import plot_sparsity, sparsity_report
-    from ..analysis.figures import FORMATS
     from ..analysis.sparsity import write_csv
+    from ..benchmark.figures import FORMATS
 
     if args.plot:
         check_output(args.plot, FORMATS, '--plot')

@@ -15,7 +15,6 @@ PRINTS_TABLES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 test``."""
     parser.add_argument('config', help='config file, or cnv2_plugin::NAME')
     parser.add_argument('checkpoint', help='checkpoint that fits the config, or the .onnx file of a whole '
                         'detector or segmenter')  # fmt: skip

@@ -6,7 +6,6 @@ from ._usage import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``cnv2 train``."""
     parser.add_argument('config', help='config file, or cnv2_plugin::NAME')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; work_dirs/<config> by default')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
@@ -41,7 +40,6 @@ def open_config(args: argparse.Namespace):
 
 
 def run(args: argparse.Namespace) -> None:
-    """Build the runner and train."""
     from ..toolkits.openmmlab.runner_config import build_runner, use_amp
     from ..toolkits.openmmlab.safe_loading import safe_loading
 

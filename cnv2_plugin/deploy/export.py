@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
-from ..graph.rewrite_scatter import level_table
-from ..layers import ChannelScatterSum
+from ..graph.rewrite_gathers import level_table
+from ..layers import ChannelGather, ChannelScatterSum
 from ..layers.permute import ViewedChannelShuffle
 from ..models.modes import in_eval
 from .calibration import TIES, Images
@@ -45,30 +46,16 @@ class ExportReport:
 
 
 class GatherSum(nn.Module):
-    """The index layer as gathers: one for each row that the most-updated channel sums.
-
-    Runtimes gather fast and scatter slowly. Equal to :class:`ChannelScatterSum`.
-
-    Args:
-        scatter: the index layer to restate.
-    """
-
-    level_0: Tensor
+    """The index layer as gathers, one for each row that the most-updated channel sums: runtimes scatter slowly."""
 
     def __init__(self, scatter: ChannelScatterSum) -> None:
         super().__init__()
-        table = level_table(scatter.index, scatter.out_channels)
-        self.levels = table.size(0)
-        for i in range(self.levels):
-            self.register_buffer(f'level_{i}', table[i].clone())
+        self.rows = nn.ModuleList(map(ChannelGather, level_table(scatter.index, scatter.out_channels)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, K, H, W)`` to ``(N, C, H, W)``."""
         padded = torch.cat((x, torch.zeros_like(x[:, :1])), 1)
-        total = padded.index_select(1, self.level_0)
-        for i in range(1, self.levels):
-            total = total + padded.index_select(1, getattr(self, f'level_{i}'))
-        return total
+        return reduce(torch.add, [gather(padded) for gather in self.rows])
 
 
 def export_onnx(
@@ -131,10 +118,9 @@ def export_onnx(
         exported = in_eval(_restated(model))
     count = 2 if batch == 'dynamic' else batch
     with atomic_path(path) as temporary:
-        proto = onnxruntime.write(
-            exported, temporary, torch.randn(count, *input_size), batch == 'dynamic', output_names,
-            serving_metadata(model, input_size, metadata), optimize, opset,
-        )  # fmt: skip
+        images = torch.randn(count, *input_size)
+        proto = onnxruntime.to_proto(exported, images, batch == 'dynamic', output_names, optimize, opset=opset)
+        onnxruntime.save(proto, temporary, serving_metadata(model, input_size, metadata))
         report = verify(reference, temporary, input_size, batch_size=count)
         report.check(tolerance, 'the ONNX file')
         size = temporary.stat().st_size

@@ -1,7 +1,6 @@
 """The pruning stages that a training did not reach, done at once, and what that changes."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Optional
@@ -69,9 +68,15 @@ def finish(
     agreement = _agreement(view(before), view(model), compared)
     if not batches:
         return Finished(missing, sum(map(len, compared)), agreement, None)
-    with _measuring(model):
-        for images in batches:
-            view(model)(images)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:  # which take the mean of the batches' statistics
+        norm.reset_running_stats()
+        norm.train().momentum = None
+    for images in batches:
+        view(model)(images)
+    for norm, momentum in zip(norms, momenta):
+        norm.eval().momentum = momentum
     return Finished(missing, sum(map(len, batches)), agreement, _agreement(view(before), view(model), batches))
 
 
@@ -82,20 +87,3 @@ def _agreement(one: nn.Module, other: nn.Module, batches: Sequence[Tensor]) -> f
         first, second = pairs
         same, total = same + int((first == second).sum()), total + first.numel()
     return same / total
-
-
-@contextmanager
-def _measuring(model: nn.Module) -> Iterator[None]:
-    """Let normalisations take the mean statistics of the batches that pass meanwhile; all else stays in eval mode."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta):
-            norm.momentum = momentum
-            norm.eval()

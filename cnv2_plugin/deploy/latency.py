@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ..graph.builder import to_graph
 from ..graph.choice import RUNTIME_WORKAROUNDS, choose
-from ..graph.implementations import implement
+from ..graph.implementations import clean_up, implement
 from ..graph.module import LoweredGraph
-from ..graph.rewrites import clean_up
 from ..layers import GroupSparseConv2d, SparseFeatureReactivation
 from ..sparsify import LayerPlan, ReactivationPlan
 from ..sparsify.surgery import finish_at_random

@@ -10,11 +10,10 @@ from torch.utils._pytree import tree_flatten
 
 from ..graph.builder import is_plain_squeeze_excite, to_graph
 from ..graph.choice import MAX_GROWTH, RUNTIME_WORKAROUNDS, choose
-from ..graph.implementations import implement
+from ..graph.implementations import clean_up, implement
 from ..graph.model_parts import layer_name, parts, replace_module
 from ..graph.module import LoweredGraph, PooledSqueezeExcite
 from ..graph.ops import dtype_device, pair
-from ..graph.rewrites import clean_up
 from ..kernels.native_model import NativeStages, native_model
 from ..layers import SqueezeExcite
 from ..models.condense import condense
@@ -74,7 +73,9 @@ def lower(
         runtime, choices = 'onnxruntime', {}
     else:
         lowered = in_eval(condense(model))
-    lowered = _restate_squeeze_excite(lowered)
+    for name, module in list(lowered.named_modules()):
+        if isinstance(module, SqueezeExcite) and is_plain_squeeze_excite(module):
+            lowered = replace_module(lowered, name, PooledSqueezeExcite(module).eval())
     share = MAX_GROWTH.get(runtime, 0) if max_growth is None else max_growth
     allowance = share * sum(p.numel() for p in lowered.parameters())
     for part in parts(lowered, input_size, example):
@@ -154,10 +155,3 @@ def lowered_forms(model: nn.Module) -> dict[str, str]:
         if isinstance(module, (LoweredGraph, NativeStages))
         for layer, implementation in module.choices.items()
     }
-
-
-def _restate_squeeze_excite(model: nn.Module) -> nn.Module:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, SqueezeExcite) and is_plain_squeeze_excite(module):
-            model = replace_module(model, name, PooledSqueezeExcite(module).eval())
-    return model

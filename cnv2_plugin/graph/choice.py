@@ -1,6 +1,6 @@
-"""Which implementation a layer gets: rules read off measurements, first match wins.
+"""Which implementation a layer gets: rules read off measurements.
 
-Each row is the implementation that was fastest for most layers that it covers, measured layer by layer on
+Each rule gives the implementation that was fastest for most layers that it covers, measured layer by layer on
 condensenetv2_a, _b and _c at 224, one thread, batch 1, on a processor with AVX2 (AMD EPYC).
 """
 
@@ -17,7 +17,7 @@ from .rewrite_gathers import CHANNELWISE, gather_by_conv, halve_permutation
 
 @dataclass(frozen=True)
 class Layer:
-    """What a rule looks at: channels of a dense convolution in a layer's place, outputs a group, pixels of the map."""
+    """What rules look at: channels of a dense convolution in a layer's place, outputs a group, pixels of the map."""
 
     kind: str
     inputs: int
@@ -26,58 +26,31 @@ class Layer:
     pixels: int
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One row: an implementation, and the layers that it is for, with at most so many weights, were they dense.
-
-    ``aligned`` says whether the outputs are a multiple of 8, ``inputs_aligned`` the same of the inputs.
-    """
-
-    kind: str
-    implementation: str
-    max_weights: float = inf
-    max_inputs: float = inf
-    max_group_outputs: float = inf
-    max_pixels: float = inf
-    aligned: Optional[bool] = None
-    inputs_aligned: Optional[bool] = None
-
-    def fits(self, layer: Layer) -> bool:
-        """Return whether a layer is covered."""
-        return (
-            layer.kind == self.kind
-            and layer.inputs * layer.outputs <= self.max_weights
-            and layer.inputs <= self.max_inputs
-            and layer.group_outputs <= self.max_group_outputs
-            and layer.pixels <= self.max_pixels
-            and self.aligned in (None, layer.outputs % 8 == 0)
-            and self.inputs_aligned in (None, layer.inputs % 8 == 0)
-        )
+def _for_onnxruntime(layer: Layer) -> str:
+    if layer.kind == 'select':
+        if layer.inputs * layer.outputs <= 1300:
+            return 'dense' if layer.inputs % 8 == 0 else 'dense-apart'
+        return 'padded' if layer.pixels <= 100 else 'group'
+    if layer.kind == 'spatial':
+        if layer.group_outputs <= 2:
+            return 'depthwise-sum'
+        return 'columns' if layer.group_outputs <= 16 else 'group'
+    if layer.inputs <= 8 or layer.inputs <= 16 and layer.outputs % 8 == 0:
+        return 'dense'
+    return 'dense-plain' if layer.inputs <= 32 else 'split'
 
 
-_ONNXRUNTIME = (
-    Rule('select', 'dense-apart', max_weights=1300, inputs_aligned=False),
-    Rule('select', 'dense', max_weights=1300),
-    Rule('select', 'padded', max_pixels=100),
-    Rule('select', 'group'),
-    Rule('spatial', 'depthwise-sum', max_group_outputs=2),
-    Rule('spatial', 'columns', max_group_outputs=16),
-    Rule('spatial', 'group'),
-    Rule('reactivate', 'dense', max_inputs=8),
-    Rule('reactivate', 'dense-plain', max_inputs=16, aligned=False),
-    Rule('reactivate', 'dense', max_inputs=16),
-    Rule('reactivate', 'dense-plain', max_inputs=32),
-    Rule('reactivate', 'split'),
-)
-_OPENVINO = (
-    *(rule for rule in _ONNXRUNTIME if rule.kind != 'spatial'),
-    Rule('spatial', 'depthwise-sum', max_group_outputs=2),
-    Rule('spatial', 'merged2', max_group_outputs=4),
-    Rule('spatial', 'group'),
-)
-_WITHOUT_GATHER = (Rule('select', 'dense'), Rule('spatial', 'group'), Rule('reactivate', 'dense'))
+def _for_openvino(layer: Layer) -> str:
+    if layer.kind == 'spatial' and layer.group_outputs > 2:
+        return 'merged2' if layer.group_outputs <= 4 else 'group'
+    return _for_onnxruntime(layer)
 
-RULES: Mapping[str, tuple[Rule, ...]] = {'onnxruntime': _ONNXRUNTIME, 'openvino': _OPENVINO, 'ncnn': _WITHOUT_GATHER}
+
+def _without_gather(layer: Layer) -> str:
+    return 'group' if layer.kind == 'spatial' else 'dense'
+
+
+RULES = {'onnxruntime': _for_onnxruntime, 'openvino': _for_openvino, 'ncnn': _without_gather}
 """Rules by runtime."""
 RUNTIME_WORKAROUNDS: Mapping[str, Rewrite] = {'ncnn': gather_by_conv, 'openvino': halve_permutation}
 """What is done wherever it fits once implementations are chosen: ncnn has no gather, and OpenVINO misreads some."""
@@ -106,10 +79,7 @@ def choose(
     check_choices(graph, asked)
     sizes = graph.sizes(*size)
     layers = {node.layer: layer_of(graph, node, sizes[node.id]) for node in graph.layers()}
-    chosen = {
-        name: asked.get(name) or next(rule.implementation for rule in RULES[runtime] if rule.fits(layer))
-        for name, layer in layers.items()
-    }
+    chosen = {name: asked.get(name) or RULES[runtime](layer) for name, layer in layers.items()}
     if allowance == inf:
         return chosen
     ready = prepared(graph)

@@ -1,24 +1,42 @@
 """The implementations that a layer can have in standard operators, and bringing a graph into chosen ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from . import rewrite_convs as convs
+from . import rewrite_gathers as gathers
 from .ir import Graph, Node, Rewrite
 from .ops import Conv, Gather, ScatterSum
-from .rewrite_convs import depthwise_sum, merge_groups, pad_groups, split_columns, split_concat, use_plain_layout
-from .rewrite_gathers import (
-    CHANNELWISE,
-    absorb_into_conv,
-    gather_once,
-    join_gathers,
-    push_pool,
-    raise_gather,
-    swap_gather,
-)  # fmt: skip
-from .rewrite_scatter import scatter_dense, scatter_levels, scatter_split
-from .rewrites import apply, clean_up
+from .rewrite_gathers import CHANNELWISE
 
 Implementation = Callable[[Graph, str], bool]
+CLEAN_UP: tuple[Rewrite, ...] = (
+    gathers.join_gathers,
+    gathers.sink_permutation,
+    convs.fold_affine,
+    gathers.absorb_permutation,
+    gathers.permute_rows,
+)
+"""Rewrites that never make a graph slower; they are applied until none fits."""
+
+
+def apply(graph: Graph, rewrite: Rewrite, node: Node) -> bool:
+    """Rewrite one node in place; return whether the rewrite fitted."""
+    value = rewrite(graph, node)
+    if value is None:
+        return False
+    graph.replace(node.id, value)
+    return True
+
+
+def clean_up(graph: Graph, rewrites: Sequence[Rewrite] = CLEAN_UP) -> None:
+    """Apply rewrites wherever they fit until none does."""
+    changed = True
+    while changed:
+        changed = False
+        for node in list(graph.nodes.values()):
+            if node.id in graph.nodes and any(apply(graph, rewrite, graph[node.id]) for rewrite in rewrites):
+                changed = True
 
 
 def layer_kind(node: Node) -> str:
@@ -42,7 +60,7 @@ def _gather_last(graph: Graph, name: str) -> bool:
         gather, chain = graph.above(_layer(graph, name), CHANNELWISE)
         if not chain or not isinstance(gather.op, Gather):
             return isinstance(gather.op, Gather)
-        if not apply(graph, swap_gather, chain[-1]):
+        if not apply(graph, gathers.swap_gather, chain[-1]):
             return False
 
 
@@ -52,12 +70,12 @@ def _gather_first(graph: Graph, name: str) -> bool:
         gather, _ = graph.above(_layer(graph, name), CHANNELWISE)
         if not isinstance(gather.op, Gather):
             return False
-        if not apply(graph, raise_gather, gather):
+        if not apply(graph, gathers.raise_gather, gather):
             return True
 
 
 def _dense(graph: Graph, name: str) -> bool:
-    return _gather_last(graph, name) and _single(graph, name, absorb_into_conv)
+    return _gather_last(graph, name) and _single(graph, name, gathers.absorb_into_conv)
 
 
 def _dense_apart(graph: Graph, name: str) -> bool:
@@ -65,31 +83,31 @@ def _dense_apart(graph: Graph, name: str) -> bool:
     if not _dense(graph, name):
         return False
     clean_up(graph)
-    _single(graph, name, split_concat)
+    _single(graph, name, convs.split_concat)
     return True
 
 
 def _padded(graph: Graph, name: str) -> bool:
-    return _gather_last(graph, name) and _single(graph, name, pad_groups) and _gather_first(graph, name)
+    return _gather_last(graph, name) and _single(graph, name, convs.pad_groups) and _gather_first(graph, name)
 
 
 def _plain_dense_rows(graph: Graph, name: str) -> bool:
     """The dense index layer with its convolution in plain layout."""
-    return _single(graph, name, scatter_dense) and _single(graph, name, use_plain_layout)
+    return _single(graph, name, gathers.scatter_dense) and _single(graph, name, convs.use_plain_layout)
 
 
 IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
     'select': {'group': lambda graph, name: True, 'padded': _padded, 'dense': _dense, 'dense-apart': _dense_apart},
     'spatial': {
         'group': lambda graph, name: True,
-        'merged2': partial(_single, rewrite=partial(merge_groups, count=2)),
-        'columns': partial(_single, rewrite=split_columns),
-        'depthwise-sum': partial(_single, rewrite=depthwise_sum),
+        'merged2': partial(_single, rewrite=partial(convs.merge_groups, count=2)),
+        'columns': partial(_single, rewrite=convs.split_columns),
+        'depthwise-sum': partial(_single, rewrite=convs.depthwise_sum),
     },
     'reactivate': {
-        'split': partial(_single, rewrite=scatter_split),
-        'levels': partial(_single, rewrite=scatter_levels),
-        'dense': partial(_single, rewrite=scatter_dense),
+        'split': partial(_single, rewrite=gathers.scatter_split),
+        'levels': partial(_single, rewrite=gathers.scatter_levels),
+        'dense': partial(_single, rewrite=gathers.scatter_dense),
         'dense-plain': _plain_dense_rows,
     },
 }
@@ -115,7 +133,7 @@ def prepared(graph: Graph) -> Graph:
     """Return a cleaned-up copy of a graph, average pools moved before what is linear: ready for implementations."""
     graph = graph.copy()
     clean_up(graph)
-    clean_up(graph, [push_pool])
+    clean_up(graph, [gathers.push_pool])
     return graph
 
 
@@ -133,7 +151,7 @@ def implement(graph: Graph, choices: Mapping[str, str]) -> tuple[Graph, dict[str
     for name, kind in {node.layer: layer_kind(node) for node in graph.layers()}.items():
         graph, taken[name] = _implement_one(graph, name, kind, choices.get(name, FALLBACK[kind]))
     clean_up(graph)
-    clean_up(graph, [gather_once, join_gathers])
+    clean_up(graph, [gathers.gather_once, gathers.join_gathers])
     return graph, taken
 
 

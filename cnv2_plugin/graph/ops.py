@@ -66,7 +66,6 @@ class Conv(Op):
         return self.weight.size(1) == 1 and self.groups == self.out_channels
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the result for an input of ``size``."""
         kernel = self.weight.shape[2:]
         return pair(
             (s + 2 * p - d * (k - 1) - 1) // step + 1
@@ -144,7 +143,6 @@ class AveragePool(Op):
     stride: int
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the result for an input of ``size``."""
         return pair((s - self.size) // self.stride + 1 for s in size)
 
     def folding(self, channels: int, height: int) -> int:
@@ -167,7 +165,6 @@ class MaxPool(Op):
     padding: int
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the result for an input of ``size``."""
         return pair((s + 2 * self.padding - self.size) // self.stride + 1 for s in size)
 
 
@@ -175,7 +172,6 @@ class GlobalAveragePool(Op):
     """The mean of all pixels: ``(N, C, 1, 1)``."""
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the result."""
         return 1, 1
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnv2_plugin.graph import rewrite_convs, rewrite_gathers, rewrite_scatter
+from cnv2_plugin.graph import rewrite_convs, rewrite_gathers
+from cnv2_plugin.graph.implementations import apply, clean_up
 from cnv2_plugin.graph.ir import Graph
 from cnv2_plugin.graph.module import FoldedAvgPool2d, LoweredGraph
 from cnv2_plugin.graph.ops import Add, Affine, AveragePool, Concat, Conv, Gather, Pointwise, ScatterSum
@@ -30,15 +31,16 @@ from cnv2_plugin.graph.rewrite_gathers import (
     permute_rows,
     push_pool,
     raise_gather,
+    scatter_dense,
+    scatter_levels,
+    scatter_split,
     sink_permutation,
     swap_gather,
 )
-from cnv2_plugin.graph.rewrite_scatter import scatter_dense, scatter_levels, scatter_split
-from cnv2_plugin.graph.rewrites import apply, clean_up
 
 REWRITES = [
     function
-    for module in (rewrite_convs, rewrite_gathers, rewrite_scatter)
+    for module in (rewrite_convs, rewrite_gathers)
     for function in vars(module).values()
     if inspect.isfunction(function)
     and list(inspect.signature(function).parameters)[:2] == ['graph', 'node']

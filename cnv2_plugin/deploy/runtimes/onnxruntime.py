@@ -25,31 +25,9 @@ NATIVE_DOMAIN = 'cnv2_plugin'
 """Domain of the operators that run in the native kernels."""
 
 
-def write(
-    model: nn.Module,
-    path: Path,
-    example: Tensor,
-    dynamic: bool = False,
-    output_names: Optional[list[str]] = None,
-    metadata: Optional[Mapping[str, Any]] = None,
-    pool: bool = True,
-    opset: int = OPSETS[-1],
-) -> 'ModelProto':
-    """Write ``.onnx`` and return what is in it.
-
-    Args:
-        model: lowered or condensed module.
-        path: file to write.
-        example: images ``(N, C, H, W)``.
-        dynamic: take any number of images.
-        output_names: ``logits``, or ``output_0`` and so on, by default.
-        metadata: plain values stored in the file.
-        pool: write means over height and width as GlobalAveragePool.
-        opset: version of the standard operators.
-    """
-    proto = to_proto(model, example, dynamic, output_names, pool, opset=opset)
-    save(proto, path, metadata)
-    return proto
+def write(lowered: nn.Module, path: Path, example: Tensor, metadata: Optional[Mapping[str, Any]] = None) -> None:
+    """Write ``.onnx``; ``metadata`` is in its properties."""
+    save(to_proto(lowered, example), path, metadata)
 
 
 def save(proto: 'ModelProto', path: Path, metadata: Optional[Mapping[str, Any]] = None) -> None:
@@ -83,12 +61,18 @@ def to_proto(
     opset: int = OPSETS[-1],
     defaults: Optional[Mapping[str, Tensor]] = None,
 ) -> 'ModelProto':
-    """An ONNX model of a module; see :func:`write` for the arguments.
+    """An ONNX model of a lowered or condensed module.
 
-    With ``trace`` it goes through TorchScript, which takes a small part of the time, as it always does before
-    PyTorch 2.6 (the other exporter takes neither dynamic shapes nor operators of our own there) and for operators
-    before version 18. Traced models may take images of any size: ``dynamic`` then names the axes of the input. They may
-    have further inputs, with ``defaults`` that hold where the file is not given any.
+    Args:
+        model: the module.
+        example: images ``(N, C, H, W)``.
+        dynamic: take any number of images; axes of the input that may vary, by number, in a traced model.
+        output_names: ``logits``, or ``output_0`` and so on, by default.
+        pool: write means over height and width as GlobalAveragePool.
+        trace: go through TorchScript, which takes a small part of the time, as it always does before PyTorch 2.6 (the
+            other exporter takes neither dynamic shapes nor operators of our own there) and before version 18.
+        opset: version of the standard operators.
+        defaults: of a traced model's further inputs, which hold where the file is not given any.
     """
     with torch.no_grad():
         outputs = model(example)

@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
+from ..verify import as_runner
 from .base import Loaded
 
 
@@ -23,11 +24,4 @@ def write(lowered: nn.Module, path: Path, example: Tensor, metadata: Optional[Ma
 
 def load(path: Path) -> Loaded:
     """Run the loaded program eagerly."""
-    program = torch.export.load(path).module()
-
-    def run(x: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            output = program(x)
-        return [output] if isinstance(output, Tensor) else list(output)
-
-    return run
+    return as_runner(torch.export.load(path).module().__call__)

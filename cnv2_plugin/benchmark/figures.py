@@ -8,13 +8,13 @@ from typing import Any, Union
 
 from ..checkpoints import atomic_path
 
-FORMATS = ('.png', '.svg', '.pdf')
+FORMATS = ('.png', '.svg', '.pdf', '.jpg')
 _STYLE = {'font.size': 10, 'axes.titlesize': 11, 'legend.fontsize': 9, 'svg.hashsalt': 'cnv2'}
 
 
 @contextmanager
 def picture(
-    path: Union[str, Path], rows: int, columns: int, width: float, height: float
+    path: Union[str, Path], rows: int, columns: int, width: float, height: float, **options: Any
 ) -> Iterator[tuple[Any, list[Any]]]:
     """Yield a figure and its axes, ``width x height`` inches each; write it when the block ends without an error.
 
@@ -33,7 +33,7 @@ def picture(
 
     with pyplot.rc_context(_STYLE):
         figure, axes = pyplot.subplots(
-            rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout='constrained'
+            rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout='constrained', **options
         )
         try:
             yield figure, list(axes.flat)
