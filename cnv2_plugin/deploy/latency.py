@@ -14,7 +14,7 @@ from ..graph.implementations import clean_up, implement
 from ..graph.module import LoweredGraph
 from ..layers import GroupSparseConv2d, SparseFeatureReactivation
 from ..sparsify import LayerPlan, ReactivationPlan
-from ..sparsify.surgery import finish_at_random
+from ..sparsify.surgery.choice import finish_at_random
 from .lower import lower
 from .runtimes import runtime_named
 from .runtimes.onnxruntime import to_proto

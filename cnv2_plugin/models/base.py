@@ -186,9 +186,6 @@ def start(part: nn.Module, x: Tensor, model: SparseModelMixin) -> Tensor:
 
     Its hooks and wrappers may convert, move or resize what it is given, so images are judged only where it failed, or
     where the stem's features are none that the stages take.
-
-    Raises:
-        ValueError: the images do not fit; says what they are and what is accepted.
     """
     if not has_values(x):
         return part(x)
@@ -239,17 +236,7 @@ def _check_images(x: Tensor, model: SparseModelMixin) -> None:
 
 
 def check_size(x: Tensor, needed: int, smallest_input: int, given: str) -> None:
-    """Raise unless features or images ``(N, C, H, W)`` have the height and width that the stages need.
-
-    Args:
-        x: features or images.
-        needed: height and width that they need.
-        smallest_input: height and width of the smallest images for the network.
-        given: beginning of the sentence, such as ``'the images are'``.
-
-    Raises:
-        ImageSizeError: they are smaller.
-    """
+    """Raise ``ImageSizeError`` where features or images ``(N, C, H, W)`` have less than the needed height or width."""
     if has_values(x) and min(x.shape[-2:]) < needed:
         raise ImageSizeError(
             f'{given} {x.shape[-2]} x {x.shape[-1]} pixels; the smallest that this network takes is {smallest_input} x '
@@ -258,10 +245,7 @@ def check_size(x: Tensor, needed: int, smallest_input: int, given: str) -> None:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise as the papers do: convolutions N(0, sqrt(2 / (kh kw O))), normalisation 1 and 0, biases 0.
-
-    Reactivation starts with a BN weight of 1 too: with weight and bias 0 before a ReLU it would never learn.
-    """
+    """Initialise as the papers do: convolutions N(0, sqrt(2 / (kh kw O))), normalisation 1 and 0, biases 0."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
     elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:

@@ -11,16 +11,10 @@ Result = TypeVar('Result')
 
 
 def counted(model: nn.Module, forward: Callable[[], Result]) -> tuple[Result, int]:
-    """Run a model without gradients and count its multiply-adds.
+    """Run a model without gradients by ``forward``; return its result and the number of multiply-adds.
 
-    Those of convolutions, matrix products and attention are counted as they are executed; one is two FLOPs.
-
-    Args:
-        model: the model that ``forward`` runs; may lie on the meta device, where nothing is computed.
-        forward: runs the model.
-
-    Returns:
-        The result of ``forward``, and the number of multiply-adds.
+    Those of convolutions, matrix products and attention are counted as they are executed; one is two FLOPs. The model
+    may lie on the meta device, where nothing is computed.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:

@@ -13,18 +13,16 @@ from .packing import (
 from .recalibration import recalibrate_norms
 from .schedule import SparsificationSchedule, cosine_with_rewind
 from .sparsifier import StagedSparsifier
-from .surgery import (
-    AddedReactivation,
-    LatencyModel,
+from .surgery.choice import LatencyModel
+from .surgery.learned_groups import plan_learned_groups, to_learned_groups
+from .surgery.reactivation import AddedReactivation, add_reactivation
+from .surgery.report import (
     LayerPlan,
     NetworkLatency,
     ReactivationPlan,
     ReactivationReport,
     SkippedLayer,
     SurgeryReport,
-    add_reactivation,
-    plan_learned_groups,
-    to_learned_groups,
 )
 
 __all__ = [

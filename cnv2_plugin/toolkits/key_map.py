@@ -34,18 +34,9 @@ def layout_of(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def convert_keys(state_dict: Mapping[str, Tensor], to: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the keys of a state dict of any of the layouts, of a masked or a condensed model.
+    """Rename the keys of a masked or condensed model to ``'timm'``, ``'mmpretrain'`` or ``'backbone'`` (no head).
 
-    Args:
-        state_dict: weights of a timm, mmpretrain or mmdet model.
-        to: ``'timm'``, ``'mmpretrain'``, or ``'backbone'`` (trunk keys without prefix or head).
-
-    Returns:
-        The renamed weights, and the keys left out because the target has no place for them (a detector's neck and head,
-        or ``out_norms``).
-
-    Raises:
-        ValueError: ``to`` is unknown, or the keys are of no known layout.
+    Returns the weights, and the keys for which there is no place (a detector's neck and head, or ``out_norms``).
     """
     if to not in LAYOUTS:
         raise ValueError(f'to is {to!r}; it takes {", ".join(map(repr, LAYOUTS))}.')

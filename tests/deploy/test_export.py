@@ -8,7 +8,7 @@ from torch import nn
 from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.deploy import VerificationError, condense, export_onnx, verify
 from cnv2_plugin.deploy.runtimes import export_runtime
-from cnv2_plugin.sparsify.surgery import to_learned_groups
+from cnv2_plugin.sparsify import to_learned_groups
 from tests.helpers import finish_pruning, installed, random_arch, randomize_norms
 
 pytestmark = pytest.mark.smoke

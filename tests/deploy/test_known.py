@@ -18,7 +18,7 @@ from cnv2_plugin.kernels import available
 from cnv2_plugin.kernels.compiler import compile_graph
 from cnv2_plugin.kernels.placement import UnsupportedError
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv
-from cnv2_plugin.sparsify.surgery import add_reactivation, to_learned_groups
+from cnv2_plugin.sparsify import add_reactivation, to_learned_groups
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
 SIZE = (3, 32, 32)

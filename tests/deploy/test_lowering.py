@@ -15,7 +15,7 @@ from cnv2_plugin.graph.module import LoweredGraph
 from cnv2_plugin.graph.ops import Opaque
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
 from cnv2_plugin.models.condensenet import DenseStage
-from cnv2_plugin.sparsify.surgery import add_reactivation
+from cnv2_plugin.sparsify import add_reactivation
 from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
 
 SMALL = dict(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from cnv2_plugin.deploy import condense
-from cnv2_plugin.sparsify.surgery import add_reactivation, plan_learned_groups, to_learned_groups
+from cnv2_plugin.sparsify import add_reactivation, plan_learned_groups, to_learned_groups
 from tests.deploy.test_known import CHANGES, FOREIGN, SIZE, finished
 from tests.helpers import relative_difference
 

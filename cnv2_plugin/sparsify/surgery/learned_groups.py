@@ -158,11 +158,7 @@ def groups_for(channels: int, groups: int, width: int = 1) -> int:
 
 
 def name_filter(include: Patterns, exclude: Patterns, names: Iterable[str]) -> Callable[[str], bool]:
-    """Return a test of whether a name, or that of a module around it, is included and not excluded.
-
-    Raises:
-        ValueError: if a pattern fits none of the ``names``.
-    """
+    """Return a test of whether a name, or that of a module around it, is included and not excluded; check patterns."""
     names = [name for name in names if name]
     given = dict(include=include, exclude=exclude)
     patterns = {key: (value,) if isinstance(value, str) else tuple(value or ()) for key, value in given.items()}

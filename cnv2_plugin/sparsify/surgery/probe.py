@@ -19,31 +19,18 @@ Call = tuple[tuple[int, ...], int]
 
 @dataclass
 class Probe:
-    """Observations of one forward pass.
+    """Observations of one forward pass; sizes are those of convolutions, positions of linear layers too, by name."""
 
-    Attributes:
-        positions: output positions of each convolution and linear layer, summed over its calls, by name.
-        input_sizes: height and width of the largest input of each convolution, by name.
-        outputs: names of those whose result is an output of the network as it is.
-        calls: of the modules that are called with one tensor ``(N, C, H, W)``, always of one shape.
-        mult_adds: multiply-adds of the whole pass.
-        prunable: how many of them masked layers will save once pruned.
-    """
-
-    positions: dict[str, int] = field(default_factory=dict)
-    input_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    outputs: set[str] = field(default_factory=set)
-    calls: dict[nn.Module, Call] = field(default_factory=dict)
-    mult_adds: int = 0
-    prunable: int = 0
+    positions: dict[str, int] = field(default_factory=dict)  # of the output, summed over the calls
+    input_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # height and width of the largest input
+    outputs: set[str] = field(default_factory=set)  # names of those whose result the network returns as it is
+    calls: dict[nn.Module, Call] = field(default_factory=dict)  # with one tensor (N, C, H, W), always of one shape
+    mult_adds: int = 0  # of the whole pass
+    prunable: int = 0  # of which masked layers will save so many once pruned
 
 
 def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
-    """Run a model on one image ``(C, H, W)`` of zeros, in eval mode, on its own device, and leave it as it is.
-
-    Raises:
-        ValueError: if the model does not take such an image.
-    """
+    """Run a model on one image ``(C, H, W)`` of zeros, in eval mode, on its own device, and leave it as it is."""
     found = Probe()
     produced: list[tuple[str, Tensor]] = []
     inputs: dict[nn.Module, list[Optional[tuple[int, ...]]]] = {}
@@ -73,11 +60,7 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
 
 
 def run(model: nn.Module, input_size: tuple[int, int, int]) -> Any:
-    """Return the model's outputs for one image of zeros.
-
-    Raises:
-        ValueError: if the model does not take such an image.
-    """
+    """Return the model's outputs for one image of zeros; raise ValueError where it does not take such an image."""
     reference = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     image = torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype)
     try:

@@ -22,17 +22,13 @@ _TRACING_ERRORS = (
 
 
 class UntraceableError(ValueError):
-    """A module's forward pass is not a fixed graph."""
+    """A module's forward pass depends on values or on training mode, or something is attached to what is traced."""
 
 
 def trace(module: nn.Module, whole: frozenset[nn.Module], example: Tensor) -> fx.Graph:
     """Trace the graph of a module called with one tensor, every node with its ``shape`` in ``meta``.
 
     The module is left as it is, and runs once on ``example``, in eval mode; ``whole`` modules are not looked into.
-
-    Raises:
-        UntraceableError: if control flow or code depends on values, or on training mode, or if something is attached to
-            a module that would be traced through.
     """
     graphs = {}
     for name, inner in _traced_through(module, _Tracer(whole)):

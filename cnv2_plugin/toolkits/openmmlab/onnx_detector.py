@@ -1,5 +1,6 @@
 """The ONNX file of a whole model in the place of a config's model, for its own test set and metric."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -28,6 +29,8 @@ class OnnxModel(BaseModel):
     """
 
     kind: str
+    fitted: Callable[[Tensor], Tensor]
+    answers: Callable[[list, list[Tensor]], list]
 
     def __init__(self, file: str, data_preprocessor: Optional[dict] = None, threads: int = 0) -> None:
         super().__init__(data_preprocessor)
@@ -61,14 +64,6 @@ class OnnxModel(BaseModel):
         results = [self._run(part, sizes[i * len(parts[0]) :]) for i, part in enumerate(parts)]
         outputs = [torch.cat(output) for output in zip(*results)]
         return outputs if mode != 'predict' or data_samples is None else self.answers(data_samples, outputs)
-
-    def fitted(self, inputs: Tensor) -> Tensor:
-        """Return the images as the file takes them."""
-        raise NotImplementedError
-
-    def answers(self, samples: list, outputs: list[Tensor]) -> list:
-        """Put what was found into the samples."""
-        raise NotImplementedError
 
     def _run(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
         """Outputs for some images; a file of a fixed batch is fed the last one again to fill up."""
