@@ -5,7 +5,7 @@ ShuffleNetV2 (arXiv 1807.11164, tables 5, 8), with the exact counts of the autho
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Optional, TypeVar, Union
 
 IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -164,7 +164,7 @@ class Variant:
     input_size: tuple[int, int, int] = (3, 224, 224)
     crop_pct: float = 0.875
     interpolation: str = 'bilinear'
-    stats: tuple = field(default=IMAGENET_STATS)
+    stats: tuple = IMAGENET_STATS
     url: str = ''
     weights_page: str = ''
 

@@ -60,18 +60,16 @@ def read_layout(state: Mapping[str, Tensor]) -> Layout:
 
 def _blocks(state: Mapping[str, Tensor]) -> list[list[str]]:
     """Prefixes of the dense layers, by block."""
-    found = sorted({(int(match[1]), int(match[2])) for match in map(LAYER.match, state) if match})
-    counts: dict[int, int] = {}
-    for block, layer in found:
-        expected = (block, counts.get(block, 0) + 1)
-        if (block, layer) != expected or block > 1 and block - 1 not in counts:
-            missing = expected if block == 1 or block - 1 in counts else (max(counts, default=0) + 1, 1)
-            raise CheckpointError(
-                f'the file has features.denseblock_{block}.denselayer_{layer} but lacks '
-                f'features.denseblock_{missing[0]}.denselayer_{missing[1]}; it is incomplete, download it again.'
-            )
-        counts[block] = layer
-    return [[f'features.denseblock_{b}.denselayer_{j + 1}' for j in range(counts[b])] for b in sorted(counts)]
+    blocks: list[list[str]] = []
+    for block, layer in sorted({(int(match[1]), int(match[2])) for match in map(LAYER.match, state) if match}):
+        if not blocks or block != len(blocks):
+            blocks.append([])
+        found = f'features.denseblock_{block}.denselayer_{layer}'
+        expected = f'features.denseblock_{len(blocks)}.denselayer_{len(blocks[-1]) + 1}'
+        if found != expected:
+            raise CheckpointError(f'the file has {found} but lacks {expected}; it is incomplete, download it again.')
+        blocks[-1].append(found)
+    return blocks
 
 
 def _read_widths(state: Mapping[str, Tensor], blocks: list[list[str]], layout: Layout) -> None:
@@ -87,16 +85,14 @@ def _read_widths(state: Mapping[str, Tensor], blocks: list[list[str]], layout: L
             )
         layout.known[name] = whole // part
     layout.known.update(layers=tuple(map(len, blocks)), growth=tuple(growth))
-    with_se = [f'{block[0]}.se.fc.0.weight' in state for block in blocks]
-    layout.known['se_from'] = with_se.index(True) + 1 if True in with_se else None
-    layout.known['se_reduction'] = 1
-    if True in with_se:
-        hidden, k = shape(state, f'{blocks[with_se.index(True)][0]}.se.fc.0.weight', 2)
+    layout.known.update(se_from=None, se_reduction=1)
+    with_se = next((i for i, block in enumerate(blocks) if f'{block[0]}.se.fc.0.weight' in state), None)
+    if with_se is not None:
+        name = f'{blocks[with_se][0]}.se'
+        hidden, k = shape(state, f'{name}.fc.0.weight', 2)
         if hidden < 1 or k % hidden:
-            raise CheckpointError(
-                f'{blocks[with_se.index(True)][0]}.se has a hidden width of {hidden}, which does not divide {k}.'
-            )
-        layout.known['se_reduction'] = k // hidden
+            raise CheckpointError(f'{name} has a hidden width of {hidden}, which does not divide {k}.')
+        layout.known.update(se_from=with_se + 1, se_reduction=k // hidden)
     head = {'fc.weight', 'features.se_last.fc.0.weight'}
     if head & set(state) and not head <= set(state):
         raise CheckpointError(f'the file lacks {(head - set(state)).pop()} of the head; it is incomplete.')

@@ -89,14 +89,12 @@ def open_model(name: str, args: argparse.Namespace, trained: bool = False) -> So
 
 def _facts(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of its images and classes, and the config in it, which is read and not run."""
-    from ..checkpoints.config_text import read_config
-
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     found: dict[str, Any] = {}
     if isinstance(meta.get('cfg'), str):
         with suppress(ImportError, KeyError, TypeError, AttributeError, ValueError):
-            from ..toolkits.openmmlab.preprocessing import preprocessing
+            from ..toolkits.openmmlab.preprocessing import preprocessing, read_config
 
             found |= preprocessing(read_config(meta['cfg']))
     told = _plain(meta.get('preprocessing') or {})

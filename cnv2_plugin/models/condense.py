@@ -1,5 +1,6 @@
 """Condensing: masked and packed layers become standard group convolutions."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Optional, TypeVar
@@ -11,6 +12,7 @@ from ..layers import GroupSparseConv2d, SelectiveLinear, SpatialGroupConv2d, Unf
 from ..layers.known import check_exact, is_changed, refuse
 
 Model = TypeVar('Model', bound=nn.Module)
+FINISH_FIRST = 'finish the sparsification schedule, or call layer.prune_to(layer.num_stages) on each, before condensing'
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def condense(model: Model, inplace: bool = False, classifier_keep: Optional[floa
             does not treat channels alike; names it, and nothing is changed.
         ValueError: ``classifier_keep`` is out of range, or the model has no linear classifier; nothing is changed.
     """
-    _check_finished(model)
+    check_finished(model.named_modules())
     keep = 1.0 if classifier_keep is None else classifier_keep
     classifier = None if keep == 1 else _find_classifier(model, keep)
     for name, module in model.named_modules():
@@ -124,27 +126,21 @@ def _condensed_layer(name: str, module: GroupSparseConv2d, own: dict[str, Tensor
     holder = nn.Module()
     holder.add_module('layer', twin)
     holder.load_state_dict({f'layer{key[len(name) :]}': value for key, value in own.items()})
-    if not twin.is_finished():
-        raise UnfinishedPruningError(
-            f'{name} is at pruning stage {int(twin.stage)} of {twin.num_stages}; finish the sparsification schedule '
-            f'before condensing it, or build the model with deploy=False.'
-        )
+    check_finished([(name, twin)], 'finish the sparsification schedule, or build the model with deploy=False')
     twin.switch_to_deploy()
     return {f'{name}.{key}': value for key, value in twin.state_dict().items()}
 
 
-def _check_finished(model: nn.Module) -> None:
+def check_finished(modules: Iterable[tuple[str, nn.Module]], remedy: str = FINISH_FIRST) -> None:
+    """Raise ``UnfinishedPruningError``, naming layers and the remedy, where named modules have pruning stages left."""
     unfinished = [
         f'{name or type(layer).__name__} (stage {int(layer.stage)} of {layer.num_stages})'
-        for name, layer in model.named_modules()
+        for name, layer in modules
         if isinstance(layer, GroupSparseConv2d) and not layer.is_finished()
     ]
     if unfinished:
         shown = ', '.join(unfinished[:4]) + (f' and {len(unfinished) - 4} more' if len(unfinished) > 4 else '')
-        raise UnfinishedPruningError(
-            f'Pruning is not finished in {shown}; finish the sparsification schedule, or call '
-            f'layer.prune_to(layer.num_stages) on each, before condensing.'
-        )
+        raise UnfinishedPruningError(f'Pruning is not finished in {shown}; {remedy}.')
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import GroupSparseConv2d, UnfinishedPruningError
+from ..layers import GroupSparseConv2d
+from ..models.condense import check_finished
 from .attach import Averages, Optimizers
 from .wrappers import as_list, averaged_copy, optimizers_in, plain_name
 
@@ -63,13 +64,7 @@ def pack_model(model: nn.Module, optimizer: Optimizers = None, ema: Averages = N
     """
     masked = {name: layer for name, layer in _training_layers(model).items() if not layer.packed}
     layers = {name: layer for name, layer in masked.items() if layer.kept_per_group() < layer.num_units}
-    unfinished = [f'{n} (stage {int(m.stage)} of {m.num_stages})' for n, m in layers.items() if not m.is_finished()]
-    if unfinished:
-        more = f' and {len(unfinished) - 4} more' if len(unfinished) > 4 else ''
-        raise UnfinishedPruningError(
-            f'Pruning is not finished in {", ".join(unfinished[:4])}{more}; pack_model belongs behind the last '
-            f'stage: wait until StagedSparsifier.finished.'
-        )
+    check_finished(layers.items(), 'pack_model belongs behind the last stage: wait until StagedSparsifier.finished')
     sizes = _switch(layers, optimizer, ema, GroupSparseConv2d.switch_to_packed, GroupSparseConv2d.pack_weight)
     return PackedTraining(tuple(layers), *sizes)
 

@@ -1,5 +1,6 @@
 """How a config's test pipeline prepares images, in the words that ``cnv2_plugin.serving`` reads from a file."""
 
+import ast
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,19 @@ def preprocessing(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, 'unsupported': unsupported} if unsupported else found
 
 
+def read_config(text: str) -> dict[str, Any]:
+    """The plain values that the text of a config assigns, as checkpoints carry it: read without running it.
+
+    Raises:
+        ValueError: it is no text of assignments of plain values.
+    """
+    try:
+        assignments = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+        return {target.id: _value(n.value) for n in assignments for target in n.targets if isinstance(target, ast.Name)}
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f'the config in the checkpoint cannot be read ({error}).') from error
+
+
 def pipeline_of(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the steps of the test pipeline, or of the one for validation."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
@@ -45,3 +59,13 @@ def _resize(kind: str, step: Mapping[str, Any]) -> list[Any]:
         return []
     width, height = (scale, scale) if isinstance(scale, int) else scale
     return ['inside' if step.get('keep_ratio') else 'exact', height, width]
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values) if key is not None}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(element) for element in node.elts]
+    return ast.literal_eval(node)
