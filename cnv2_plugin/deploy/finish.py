@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
+from ..sparsify import recalibrate_norms
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,11 @@ def finish(
     agreement = _agreement(view(before), view(model), compared)
     if not batches:
         return Finished(missing, sum(map(len, compared)), agreement, None)
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:  # which take the mean of the batches' statistics
-        norm.reset_running_stats()
-        norm.train().momentum = None
-    for images in batches:
-        view(model)(images)
-    for norm, momentum in zip(norms, momenta):
-        norm.eval().momentum = momentum
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    recalibrate_norms(model, batches, forward=view(model))
+    model.eval()
     return Finished(missing, sum(map(len, batches)), agreement, _agreement(view(before), view(model), batches))
 
 
