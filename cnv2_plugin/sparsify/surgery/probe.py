@@ -24,7 +24,7 @@ class Probe:
     positions: dict[str, int] = field(default_factory=dict)  # of the output, summed over the calls
     input_sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # height and width of the largest input
     outputs: set[str] = field(default_factory=set)  # names of those whose result the network returns as it is
-    calls: dict[nn.Module, Call] = field(default_factory=dict)  # with one tensor (N, C, H, W), always of one shape
+    calls: dict[str, Call] = field(default_factory=dict)  # with one tensor (N, C, H, W), always of one shape
     mult_adds: int = 0  # of the whole pass
     prunable: int = 0  # of which masked layers will save so many once pruned
 
@@ -33,11 +33,11 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
     """Run a model on one image ``(C, H, W)`` of zeros, in eval mode, on its own device, and leave it as it is."""
     found = Probe()
     produced: list[tuple[str, Tensor]] = []
-    inputs: dict[nn.Module, list[Optional[tuple[int, ...]]]] = {}
+    inputs: dict[str, list[Optional[tuple[int, ...]]]] = {}
 
     def visit(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         single = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim() == 4
-        inputs.setdefault(module, []).append(tuple(args[0].shape) if single else None)
+        inputs.setdefault(name, []).append(tuple(args[0].shape) if single else None)
         if isinstance(module, GroupSparseConv2d) and not module.deploy:
             share = 1 - module.kept_per_group() / module.num_units
             positions = output.numel() // module.out_channels
@@ -55,7 +55,7 @@ def probe(model: nn.Module, input_size: tuple[int, int, int]) -> Probe:
         outputs, found.mult_adds = counted(model, lambda: run(model, input_size))
     results = {id(t) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) for t in (leaf, leaf._base)}
     found.outputs = {name for name, output in produced if id(output) in results}
-    found.calls = {m: (shapes[0], len(shapes)) for m, shapes in inputs.items() if shapes[0] and len({*shapes}) == 1}
+    found.calls = {n: (shapes[0], len(shapes)) for n, shapes in inputs.items() if shapes[0] and len({*shapes}) == 1}
     return found
 
 

@@ -1,7 +1,7 @@
 """Sparse feature reactivation (CondenseNetV2, section 3.2) for networks that were not built with it."""
 
 import operator
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -100,7 +100,7 @@ def add_reactivation(
 
     def change(network: nn.Module, wanted: Optional[Collection[str]] = None) -> _Changes:
         changes = _Changes(groups, factor, kinds, min_channels, wanted)
-        changes.collect(network, chosen, input_size)
+        changes.collect(network, chosen, seen.calls)
         return changes
 
     def changed(wanted: Collection[str]) -> nn.Module:
@@ -133,14 +133,13 @@ class _Changes:
     refused: dict[str, str] = field(default_factory=dict)
     modules: list[tuple[nn.Module, type[nn.Module], dict[str, AddedReactivation]]] = field(default_factory=list)
 
-    def collect(self, model: nn.Module, chosen: Callable[[str], bool], input_size: tuple[int, int, int]) -> None:
+    def collect(self, model: nn.Module, chosen: Callable[[str], bool], calls: Mapping[str, Call]) -> None:
         """Look at all chosen modules, inner ones first."""
-        calls = probe(model, input_size).calls
         done: set[nn.Module] = set()
         for name, module in _inside_out(model):
-            if module in calls and chosen(name):
+            if name in calls and chosen(name):
                 try:
-                    if self._add(name, module, frozenset(done), calls[module]):
+                    if self._add(name, module, frozenset(done), calls[name]):
                         done.add(module)
                 except UntraceableError as error:
                     self.refused[name or type(model).__name__] = str(error)

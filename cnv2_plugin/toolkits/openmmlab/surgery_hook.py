@@ -25,12 +25,7 @@ class LearnedGroupSurgeryHook(Hook):
     and what it will save is logged.
 
     Args:
-        groups: of a layer's outputs; as the other options see :func:`cnv2_plugin.sparsify.to_learned_groups`.
-        factor: see there.
-        include: see there.
-        exclude: see there.
-        min_channels: see there.
-        input_size: see there.
+        groups: of a layer's outputs; as all others but the last see :func:`cnv2_plugin.sparsify.plan_learned_groups`.
         at_most: share of the dense model's multiply-adds to come down to. A choice by latency, which differs from one
             measurement to the next, is made once by :func:`cnv2_plugin.sparsify.plan_learned_groups`, and its names are
             given as ``include``: every process, a later sitting and the deployed config then have the same layers.
