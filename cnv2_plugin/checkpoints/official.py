@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import torch
 from torch import Tensor, nn
 
 from ..archs import CondenseNetArch, variants_of
 from ..layers import GroupSparseConv2d
+from ..layers.permute import index_fault
 from ..models import CondenseNetTrunk
 from ..models.condense import condense_state_dict
 from .contents import find_state_dict
@@ -177,24 +179,16 @@ def _read_head(source: ReadOnce, arch: CondenseNetArch, ours: dict[str, Tensor])
         ours['conv_head.weight'] = source.take('fc.weight', (arch.head_width, width))[..., None, None]
         ours['conv_head.bias'] = source.take('fc.bias', (arch.head_width,))
         width = arch.head_width
-    if 'classifier.index' not in source:
-        weight = source.take('classifier.weight')
-        if weight.ndim != 2 or weight.shape[1] != width:
-            raise CheckpointError(
-                f'classifier.weight has the shape {tuple(weight.shape)}; it takes (classes, {width}).'
-            )
-        ours['classifier.weight'] = weight
-        ours['classifier.bias'] = source.take('classifier.bias', (weight.shape[0],))
-        return weight.shape[0], None
-    index = source.take('classifier.index')
-    weight = source.take('classifier.linear.weight')
+    selected = 'classifier.index' in source
+    name = 'classifier.linear' if selected else 'classifier'
+    index = source.take('classifier.index').long() if selected else torch.arange(width)
+    weight = source.take(f'{name}.weight')
     if weight.ndim != 2 or index.shape != weight.shape[1:]:
         raise CheckpointError(
-            f'classifier.index has the shape {tuple(index.shape)} but classifier.linear.weight {tuple(weight.shape)}; '
-            f'there is one entry for each input.'
+            f'{name}.weight has the shape {tuple(weight.shape)}; it takes (classes, {index.numel()})'
+            f'{", one for each entry of classifier.index" * selected}.'
         )
-    index = index.long()
-    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= width or index.unique().numel() != index.numel()):
+    if index_fault('classifier.index', index, width) or index.unique().numel() != index.numel():
         raise CheckpointError(
             f'classifier.index must list different inputs between 0 and {width - 1}, but holds {int(index.min())} to '
             f'{int(index.max())}, {index.unique().numel()} of {index.numel()} different.'
@@ -202,5 +196,5 @@ def _read_head(source: ReadOnce, arch: CondenseNetArch, ours: dict[str, Tensor])
     whole = weight.new_zeros(weight.shape[0], width)
     whole[:, index] = weight
     ours['classifier.weight'] = whole
-    ours['classifier.bias'] = source.take('classifier.linear.bias', (weight.shape[0],))
-    return weight.shape[0], index.numel() / width
+    ours['classifier.bias'] = source.take(f'{name}.bias', (weight.shape[0],))
+    return weight.shape[0], index.numel() / width if selected else None

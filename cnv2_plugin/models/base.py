@@ -128,7 +128,6 @@ class LayerTrunk(SparseModelMixin):
         make_stem: method that makes the stem, and tells its channels and the stride of the first stage's features.
         make_final: method that makes the part after the last stage, and tells its channels.
         stage_channels: channels that leave each stage.
-        stage_strides: stride of each stage's features relative to the input.
         num_features: channels after the last part.
 
     Args:

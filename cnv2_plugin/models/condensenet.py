@@ -120,7 +120,6 @@ class CondenseNetTrunk(LayerTrunk):
         stem: 3x3 convolution to ``2 * k_1`` channels, stride ``arch.stem_stride``.
         stages: dense stages; every stage but the first begins with a 2x2 average pool.
         norm: batch normalisation and ReLU of the last stage's features.
-        smallest_input: height and width that leave one pixel after the last pool.
 
     Args:
         arch: shape.

@@ -125,7 +125,6 @@ class ShuffleNetTrunk(LayerTrunk):
         stem: 3x3 convolution of stride 2, normalisation, ReLU, 3x3 max pool of stride 2.
         stages: stages of units, each halving the size.
         final: 1x1 convolution to ``arch.final_width``, normalisation and ReLU of the last stage's features.
-        smallest_input: 1, as every convolution and pool is padded.
 
     Args:
         output_stride: largest stride of the features, 8, 16 or 32; beyond it convolutions are dilated.
