@@ -10,6 +10,8 @@ from torch import fx, nn
 from ...layers import GroupSparseConv2d
 
 KINDS = ('dense', 'split', 'cross-stage', 'residual')
+"""Concatenations of a feature and what was computed from it; of one half of a tensor, untouched, and what was computed
+from the other; as split, but the short path is one convolution; additions to a shortcut."""
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _VIEWS = (operator.getitem, torch.chunk, torch.split, torch.tensor_split)
@@ -18,21 +20,12 @@ _VIEW_METHODS = ('chunk', 'split', 'tensor_split', 'contiguous', 'narrow')
 
 @dataclass(frozen=True)
 class Site:
-    """One reuse of features.
+    """One reuse of features."""
 
-    Attributes:
-        kind: ``'dense'`` (a concatenation of a feature and what was computed from it), ``'split'`` (of one half of a
-            tensor, untouched, and what was computed from the other), ``'cross-stage'`` (as split, but the short path is
-            one convolution) or ``'residual'`` (an addition to a shortcut).
-        node: the concatenation or addition.
-        earlier: what is to be reactivated: nodes that are concatenated in that order.
-        later: node of the features that reactivate it.
-    """
-
-    kind: str
-    node: fx.Node
-    earlier: tuple[fx.Node, ...]
-    later: fx.Node
+    kind: str  # of KINDS
+    node: fx.Node  # the concatenation or addition
+    earlier: tuple[fx.Node, ...]  # what is to be reactivated: nodes that are concatenated in that order
+    later: fx.Node  # the features that reactivate it
 
 
 def find_sites(graph: fx.Graph, module: nn.Module) -> list[Site]:

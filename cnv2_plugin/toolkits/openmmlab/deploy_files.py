@@ -41,9 +41,6 @@ def save_deployed(
     """Write the checkpoint of a condensed model, without wrapper, and the config that builds it from ``cfg``.
 
     Both files appear only after a model built from the new config has loaded the weights strictly.
-
-    Raises:
-        ValueError: the model has condensed layers that the config cannot express.
     """
     new_cfg = deployed_config(cfg)
     try:

@@ -24,12 +24,7 @@ _TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTE
 def load_config(
     path: str, work_dir: Optional[str] = None, launcher: str = 'none', options: Sequence[str] = ()
 ) -> Config:
-    """Read a config, a file or ``cnv2_plugin::NAME``, and apply what the command line adds.
-
-    Raises:
-        FileNotFoundError: there is no such config.
-        ValueError: the file is no config, the package has none of that name, or an option is malformed.
-    """
+    """Read a config, a file or ``cnv2_plugin::NAME``, and apply what the command line adds; refuse what is none."""
     if '::' in path:
         path = str(config_path(path))
     if not Path(path).is_file():
