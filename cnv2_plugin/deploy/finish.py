@@ -69,10 +69,11 @@ def finish(
     agreement = _agreement(view(before), view(model), compared)
     if not batches:
         return Finished(missing, sum(map(len, compared)), agreement, None)
+    compared_model = view(model)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
-    recalibrate_norms(model, batches, forward=view(model))
+    recalibrate_norms(model, batches, forward=compared_model)
     model.eval()
     return Finished(missing, sum(map(len, batches)), agreement, _agreement(view(before), view(model), batches))
 
