@@ -1,5 +1,6 @@
 """Parameters and multiply-adds, plain and in the authors' way of counting."""
 
+from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -78,51 +79,40 @@ def count_cost(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
     """
     shadow = in_eval(deepcopy(model))
     shadow.to('meta')
-    tally = _Tally(linear_bias)
+    sums: Counter = Counter()  # what torch's counter leaves out
+
+    def visit(module: nn.Module, inputs: tuple, output: Any) -> None:
+        if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardswish)):
+            sums['authors'] += output.numel()
+        elif isinstance(module, nn.Sigmoid):
+            sums['authors'] += 2 * output.numel()
+        elif isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d, SqueezeExcite)):
+            sums['authors'] += inputs[0].numel()
+        elif isinstance(module, nn.Linear) and linear_bias and module.bias is not None:
+            sums['authors'] += output.numel()
+        elif isinstance(module, ChannelScatterSum):
+            sums['index_additions'] += inputs[0].numel()
+        elif isinstance(module, GroupSparseConv2d) and module.state == 'masked':
+            weights, positions = module.conv.weight.numel(), output.shape[-2] * output.shape[-1]
+            pruned = weights - weights * module.kept_per_group() // module.num_units
+            sums['pruned_weights'] += pruned
+            sums['pruned_mult_adds'] += pruned * positions
+            sums['authors'] -= weights * (1 - 1 / module.factor) * positions
+
     for module in shadow.modules():
         if is_exactly(module, *KEEPING_SHAPE):
             module.forward = nn.Identity().forward  # type: ignore[method-assign]  # the meta device is slow at these
-        module.register_forward_hook(tally.visit)
+        module.register_forward_hook(visit)
     dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
     image = torch.empty(1, *input_size, dtype=dtype, device='meta')
     _, mult_adds = counted(shadow, lambda: shadow(image))
     params = sum(parameter.numel() for parameter in model.parameters())
     return Cost(
         params=params,
-        params_pruned=params - tally.pruned_weights,
+        params_pruned=params - sums['pruned_weights'],
         buffers=sum(buffer.numel() for buffer in model.buffers()),
         mult_adds=mult_adds,
-        mult_adds_pruned=mult_adds - tally.pruned_mult_adds,
-        index_additions=tally.index_additions,
-        authors_count=round(mult_adds - tally.authors_saving + tally.authors_elementwise),
+        mult_adds_pruned=mult_adds - sums['pruned_mult_adds'],
+        index_additions=sums['index_additions'],
+        authors_count=round(mult_adds + sums['authors']),
     )
-
-
-@dataclass
-class _Tally:
-    """Sums, over a forward pass, what torch's counter leaves out."""
-
-    linear_bias: bool
-    pruned_weights: int = 0
-    pruned_mult_adds: int = 0
-    index_additions: int = 0
-    authors_saving: float = 0.0
-    authors_elementwise: int = 0
-
-    def visit(self, module: nn.Module, inputs: tuple, output: Any) -> None:
-        if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Hardswish)):
-            self.authors_elementwise += output.numel()
-        elif isinstance(module, nn.Sigmoid):
-            self.authors_elementwise += 2 * output.numel()
-        elif isinstance(module, (nn.AvgPool2d, nn.AdaptiveAvgPool2d, SqueezeExcite)):
-            self.authors_elementwise += inputs[0].numel()
-        elif isinstance(module, nn.Linear) and self.linear_bias and module.bias is not None:
-            self.authors_elementwise += output.numel()
-        elif isinstance(module, ChannelScatterSum):
-            self.index_additions += inputs[0].numel()
-        elif isinstance(module, GroupSparseConv2d) and module.state == 'masked':
-            weights, positions = module.conv.weight.numel(), output.shape[-2] * output.shape[-1]
-            pruned = weights - weights * module.kept_per_group() // module.num_units
-            self.pruned_weights += pruned
-            self.pruned_mult_adds += pruned * positions
-            self.authors_saving += weights * (1 - 1 / module.factor) * positions

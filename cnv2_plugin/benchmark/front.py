@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Optional, Union
 
 import torch
-from torch import Tensor
 
 from ..archs import VARIANTS
 from ..deploy.condense import condense
 from ..deploy.export import export_onnx
 from ..deploy.lower import lower
 from ..deploy.quantize import quantize_onnx
-from ..deploy.timing import Progress, Runner, interleave, onnx_session
+from ..deploy.runtimes import onnxruntime
+from ..deploy.timing import Progress, interleave
 from ..kernels import available
 from ..models.multiply_adds import count_mult_adds
 from .latency import pinned, random_finished
@@ -149,17 +150,11 @@ def _forms(name: str, place: Path):
     small = prepared.file.with_suffix('.int8.onnx')
     if not small.exists():
         quantize_onnx(prepared.file, small, [images.numpy()], rounds=1)
-    yield 'int8', _session(small, images), work
+    yield 'int8', partial(onnxruntime.load(small), images), work
     if available():
         native = lower(model, (3, 224, 224), 'native')
         yield 'native', exported('onnxruntime')(native, images, 1, place, True).run, work
         small = prepared.file.with_suffix('.native-int8.onnx')
         if not small.exists():
             export_onnx(model, small, (3, 224, 224), batch=1, native=True, int8=[images])
-        yield 'native int8', _session(small, images), work
-
-
-def _session(file: Path, images: Tensor) -> Runner:
-    session = onnx_session(file)
-    feed = {session.get_inputs()[0].name: images.numpy()}
-    return lambda: session.run(None, feed)
+        yield 'native int8', partial(onnxruntime.load(small), images), work

@@ -1,9 +1,8 @@
 """Where the time of a native file goes: the instructions of its programs, timed one by one."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
@@ -73,12 +72,12 @@ def profile(file: Union[str, Path], input_size: tuple[int, int, int] = (3, 224, 
         runners: dict[Any, Runner] = {REST: lambda: session.run(None, feed)}
         for program in _programs(proto, nodes, feed):
             measured.append([])
-            runners[len(measured)] = partial(_measure, program, measured[-1])
+            runners[len(measured)] = lambda given=program, into=measured[-1]: into.append(profile_program(*given))
         whole = interleave(runners, rounds, clock=time.process_time)[REST].min
-    kinds = [_least(instruction) for each in measured for instruction in zip(*each)]
     total: dict[str, list[float]] = {}
-    for kind, milliseconds in kinds:
-        total.setdefault(KINDS.get(kind, kind), []).append(milliseconds)
+    for instruction in (instruction for each in measured for instruction in zip(*each)):
+        (kind, *_), times = zip(*instruction)
+        total.setdefault(KINDS.get(kind, kind), []).append(min(times))
     shares = [Share(kind, len(each), sum(each), sum(each) / whole) for kind, each in total.items()]
     shares.sort(key=lambda share: -share.milliseconds)
     rest = max(whole - sum(share.milliseconds for share in shares), 0.0)
@@ -100,13 +99,3 @@ def _programs(proto: Any, nodes: list, feed: dict[str, np.ndarray]) -> Iterator[
     for node, name in zip(nodes, names):
         weights, plan = (torch.from_numpy(onnx.numpy_helper.to_array(stored[key]).copy()) for key in node.input[1:3])
         yield plan, weights, torch.from_numpy(np.ascontiguousarray(feed[name]))
-
-
-def _measure(program: tuple[Tensor, Tensor, Tensor], measured: list[list[tuple[str, float]]]) -> None:
-    measured.append(profile_program(*program))
-
-
-def _least(instruction: Iterable[tuple[str, float]]) -> tuple[str, float]:
-    """Name and least milliseconds of one instruction over the rounds."""
-    names, times = zip(*instruction)
-    return names[0], min(times)

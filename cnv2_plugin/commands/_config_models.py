@@ -1,6 +1,5 @@
 """What ``cnv2 deploy CONFIG CHECKPOINT`` compares, exports and says of models of OpenMMLab."""
 
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -44,32 +43,24 @@ class HeadOutputs(nn.Module):
         return tuple(output for kind in self.model(x, mode='tensor') for output in kind)
 
 
-def compared_views(model: nn.Module) -> dict[str, type[nn.Module]]:
-    """What is compared before and after condensing; the first one is exported and counted.
+def compared_views(model: nn.Module) -> tuple[str, dict[str, type[nn.Module]]]:
+    """What kind of model it is, and what is compared before and after condensing, of which the first is exported.
 
     A two-stage detector's second stage has no raw output without proposals, so its features are compared.
     """
-    kinds = {base.__name__ for base in type(model).__mro__}
-    if 'ImageClassifier' in kinds:
-        views = [Logits]
-    elif 'SingleStageDetector' in kinds:
-        views = [Features, HeadOutputs]
-    elif 'BaseSegmentor' in kinds and hasattr(model, 'backbone'):
-        views = [Features, Logits]
-    elif 'BaseDetector' in kinds and hasattr(model, 'backbone'):
-        views = [Features]
-    else:
-        raise ValueError(
-            f'{type(model).__name__} is neither an ImageClassifier of mmpretrain nor a detector of mmdet or segmentor '
-            f'of mmseg with a backbone; condense other models by cnv2_plugin.deploy.condense.'
-        )
-    return {f'{view.__name__} of the condensed model': view for view in views}
-
-
-def kind_of(views: Mapping[str, type[nn.Module]]) -> str:
-    """What a model is, told by what is compared of it."""
-    kinds = [*views.values()]
-    return 'classifier' if Features not in kinds else 'segmenter' if Logits in kinds else 'detector'
+    bases = {base.__name__ for base in type(model).__mro__}
+    for base, kind, views in (
+        ('ImageClassifier', 'classifier', (Logits,)),
+        ('SingleStageDetector', 'detector', (Features, HeadOutputs)),
+        ('BaseSegmentor', 'segmenter', (Features, Logits)),
+        ('BaseDetector', 'detector', (Features,)),
+    ):
+        if base in bases and hasattr(model, 'backbone'):
+            return kind, {f'{view.__name__} of the condensed model': view for view in views}
+    raise ValueError(
+        f'{type(model).__name__} is neither an ImageClassifier of mmpretrain nor a detector of mmdet or segmentor '
+        f'of mmseg with a backbone; condense other models by cnv2_plugin.deploy.condense.'
+    )
 
 
 def input_size_of(cfg) -> tuple[int, int, int]:

@@ -114,7 +114,7 @@ def open_config_model(config: str, name: str, args: argparse.Namespace, trained:
     from ..toolkits.openmmlab.deploy_files import build
     from ..toolkits.openmmlab.runner_config import load_config
     from ..toolkits.openmmlab.safe_loading import safe_loading
-    from ._config_models import compared_views, input_size_of, kind_of, onnx_metadata, plain_meta
+    from ._config_models import compared_views, input_size_of, onnx_metadata, plain_meta
 
     cfg = load_config(config)
     checkpoint = load_checkpoint(name, args.trust)
@@ -125,8 +125,8 @@ def open_config_model(config: str, name: str, args: argparse.Namespace, trained:
     model.load_state_dict(state_dict)
     meta = plain_meta(checkpoint)
     size = tuple(args.input or input_size_of(cfg))
-    views = compared_views(model)
-    return Source(config, model, size, meta, onnx_metadata(cfg, meta), views, cfg, kind_of(views))
+    kind, views = compared_views(model)
+    return Source(config, model, size, meta, onnx_metadata(cfg, meta), views, cfg, kind)
 
 
 def _weights(checkpoint: dict[str, Any], args: argparse.Namespace, trained: bool, known: Collection) -> dict[str, Any]:

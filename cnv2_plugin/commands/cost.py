@@ -59,7 +59,7 @@ def _parts_of_config(args: argparse.Namespace) -> tuple[str, list[str], list[lis
     size = tuple(args.input or input_size_of(cfg))
     model = in_eval(build(deployed_config(cfg) if args.deploy else cfg))
     parts: list = [model.backbone, Features(model)]
-    whole = list(compared_views(model).values())[-1]
+    *_, whole = compared_views(model)[1].values()
     if whole is not Features:
         parts.append(whole(model))
     costs = [count_cost(part, size) for part in parts]

@@ -28,29 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print one table; nothing of what it names is imported but PyTorch."""
-    rows = [['cnv2_plugin', 'version', _version('cnv2_plugin')], *_machine(), *_kernels()]
-    rows += [[kind, package, _version(package)] for kind, packages in PACKAGES.items() for package in packages]
-    print_table('Environment', ['', 'what', 'found'], rows, args.markdown)
-
-
-def _machine() -> list[list[str]]:
     from ..benchmark import machine
-
-    found = machine()
-    return [
-        ['machine', 'Python', platform.python_version()],
-        *(['machine', name, str(value)] for name, value in found.items() if not isinstance(value, (dict, list))),
-    ]
-
-
-def _kernels() -> list[list[str]]:
     from ..kernels import KernelsMissingError, built_for, instruction_set
 
+    here = {'Python': platform.python_version(), **machine()}
     try:
-        found = {'native kernels': 'built', 'instruction set': instruction_set(), 'built for': built_for()}
-        return [['kernels', name, value] for name, value in found.items()]
+        kernels = {'native kernels': 'built', 'instruction set': instruction_set(), 'built for': built_for()}
     except KernelsMissingError as error:
-        return [['kernels', 'native kernels', f'none: {error}']]
+        kernels = {'native kernels': f'none: {error}'}
+    rows = [['cnv2_plugin', 'version', _version('cnv2_plugin')]]
+    rows += [['machine', name, str(value)] for name, value in here.items() if not isinstance(value, (dict, list))]
+    rows += [['kernels', name, value] for name, value in kernels.items()]
+    rows += [[kind, package, _version(package)] for kind, packages in PACKAGES.items() for package in packages]
+    print_table('Environment', ['', 'what', 'found'], rows, args.markdown)
 
 
 def _version(package: str) -> str:

@@ -37,10 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         check_paths([args.out / name for name in names.values()], [args.file, *paths])
         args.out.mkdir(parents=True, exist_ok=True)
-    answers, failures = (
-        {},
-        {str(path): f'{path} holds no images ({", ".join(SUFFIXES)}); leave it out.' for path in empty},
-    )
+    answers = {}
+    failures = {str(path): f'{path} holds no images ({", ".join(SUFFIXES)}); leave it out.' for path in empty}
     for i, path in enumerate(paths, 1):
         if not args.quiet and sys.stderr.isatty():
             print(f'\r{i} of {len(paths)}', end='\n' if i == len(paths) else '', file=sys.stderr)

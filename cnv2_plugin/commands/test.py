@@ -76,10 +76,8 @@ def _check_classes(runner: 'Runner', args: argparse.Namespace) -> None:
 
     model = plain_model(runner)
     told = getattr(model, 'metadata', None) or dict(num_classes=num_classes_of(model))
-    names, classes = (
-        told.get('classes'),
-        list(getattr(runner.test_dataloader.dataset, 'metainfo', {}).get('classes') or ()),
-    )
+    names = told.get('classes')
+    classes = list(getattr(runner.test_dataloader.dataset, 'metainfo', {}).get('classes') or ())
     count = len(names) if names else told.get('num_classes')
     if classes and (count not in (None, len(classes)) or names and names != classes):
         raise ValueError(

@@ -50,16 +50,9 @@ def finish(
     input_size: tuple[int, int, int],
     batches: Sequence[Tensor] = (),
 ) -> Finished:
-    """Prune a network to its last stages, in place, and recalibrate its statistics on images where some are given.
+    """Prune a network in eval mode to its last stages, in place, and recalibrate its statistics on given images.
 
-    Args:
-        model: in eval mode.
-        view: what is compared, made of the model.
-        input_size: ``(C, H, W)``.
-        batches: images ``(N, C, H, W)`` as the network takes them; random ones are compared where there are none.
-
-    Raises:
-        ValueError: a weight is NaN or infinite.
+    ``view`` makes of the model what is compared before and after, on random images where no ``batches`` are given.
     """
     missing, before = missing_stages(model), deepcopy(model)
     for layer in model.modules():

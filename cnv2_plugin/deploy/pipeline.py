@@ -46,20 +46,10 @@ def deploy(
     tolerance: float = 1e-5,
     classifier_keep: Optional[float] = None,
 ) -> Deployment:
-    """Condense a finished model, compare it with the given one, and write it.
+    """Condense a finished model, compare it with the given one, and write it; where anything raises, no file is there.
 
-    Args:
-        model: in eval mode, in either form; left as it is.
-        outputs: what to write; what a ``write`` raises is raised, and no file is there then.
-        input_size: ``(C, H, W)``.
-        views: modules to compare, made of the given and of the condensed model, by name.
-        tolerance: largest relative difference that is accepted.
-        classifier_keep: share of the classifier's inputs to keep, see :func:`cnv2_plugin.deploy.condense`.
-
-    Raises:
-        UnfinishedPruningError: pruning is not finished.
-        VerificationError: the condensed model differs by more than ``tolerance``.
-        OSError: a file cannot be written.
+    ``views`` are the modules to compare by name, made of the given model, in eval mode and left as it is, and of the
+    condensed one. See :func:`cnv2_plugin.deploy.condense` for ``classifier_keep``.
     """
     with staged(*(path for output in outputs for path in output.paths)) as temporaries:
         condensed = in_eval(condense(model))

@@ -100,20 +100,12 @@ def quantize_onnx(
 def compare_int8(
     source: Union[str, Path], quantised: Union[str, Path], batches: Sequence[numpy.ndarray], rounds: int = 20
 ) -> QuantizationReport:
-    """Compare an int8 file with the float32 one that it stands for, on batches of images.
-
-    Args:
-        source: float32 ONNX file with one input.
-        quantised: int8 ONNX file.
-        batches: arrays ``(N, C, H, W)`` as the network takes them.
-        rounds: rounds of the latency measurement.
-    """
+    """Compare an int8 file with the float32 one that it stands for, on batches ``(N, C, H, W)`` of images."""
     before, after = onnx_session(Path(source)), onnx_session(Path(quantised))
     name, size = before.get_inputs()[0].name, Path(quantised).stat().st_size
     expected, actual = _outputs(before, batches), _outputs(after, batches)
     timings = interleave(
-        {key: _runner(session, name, batches[0][:1]) for key, session in (('float32', before), ('int8', after))},
-        rounds,
+        {key: _runner(session, name, batches[0][:1]) for key, session in (('float32', before), ('int8', after))}, rounds
     )
     return QuantizationReport(
         Path(quantised),
@@ -149,17 +141,7 @@ def accuracy(path: Union[str, Path], batches: Iterable[tuple[numpy.ndarray, nump
 def image_batches(
     folder: Union[str, Path], shape: Sequence, config: Mapping[str, Any], limit: int = 256
 ) -> list[numpy.ndarray]:
-    """Images of a folder as the network takes them: resized, cropped in the centre, normalised.
-
-    Args:
-        folder: looked through with its subfolders.
-        shape: of the network's input; the batch may be a name.
-        config: ``mean``, ``std``, ``crop_pct`` and ``interpolation``.
-        limit: at most so many images, spread evenly over the sorted list.
-
-    Raises:
-        ValueError: there is no such folder, or not as many images as the network takes at once, or one is unreadable.
-    """
+    """Images of a folder as a network of that input shape takes them; see :func:`quantize_onnx` for the options."""
     if not Path(folder).is_dir():
         raise ValueError(f'{folder} is not a folder; give a folder with images for calibration.')
     paths = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES)

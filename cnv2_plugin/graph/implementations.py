@@ -9,7 +9,7 @@ from .ir import Graph, Node, Rewrite
 from .ops import Conv, Gather, ScatterSum
 from .rewrite_gathers import CHANNELWISE
 
-Implementation = Callable[[Graph, str], bool]
+Step = Callable[[Graph, str], bool]
 CLEAN_UP: tuple[Rewrite, ...] = (
     gathers.join_gathers,
     gathers.sink_permutation,
@@ -50,8 +50,9 @@ def _layer(graph: Graph, name: str) -> Node:
     return next(node for node in graph.layers() if node.layer == name)
 
 
-def _single(graph: Graph, name: str, rewrite: Rewrite) -> bool:
-    return apply(graph, rewrite, _layer(graph, name))
+def _step(rewrite: Rewrite) -> Step:
+    """Rewrite the layer itself."""
+    return lambda graph, name: apply(graph, rewrite, _layer(graph, name))
 
 
 def _gather_last(graph: Graph, name: str) -> bool:
@@ -74,43 +75,35 @@ def _gather_first(graph: Graph, name: str) -> bool:
             return True
 
 
-def _dense(graph: Graph, name: str) -> bool:
-    return _gather_last(graph, name) and _single(graph, name, gathers.absorb_into_conv)
-
-
-def _dense_apart(graph: Graph, name: str) -> bool:
-    """Dense, with one convolution for each of several maps that are concatenated only to be read."""
-    if not _dense(graph, name):
-        return False
+def _split_concat(graph: Graph, name: str) -> bool:
+    """One convolution for each of several maps that are concatenated only to be read; a single one stays."""
     clean_up(graph)
-    _single(graph, name, convs.split_concat)
+    apply(graph, convs.split_concat, _layer(graph, name))
     return True
 
 
-def _padded(graph: Graph, name: str) -> bool:
-    return _gather_last(graph, name) and _single(graph, name, convs.pad_groups) and _gather_first(graph, name)
-
-
-def _plain_dense_rows(graph: Graph, name: str) -> bool:
-    """The dense index layer with its convolution in plain layout."""
-    return _single(graph, name, gathers.scatter_dense) and _single(graph, name, convs.use_plain_layout)
-
-
-IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {
-    'select': {'group': lambda graph, name: True, 'padded': _padded, 'dense': _dense, 'dense-apart': _dense_apart},
+_ABSORBED = (_gather_last, _step(gathers.absorb_into_conv))
+IMPLEMENTATIONS: dict[str, dict[str, tuple[Step, ...]]] = {
+    'select': {
+        'group': (),
+        'padded': (_gather_last, _step(convs.pad_groups), _gather_first),
+        'dense': _ABSORBED,
+        'dense-apart': (*_ABSORBED, _split_concat),
+    },
     'spatial': {
-        'group': lambda graph, name: True,
-        'merged2': partial(_single, rewrite=partial(convs.merge_groups, count=2)),
-        'columns': partial(_single, rewrite=convs.split_columns),
-        'depthwise-sum': partial(_single, rewrite=convs.depthwise_sum),
+        'group': (),
+        'merged2': (_step(partial(convs.merge_groups, count=2)),),
+        'columns': (_step(convs.split_columns),),
+        'depthwise-sum': (_step(convs.depthwise_sum),),
     },
     'reactivate': {
-        'split': partial(_single, rewrite=gathers.scatter_split),
-        'levels': partial(_single, rewrite=gathers.scatter_levels),
-        'dense': partial(_single, rewrite=gathers.scatter_dense),
-        'dense-plain': _plain_dense_rows,
+        'split': (_step(gathers.scatter_split),),
+        'levels': (_step(gathers.scatter_levels),),
+        'dense': (_step(gathers.scatter_dense),),
+        'dense-plain': (_step(gathers.scatter_dense), _step(convs.use_plain_layout)),
     },
 }
+"""Steps to an implementation, which a layer can have where all of them fit."""
 FALLBACK = {'select': 'group', 'spatial': 'group', 'reactivate': 'levels'}
 """Implementations that every layer can have."""
 
@@ -165,6 +158,7 @@ def added_parameters(graph: Graph, name: str, chosen: str) -> int:
 def _implement_one(graph: Graph, name: str, kind: str, chosen: str) -> tuple[Graph, str]:
     for implementation in (chosen, FALLBACK[kind], 'group'):
         attempt = graph.copy()
-        if implementation in IMPLEMENTATIONS[kind] and IMPLEMENTATIONS[kind][implementation](attempt, name):
+        steps = IMPLEMENTATIONS[kind].get(implementation)
+        if steps is not None and all(step(attempt, name) for step in steps):
             return attempt, implementation
     return graph, 'scatter'

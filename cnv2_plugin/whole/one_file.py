@@ -58,19 +58,10 @@ def write_whole(
 ) -> WholeReport:
     """Write a model as one ``.onnx`` or ``.xml`` file, compared before it gets its name.
 
-    Args:
-        model: the toolkit's, finished, on the CPU in float32; left as it is.
-        whole: restates it as a module with a ``backbone``, from images to outputs called ``whole.names``.
-        path: file to write.
-        input_size: ``(C, H, W)``, multiples of the backbone's stride.
-        batch: ``'dynamic'``, or a fixed number of images.
-        fixed_size: take no images of another height and width.
-        native: put what the native kernels compute into their operator.
-        images: batches to compare on besides random ones; those that the file does not take are left out.
-        metadata: plain values stored in the file beside those of the model's data preprocessor.
-        compare: compares what runs a file with the model, on batches of images; gives a report with a ``check()``.
-        names: outputs to write; where these are not all, all are compared once before the others are dropped.
-        defaults: further inputs of ``whole``, which need not be given to the file.
+    ``whole`` restates the model as a module with a ``backbone``, from images to outputs called ``whole.names``.
+    ``compare`` compares what runs a file with the model, on batches of images, and gives a report with a ``check()``.
+    Where ``names`` of outputs are not all, all are compared once before the others are dropped. ``defaults`` are those
+    of further inputs, which need not be given to the file. See ``export_detector`` for the others.
     """
     if batch != 'dynamic' and (not isinstance(batch, int) or batch < 1):
         raise ValueError(f"batch is {batch!r}; it takes 'dynamic' or a whole number of at least 1.")
