@@ -1,4 +1,4 @@
-"""int8 in the native kernels: limits of what 1x1 convolutions read, and what the rounded network computes.
+"""int8 in the native kernels: limits of what convolutions read, and what the rounded network computes.
 
 Layers that read one pixel (squeeze-and-excitation, the head, the classifier) are bound by reading their weights: these
 alone are rounded, and ``input_limits`` are ``()``.
@@ -20,8 +20,8 @@ from ..models.condense import condense
 from ..models.modes import in_eval
 from .verify import VerificationError
 
-LEAST_INPUTS = 16
-"""Inputs of a group from which on a 1x1 convolution is faster in bytes."""
+LEAST_INPUTS = {(1, 1): 16, (3, 3): 4}
+"""Inputs of a group from which on a convolution is faster in bytes, by kernel size."""
 SAMPLES = 8192
 """Values of an input that are looked at in one batch."""
 SHARES = torch.linspace(0.3, 1, 15).tolist()
@@ -56,9 +56,11 @@ def calibrated(model: nn.Module, images: Images) -> nn.Module:
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            if inputs[0].ndim == (4 if isinstance(module, nn.Conv2d) else 2) and inputs[0].shape[2:].numel() == 1:
+            conv = module if isinstance(module, nn.Conv2d) else None
+            one_pixel = inputs[0].ndim == (4 if conv else 2) and inputs[0].shape[2:].numel() == 1
+            if one_pixel and (conv is None or conv.kernel_size == (1, 1)):
                 of_one_pixel.add(name)
-            elif isinstance(module, nn.Conv2d) and _inputs(module) >= LEAST_INPUTS and len(inputs[0]):
+            elif conv is not None and _is_wide(conv) and len(inputs[0]):
                 values = inputs[0].flatten()
                 some = values[torch.randint(len(values), (min(SAMPLES, len(values)),), generator=generator)]
                 seen.setdefault(name, []).append(torch.cat((some, torch.stack(values.aminmax()))))
@@ -81,12 +83,11 @@ def calibrated(model: nn.Module, images: Images) -> nn.Module:
 def _is_candidate(module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv2d):
         return isinstance(module, nn.Linear) and is_exactly(module, nn.Linear)
-    plain = (module.kernel_size, module.stride, module.padding) == ((1, 1), (1, 1), (0, 0))
-    return is_exactly(module, nn.Conv2d) and plain and _inputs(module) <= MOST_BYTE_INPUTS
+    return is_exactly(module, nn.Conv2d) and module.kernel_size in LEAST_INPUTS
 
 
-def _inputs(conv: nn.Conv2d) -> int:
-    return conv.in_channels // conv.groups
+def _is_wide(conv: nn.Conv2d) -> bool:
+    return LEAST_INPUTS[conv.kernel_size] <= conv.in_channels // conv.groups <= MOST_BYTE_INPUTS
 
 
 def _limits(name: str, values: Tensor) -> tuple[float, float]:
@@ -119,8 +120,8 @@ def rounded(model: nn.Module, lowered: nn.Module) -> nn.Module:
                 module.register_forward_pre_hook(lambda module, inputs: rounded_inputs(inputs[0], module.input_limits))
     if not changed:
         raise ValueError(
-            f'the native kernels compute no 1x1 convolution of this model that has {LEAST_INPUTS} inputs in a group, '
-            f'from which on int8 is faster; leave out int8.'
+            f'the native kernels compute no convolution of this model that has {LEAST_INPUTS[1, 1]} inputs in a group '
+            f'({LEAST_INPUTS[3, 3]} of 3x3), from which on int8 is faster; leave out int8.'
         )
     return made
 

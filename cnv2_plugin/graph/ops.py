@@ -32,7 +32,7 @@ class Conv(Op):
         dilation: of height and width.
         groups: number of groups.
         plain: 1x1 only; compute on ``(N, C, HW)``, which keeps runtimes from blocking the channels.
-        limits: 1x1 only; least and largest input, where the native kernels may round it to 8 bits between them, or ()
+        limits: least and largest input, where the native kernels may round it to 8 bits between them, or ()
             where they may round only the weight.
     """
 

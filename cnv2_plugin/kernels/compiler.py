@@ -135,7 +135,9 @@ class _Compiler:
         grouped, index = conv.grouped(), src.channels.view(op.groups, -1)
         biases = None if bias is None else bias.view(op.groups, -1)
         if not conv.is_pointwise:
-            self.program.spatial(src.map, dst.map, grouped, index, rows, biases, stride, act)
+            self.program.spatial(
+                src.map, dst.map, grouped, index, rows, biases, stride, act, limits=conv.limits or None
+            )
         elif self._is_linear(conv, src, dst, row_to_channel):
             self.program.linear(src.map, dst.map, weight.flatten(1), bias, act, in_bytes=conv.limits is not None)
         else:

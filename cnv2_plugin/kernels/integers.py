@@ -27,14 +27,15 @@ def quantise_rows(weight: Tensor, most: int = MOST_WEIGHT) -> tuple[Tensor, Tens
 
 
 def in_words(values: Tensor) -> Tensor:
-    """Bytes ``(groups, rows, inputs)`` as words ``(groups, inputs / 4, rows)`` of four, filled up with zeros."""
-    filled = torch.nn.functional.pad(values, (0, -values.size(2) % 4))
-    return filled.to(torch.int8).contiguous().view(torch.int32).transpose(1, 2)
+    """Bytes ``(groups, rows, inputs, taps)`` as words ``(groups, inputs / 4, taps, rows)`` of four inputs, filled up with
+    zeros."""
+    filled = torch.nn.functional.pad(values.transpose(2, 3), (0, -values.size(2) % 4)).to(torch.int8)
+    return filled.flatten().view(torch.int32).view(*filled.shape[:3], -1).permute(0, 3, 2, 1)
 
 
 def row_of_words(values: Tensor) -> list[int]:
     """Bytes one behind the other as words of four, filled up with zeros."""
-    return in_words(values.reshape(1, 1, -1)).flatten().tolist()
+    return in_words(values.reshape(1, 1, -1, 1)).flatten().tolist()
 
 
 def rounded_inputs(x: Tensor, limits: tuple[float, ...]) -> Tensor:

@@ -108,14 +108,7 @@ class Program:
         With ``limits`` of what is read, behind its activation, it is computed in bytes.
         """
         groups, rows, inputs = weight.shape
-        kept, words = _blocks(weight.transpose(1, 2)), []
-        if limits is not None:
-            step, zero = step_and_zero(limits)
-            whole, scale = quantise_rows(weight)
-            lost = -zero * step * scale * whole.sum(2)
-            bias = bias if not zero else lost if bias is None else bias + lost
-            kept = [torch.tensor([1 / step]), step * scale]
-            words = [zero, *(word for block in _blocks(in_words(whole)) for word in block.flatten().tolist())]
+        kept, bias, words = _rounded(weight.unsqueeze(3), bias, limits)
         flags = _flags(accumulate, bias, affine) + (FLAGS['Bytes'] if words else 0)
         self._add(
             'Select', src, self._written(dst, src), groups, inputs, rows, ACTIVATIONS[act_in], ACTIVATIONS[act_out],
@@ -133,16 +126,18 @@ class Program:
         bias: Optional[Tensor] = None,
         stride: int = 1,
         act_out: str = 'Identity',
+        limits: Optional[tuple[float, ...]] = None,
     ) -> None:
         """A 3x3 group convolution with zero padding 1, arguments as for :meth:`select`.
 
         The map read is padded; at stride 2 it is a split one, whose channels count once.
         """
         groups, rows, inputs = weight.shape[:3]
+        kept, bias, words = _rounded(weight.flatten(3), bias, limits)
         self._add(
             'Spatial', src, self._written(dst, src), groups, inputs, rows, stride, ACTIVATIONS[act_out],
-            _flags(bias=bias), self._keep(*_blocks(weight.permute(0, 2, 3, 4, 1))), self._keep(bias),
-            *index.flatten().tolist(), *target.flatten().tolist(),
+            _flags(bias=bias) + (FLAGS['Bytes'] if words else 0), self._keep(*kept), self._keep(bias),
+            *index.flatten().tolist(), *target.flatten().tolist(), *words,
         )  # fmt: skip
 
     def excite(self, map_: int, first: int, squeeze: Tensor, excite: Tensor, in_bytes: bool = False) -> None:
@@ -267,6 +262,20 @@ class Program:
 def _flags(accumulate: bool = False, bias: Optional[Tensor] = None, affine: Optional[Affine] = None) -> int:
     given = dict(Accumulate=accumulate, Bias=bias is not None, Affine=affine is not None)
     return sum(FLAGS[name] for name, wanted in given.items() if wanted)
+
+
+def _rounded(
+    weight: Tensor, bias: Optional[Tensor], limits: Optional[tuple[float, ...]]
+) -> tuple[list[Tensor], Optional[Tensor], list[int]]:
+    """Arrays, biases and words of weights ``(groups, rows, inputs, taps)``, in bytes where there are limits."""
+    if limits is None:
+        return _blocks(weight.permute(0, 2, 3, 1)), bias, []
+    step, zero = step_and_zero(limits)
+    whole, scale = quantise_rows(weight.flatten(2))
+    lost = -zero * step * scale * whole.sum(2)
+    bias = bias if not zero else lost if bias is None else bias + lost
+    words = _blocks(in_words(whole.view_as(weight)))
+    return [torch.tensor([1 / step]), step * scale], bias, [zero, *torch.cat([block.flatten() for block in words]).tolist()]
 
 
 def _blocks(weight: Tensor) -> list[Tensor]:

@@ -35,9 +35,9 @@ def native(module: nn.Module, channels: int) -> NativeStages:
 
 
 def in_bytes(module: nn.Module) -> nn.Module:
-    """A condensed module whose 1x1 convolutions and linear layers are computed in bytes by the kernels."""
+    """A condensed module whose convolutions and linear layers are computed in bytes by the kernels."""
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+        if isinstance(layer, nn.Conv2d):
             layer.input_limits = (-0.5, 4.0)
         elif isinstance(layer, nn.Linear):
             layer.input_limits = ()

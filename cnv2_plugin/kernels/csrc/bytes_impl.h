@@ -1,4 +1,4 @@
-// 1x1 convolutions of bytes, included by kernels_impl.h: activations are quantised to unsigned bytes when they are packed,
+// Convolutions of bytes, included by kernels_impl.h: activations are quantised to unsigned bytes when they are packed,
 // weights are bytes of 7 bits, sums are int32. Every instruction set gives the same result to the bit: sums are exact, and
 // what is computed in floats is rounded after every operation, which `rounded` sees to.
 
@@ -57,31 +57,47 @@ inline Ints to_bytes(const Vec (&x)[4], int32_t zero) {
 #endif
 }
 
-template <int kAct>
-void pack_bytes(const Select& s, const int32_t* index, const float* scale, const float* shift, int64_t position,
-                int64_t vectors, int32_t* packed) {
-    float inverse = s.row_scale[0];
-    for (int k = 0; k < s.inputs; k += 4) {
+// The inputs of a group, over a range of positions; of split maps one of each channel's planes.
+struct Packing {
+    Planes src;
+    const int32_t* index;
+    int inputs;
+    const float *scale, *shift;      // or both null
+    float inverse;
+    int32_t zero;
+    int64_t position, vectors;
+    int64_t planes = 1, plane = 0;
+};
+
+// Every four inputs as words, those of one quad `stride` behind those of the one before.
+template <int kAct, bool kAffine>
+void pack_bytes(const Packing& p, int32_t* packed, int64_t stride) {
+    for (int k = 0; k < p.inputs; k += 4, packed += stride) {
         const float* source[4];
         Vec a[4], b[4];
         for (int i = 0; i < 4; ++i) {  // behind the last input it is read again, for weights of zero
-            int at = k + i < s.inputs ? k + i : s.inputs - 1;
-            source[i] = s.src.at(index[at]) + position;
-            a[i] = all(scale ? scale[at] : 1);
-            b[i] = all(shift ? shift[at] : 0);
+            int at = k + i < p.inputs ? k + i : p.inputs - 1;
+            source[i] = p.src.at(p.index[at] * p.planes + p.plane) + p.position;
+            a[i] = all(kAffine ? p.scale[at] : 1);
+            b[i] = all(kAffine ? p.shift[at] : 0);
         }
-        for (int64_t v = 0; v < vectors; ++v, packed += N) {
+        for (int64_t v = 0; v < p.vectors; ++v) {
             Vec x[4];
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) x[i] = in_steps<kAct>(rounded(load(source[i] + v * N) * a[i]) + b[i], inverse);
-            store_ints(packed, to_bytes(x, s.zero));
+            for (int i = 0; i < 4; ++i) {
+                x[i] = load(source[i] + v * N);
+                if (kAffine) x[i] = rounded(x[i] * a[i]) + b[i];
+                x[i] = in_steps<kAct>(x[i], p.inverse);
+            }
+            store_ints(packed + v * N, to_bytes(x, p.zero));
         }
     }
 }
 
-using PackBytes = void (*)(const Select&, const int32_t*, const float*, const float*, int64_t, int64_t, int32_t*);
-constexpr PackBytes kPackBytes[kActivations] = {pack_bytes<kIdentity>, pack_bytes<kReLU>, pack_bytes<kReLU6>,
-                                                pack_bytes<kHardswish>};
+using PackBytes = void (*)(const Packing&, int32_t*, int64_t);
+template <bool kAffine>
+constexpr PackBytes kPackBytes[kActivations] = {pack_bytes<kIdentity, kAffine>, pack_bytes<kReLU, kAffine>,
+                                                pack_bytes<kReLU6, kAffine>, pack_bytes<kHardswish, kAffine>};
 
 // ---- tiles ----
 
@@ -125,6 +141,7 @@ struct BytesRows {
     const int32_t* x;                // packed: [quads][stride]
     int64_t stride;
     int quads;
+    const int64_t* taps;             // of a 3x3 convolution: how far from there its nine inputs are
     const int32_t* weight;
     const float *scale, *bias;
     float* const* targets;
@@ -148,19 +165,22 @@ inline void finish_bytes(const BytesRows& t, const Ints (&sum)[R][V], int64_t at
     }
 }
 
-template <int R, int V>
+template <int R, int V, int kCount>
 [[gnu::noinline]] void bytes_tile(const BytesRows& t, int64_t at) {
     Ints sum[R][V] = {};
     const int32_t *w = t.weight, *packed = t.x + at;
-    for (int k = 0; k < t.quads; ++k, w += R, packed += t.stride) {
-        Ints x[V];
+    for (int k = 0; k < t.quads; ++k, packed += t.stride) {
+        for (int tap = 0; tap < kCount; ++tap, w += R) {
+            const int32_t* source = kCount == 1 ? packed : packed + t.taps[tap];
+            Ints x[V];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) x[v] = load_ints(packed + v * N);
+            for (int v = 0; v < V; ++v) x[v] = load_ints(source + v * N);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            FourWeights weights(w[r]);
+            for (int r = 0; r < R; ++r) {
+                FourWeights weights(w[r]);
 #pragma GCC unroll 8
-            for (int v = 0; v < V; ++v) weights.add(sum[r][v], x[v]);
+                for (int v = 0; v < V; ++v) weights.add(sum[r][v], x[v]);
+            }
         }
     }
     switch (t.act) {
@@ -171,52 +191,100 @@ template <int R, int V>
     }
 }
 
-template <int R, int V>
+template <int R, int V, int kCount>
 inline void bytes_some(const BytesRows& t, int64_t at, int vectors) {
     if constexpr (V == 1)
-        bytes_tile<R, V>(t, at);
+        bytes_tile<R, V, kCount>(t, at);
     else if (vectors == V)
-        bytes_tile<R, V>(t, at);
+        bytes_tile<R, V, kCount>(t, at);
     else
-        bytes_some<R, V - 1>(t, at, vectors);
+        bytes_some<R, V - 1, kCount>(t, at, vectors);
 }
 
-template <int R>
+template <int R, int kCount>
 void bytes_rows(const BytesRows& t) {
     constexpr int V = tile_vectors(R);
     for (int64_t v = 0; v < t.vectors;) {
         int vectors = int(next_tile(t.vectors - v, V));
-        bytes_some<R, V>(t, v * N, vectors);
+        bytes_some<R, V, kCount>(t, v * N, vectors);
         v += vectors;
     }
 }
 
 using BytesFunction = void (*)(const BytesRows&);
-constexpr BytesFunction kBytesRows[kRows] = {bytes_rows<1>, bytes_rows<2>, bytes_rows<3>, bytes_rows<4>};
+template <int kCount>
+constexpr BytesFunction kBytesRows[kRows] = {bytes_rows<1, kCount>, bytes_rows<2, kCount>, bytes_rows<3, kCount>,
+                                             bytes_rows<4, kCount>};
+
+// All rows of group `g`, from inputs that are packed.
+template <int kCount, class Layer>
+void bytes_group(const Layer& s, int g, BytesRows some, bool accumulate) {
+    const int32_t* target = s.target + int64_t(g) * s.rows;
+    some.quads = (s.inputs + 3) / 4;
+    some.act = s.act_out;
+    some.accumulate = accumulate;
+    for (int r = 0; r < s.rows; r += kRows) {
+        int rows = s.rows - r < kRows ? s.rows - r : kRows;
+        int64_t row = int64_t(g) * s.rows + r;
+        float* targets[kRows];
+        for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
+        some.targets = targets;
+        some.weight = s.bytes + row * some.quads * kCount;
+        some.scale = s.row_scale + 1 + row;
+        some.bias = s.bias ? s.bias + row : nullptr;
+        kBytesRows<kCount>[rows - 1](some);
+    }
+}
 
 void select_bytes(const Select& s, int64_t begin, int64_t end, float* scratch) {
     int32_t* packed = reinterpret_cast<int32_t*>(scratch);
-    int quads = (s.inputs + 3) / 4;
-    int64_t vectors = (end - begin + N - 1) / N, most = panel_vectors(quads);
-    const int32_t* weight = s.bytes;
-    for (int g = 0; g < s.groups; ++g, weight += int64_t(quads) * s.rows) {
-        const int32_t *index = s.index + int64_t(g) * s.inputs, *target = s.target + int64_t(g) * s.rows;
-        const float* scale = s.scale ? s.scale + int64_t(g) * s.inputs : nullptr;
-        const float* shift = s.shift ? s.shift + int64_t(g) * s.inputs : nullptr;
-        for (int64_t v = 0; v < vectors;) {
-            int64_t position = begin + v * N, panel = next_tile(vectors - v, most);
-            kPackBytes[s.act_in](s, index, scale, shift, position, panel, packed);
-            for (int r = 0; r < s.rows; r += kRows) {
-                int rows = s.rows - r < kRows ? s.rows - r : kRows;
-                float* targets[kRows];
-                for (int i = 0; i < rows; ++i) targets[i] = s.dst.at(target[r + i]);
-                int64_t row = int64_t(g) * s.rows + r;
-                kBytesRows[rows - 1]({packed, panel * N, quads, weight + int64_t(r) * quads, s.row_scale + 1 + row,
-                                      s.bias ? s.bias + row : nullptr, targets, position, panel, s.act_out, s.accumulate});
-            }
-            v += panel;
+    int64_t vectors = (end - begin + N - 1) / N, most = panel_vectors((s.inputs + 3) / 4);
+    for (int g = 0; g < s.groups; ++g) {
+        int64_t input = int64_t(g) * s.inputs;
+        Packing packing{s.src, s.index + input, s.inputs, nullptr, nullptr, s.row_scale[0], s.zero, begin, 0};
+        if (s.scale) {
+            packing.scale = s.scale + input;
+            packing.shift = s.shift + input;
+        }
+        for (int64_t v = 0; v < vectors; v += packing.vectors) {
+            packing.position = begin + v * N;
+            packing.vectors = next_tile(vectors - v, most);
+            int64_t stride = packing.vectors * N;
+            (s.scale ? kPackBytes<true> : kPackBytes<false>)[s.act_in](packing, packed, stride);
+            BytesRows some{packed, stride};
+            some.position = packing.position;
+            some.vectors = packing.vectors;
+            bytes_group<1>(s, g, some, s.accumulate);
         }
         if (s.zero_pads)
-            for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(target[r]), s.size, begin, end);
+            for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(s.target[int64_t(g) * s.rows + r]), s.size, begin, end);
+    }
+}
+
+// Inputs are packed from a row and a position in front of the results to as far behind them; zeros around planes are zeros.
+void spatial_bytes(const Spatial& s, int64_t begin, int64_t end, float* scratch) {
+    int32_t* packed = reinterpret_cast<int32_t*>(scratch);
+    int64_t row = s.size.row(), most = spatial_positions(s), planes = s.planes(), taps[9];
+    for (int g = 0; g < s.groups; ++g) {
+        Packing packing{s.src, s.index + int64_t(g) * s.inputs, s.inputs, nullptr, nullptr, s.row_scale[0], s.zero, 0, 0, planes};
+        for (int64_t position = begin; position < end; position += most) {
+            BytesRows some{packed};
+            some.position = position;
+            some.vectors = ((position + most < end ? most : end - position) + N - 1) / N;
+            packing.position = position - row - 1;
+            packing.vectors = (some.vectors * N + 2 * row + 2 + N - 1) / N;
+            int64_t stride = packing.vectors * N;
+            some.stride = planes * stride;
+            for (packing.plane = 0; packing.plane < planes; ++packing.plane)
+                kPackBytes<false>[kIdentity](packing, packed + packing.plane * stride, some.stride);
+            for (int y = 0; y < 3; ++y)
+                for (int x = 0; x < 3; ++x)
+                    taps[3 * y + x] = s.stride == 1 ? y * row + x
+                                                    : ((y != 1 ? 2 : 0) + (x != 1 ? 1 : 0)) * stride + (y > 0) * row + (x > 0);
+            some.taps = taps;
+            bytes_group<9>(s, g, some, false);
+        }
+        if (s.zero_pads)
+            for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(s.target[int64_t(g) * s.rows + r]), s.size, begin, end);
     }
 }

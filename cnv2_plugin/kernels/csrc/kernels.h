@@ -26,7 +26,7 @@ struct Planes {
 
 // A 1x1 group convolution between selected channels: dst[target] (+)= act(bias + weight * act(scale * src[index] + shift)).
 // Of bytes: dst[target] (+)= act(bias + row_scale * (bytes * limited(zero + inverse * act(scale * src[index] + shift)))),
-// where limited() rounds and cuts off at 0 and 255.
+// where limited() rounds and cuts off at 0 and 255; so too a 3x3 convolution of bytes.
 struct Select {
     Planes src, dst;
     Geometry size;
@@ -51,6 +51,10 @@ struct Spatial {
     bool zero_pads;
     const int32_t *index, *target;       // [groups][inputs], [groups][rows]
     const float *weight, *bias;          // [groups][blocks][inputs][9][rows of the block]; [groups][rows] or null
+    const int32_t* bytes;                // null, or in place of weight [groups][blocks][inputs / 4][9][rows of the block]
+    const float* row_scale;              // as of Select
+    int32_t zero;
+    int64_t planes() const { return stride == 1 ? 1 : 4; }  // of each channel
 };
 
 // Every channel as four planes: its even and odd columns of even rows, then those of odd rows.
@@ -124,7 +128,7 @@ struct Kernels {
     const char* name;
     int64_t lanes;
     void (*select)(const Select&, int64_t begin, int64_t end, float* scratch);   // scratch: select_scratch floats
-    void (*spatial)(const Spatial&, int64_t begin, int64_t end);
+    void (*spatial)(const Spatial&, int64_t begin, int64_t end, float* scratch);  // of bytes: spatial_scratch floats
     void (*split)(const Split&, int64_t begin, int64_t end);                     // channels
     void (*maximum)(const Maximum&, int64_t begin, int64_t end);                 // channels
     void (*pool)(const Pool&, int64_t begin, int64_t end);                       // channels
@@ -139,6 +143,15 @@ constexpr int64_t kMaxLanes = 16;
 constexpr int64_t kMaxTile = 8;  // vectors side by side in one tile
 constexpr int64_t kPanel = 4096;  // floats of packed inputs that stay in the first-level cache
 inline int64_t select_scratch(int64_t inputs) { return inputs * kMaxTile * kMaxLanes + kPanel; }
+
+// Positions of a 3x3 convolution of bytes whose inputs are packed at once, with a row more on either side.
+inline int64_t spatial_positions(const Spatial& s) {
+    int64_t positions = kPanel / ((s.inputs + 3) / 4 * s.planes()), rows = 4 * s.size.row();
+    return ((positions < rows ? rows : positions) + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+}
+inline int64_t spatial_scratch(const Spatial& s) {
+    return (s.inputs + 3) / 4 * s.planes() * (spatial_positions(s) + 2 * s.size.row() + 2 + kMaxLanes);
+}
 
 // Ranges of positions begin at multiples of this, so that no two of them write one vector.
 constexpr int64_t kStep = 16;

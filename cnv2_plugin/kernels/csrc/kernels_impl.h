@@ -324,7 +324,8 @@ void find_taps(const Spatial& s, int32_t channel, const float** taps) {
         }
 }
 
-void spatial(const Spatial& s, int64_t begin, int64_t end) {
+void spatial(const Spatial& s, int64_t begin, int64_t end, float* scratch) {
+    if (s.bytes) return spatial_bytes(s, begin, end, scratch);
     const float* taps[kMostSpatialInputs * kTaps];
     for (int g = 0; g < s.groups; ++g) {
         const int32_t *index = s.index + int64_t(g) * s.inputs, *target = s.target + int64_t(g) * s.rows;

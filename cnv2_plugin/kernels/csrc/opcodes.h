@@ -14,7 +14,7 @@ enum Operation : int32_t {
 constexpr int32_t kOperations = kExciteBytes + 1;
 
 enum Loading : int32_t { kPlain = 0, kPooled = 1, kSplitted = 2 };
-enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4, kBytes = 8 };  // kBytes: of 1x1 convolutions and linear layers
+enum Flag : int32_t { kAccumulate = 1, kBias = 2, kAffine = 4, kBytes = 8 };  // kBytes: of convolutions and linear layers
 
 enum Activation : int32_t { kIdentity = 0, kReLU = 1, kReLU6 = 2, kHardswish = 3 };  // names of classes of torch.nn
 constexpr int32_t kFlags = kAccumulate | kBias | kAffine;

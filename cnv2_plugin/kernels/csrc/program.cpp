@@ -8,7 +8,7 @@
 //               index [groups][inputs], target [groups][rows]; of bytes then the byte of zero and the weights as words
 //               (see kernels.h), and `weight` names the inverse of the step and a scale of every row
 //   spatial     src, dst, groups, inputs, rows, stride, act_out, flags, weight, bias,
-//               index [groups][inputs], target [groups][rows]
+//               index [groups][inputs], target [groups][rows]; of bytes as select
 //   excite      map, first, channels, hidden, squeeze, excite; of bytes (kExciteBytes) these are scales of the results, and
 //               the weights follow as bytes, each of the two filled up to words
 //   split       src, dst
@@ -177,7 +177,7 @@ class Parser {
             slots_.fill(made.dst, s.target, rows);
         s.size = map(made.src).size;
         s.zero_pads = map(made.dst).padded;
-        program_.scratch = std::max(program_.scratch, select_scratch(s.inputs));
+        take_scratch(select_scratch(s.inputs));
     }
 
     void spatial(Instruction& made) {
@@ -189,20 +189,28 @@ class Parser {
         s.rows = read_.next("rows of a group", 1, 1 << 20);
         s.stride = read_.next("stride", 1, 2);
         s.act_out = read_.next("an activation", 0, kActivations - 1);
-        int32_t flags = read_.next("flags", 0, kFlags);
+        int32_t flags = read_.next("flags", 0, kFlags | kBytes);
         int64_t columns = int64_t(s.groups) * s.inputs, rows = int64_t(s.groups) * s.rows;
-        s.weight = read_.floats("weights of a 3x3 convolution", columns * s.rows * 9);
+        if (flags & kBytes)
+            s.row_scale = read_.floats("scales of a 3x3 convolution of bytes", 1 + rows);
+        else
+            s.weight = read_.floats("weights of a 3x3 convolution", columns * s.rows * 9);
         s.bias = optional(flags & kBias, "biases", rows);
-        s.index = read_.list("the inputs", columns, map(made.src).channels / (s.stride == 1 ? 1 : 4));
+        s.index = read_.list("the inputs", columns, map(made.src).channels / s.planes());
         s.target = read_.list("the results", rows, map(made.dst).channels);
+        if (flags & kBytes) {
+            s.zero = read_.next("the byte of zero", 0, 255);
+            s.bytes = read_.bytes("weights of a 3x3 convolution", rows * ((s.inputs + 3) / 4) * 9, kMostWeight);
+        }
         if (!map(made.src).padded) refuse("a 3x3 convolution reads a map without padding");
         if (made.src == made.dst) refuse("a 3x3 convolution writes into the map that it reads");
         s.size = map(made.src).size;
         s.zero_pads = map(made.dst).padded;
         made.first = begin(made.dst, s.size);
         still_written(made.src);
-        slots_.check(made.src, s.index, columns, s.stride == 1 ? 1 : 4);
+        slots_.check(made.src, s.index, columns, int(s.planes()));
         slots_.fill(made.dst, s.target, rows);
+        if (s.bytes) take_scratch(spatial_scratch(s));
     }
 
     void excite(Instruction& made) {
@@ -309,6 +317,11 @@ class Parser {
         int64_t begin = read_.any_bytes(what, count);
         program_.bytes.push_back({begin, begin + (count + 3) / 4});
         return begin;
+    }
+
+    void take_scratch(int64_t floats) {
+        if (floats > kMostFloats) refuse("the maps are too large for these kernels");
+        program_.scratch = std::max(program_.scratch, floats);
     }
 
     Map& map(int32_t index) { return program_.maps[index]; }

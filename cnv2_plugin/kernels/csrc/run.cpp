@@ -77,6 +77,7 @@ class Runner {
         return nanoseconds_ ? nanoseconds_ + (&it - program_.instructions.data()) : nullptr;
     }
     float* data() const { return memory_.data.get(); }
+    float* scratch(int64_t part) const { return data() + scratch_ + part * round_up(program_.scratch); }
     const int8_t* bytes(int64_t begin) const {
         return begin < 0 ? nullptr : reinterpret_cast<const int8_t*>(words_ + begin);
     }
@@ -208,7 +209,7 @@ class Runner {
                 break;
             }
             case kSelect: select(it, begin, end, part); break;
-            case kSpatial: spatial(it, begin, end); break;
+            case kSpatial: spatial(it, begin, end, part); break;
             case kExcite:
             case kExciteBytes: {
                 Excite excite = it.excite;
@@ -271,14 +272,14 @@ class Runner {
         Select select = it.select;
         select.src = planes(it.src);
         select.dst = planes(it.dst);
-        kernels_.select(select, begin, end, data() + scratch_ + part * round_up(program_.scratch));
+        kernels_.select(select, begin, end, scratch(part));
     }
 
-    void spatial(const Instruction& it, int64_t begin, int64_t end) const {
+    void spatial(const Instruction& it, int64_t begin, int64_t end, int64_t part) const {
         Spatial spatial = it.spatial;
         spatial.src = planes(it.src);
         spatial.dst = planes(it.dst);
-        kernels_.spatial(spatial, begin, end);
+        kernels_.spatial(spatial, begin, end, scratch(part));
     }
 
     // A 1x1 convolution, the 3x3 convolution of its result and what follows, band by band, so that what one writes is
@@ -302,7 +303,7 @@ class Runner {
             if (behind > convolved) {
                 {
                     Stopwatch watch(sum(it[1]));
-                    spatial(it[1], convolved, behind);
+                    spatial(it[1], convolved, behind, 0);
                 }
                 if (it->followers == 2) {
                     Stopwatch watch(sum(it[2]));
