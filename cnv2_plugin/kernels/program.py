@@ -275,7 +275,11 @@ def _rounded(
     lost = -zero * step * scale * whole.sum(2)
     bias = bias if not zero else lost if bias is None else bias + lost
     words = _blocks(in_words(whole.view_as(weight)))
-    return [torch.tensor([1 / step]), step * scale], bias, [zero, *torch.cat([block.flatten() for block in words]).tolist()]
+    return (
+        [torch.tensor([1 / step]), step * scale],
+        bias,
+        [zero, *torch.cat([block.flatten() for block in words]).tolist()],
+    )
 
 
 def _blocks(weight: Tensor) -> list[Tensor]:

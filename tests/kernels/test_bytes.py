@@ -1,4 +1,4 @@
-"""1x1 convolutions of bytes: the integers, to the bit on every instruction set, and what their reader refuses."""
+"""Layers of bytes: the integers, to the bit on every instruction set, and what their reader refuses."""
 
 import random
 import sys
@@ -13,6 +13,7 @@ from cnv2_plugin.kernels.integers import quantise_rows, step_and_zero
 from cnv2_plugin.kernels.operator import native_stages
 from cnv2_plugin.kernels.program import Program
 from tests.helpers import relative_difference
+from tests.kernels import test_bytes_3x3 as of_3x3
 from tests.kernels.builds import run_python
 from tests.kernels.cases import finished, native
 
@@ -84,9 +85,16 @@ def results() -> list[torch.Tensor]:
     found = []
     for seed, act_in, act_out, accumulate in CASES:
         program, images, _ = layer(seed, act_in, act_out, (-0.4, 3.0), accumulate)
-        images[0, 0, 0, 0], images[1, -1, -1, -1] = float('nan'), float('inf')
-        found.append(run(program, images))
+        found.append(run(program, with_special_values(images)))
+    for seed, act, stride, wide in of_3x3.CASES:
+        program, images, _ = of_3x3.layer(seed, act, stride, (-0.4, 3.0), wide)
+        found.append(run(program, with_special_values(images)))
     return found
+
+
+def with_special_values(images: torch.Tensor) -> torch.Tensor:
+    images[0, 0, 0, 0], images[1, -1, -1, -1] = float('nan'), float('inf')
+    return images
 
 
 def test_what_is_no_number_is_the_lowest_byte_and_what_is_infinite_the_highest():
@@ -238,12 +246,11 @@ def test_programs_that_do_not_fit_are_refused(change, layer):
 
 def test_other_instructions_have_no_bytes():
     program = Program(1, 1)
-    a, b = program.add_map(1, 0, padded=True), program.add_map(1, 1)
+    a = program.add_map(1, 0)
     program.load(a)
-    one = torch.zeros(1, 1, dtype=torch.int64)
-    program.spatial(a, b, torch.ones(1, 1, 1, 3, 3), one, one)
-    program.instructions[-1][9] |= 8
-    program.store(b, [0])
+    program.normalise(a)
+    program.instructions[-1][4] |= 8
+    program.store(a, [0])
     with pytest.raises(ValueError, match='for flags'):
         run(program, torch.ones(1, 1, 3, 3))
 
@@ -353,7 +360,8 @@ def test_what_int8_cannot_do_is_said():
         lower(network(), (3, 32, 32), int8=batches)
     with pytest.raises(ValueError, match='NaN or infinite'):
         lower(network(), (3, 32, 32), 'native', int8=[torch.full((1, 3, 32, 32), float('nan'))])
-    narrow = finished('condensenetv2', arch=dict(ARCH, growth=(4, 4), condense_factor=4, groups_1x1=4, groups_sfr=4))
+    narrow = dict(ARCH, growth=(4, 4), condense_factor=4, groups_1x1=4, groups_3x3=8, groups_sfr=4)
+    narrow = finished('condensenetv2', arch=narrow)
     with pytest.raises(ValueError, match='leave out int8'):
         lower(narrow, (3, 32, 32), 'native', int8=batches)
     with pytest.raises(VerificationError, match='int8 changes the outputs'):

@@ -29,11 +29,20 @@ inline Vec activate_rounded(Vec x, int32_t act) {
 
 // ---- quantising ----
 
-// Activated and counted in steps.
+// How many steps the activation of a value is. Values come times this unit, those of a hard-swish plus half of it:
+// where u is (x / 6 + 1 / 2) * unit, hard-swish is (u - unit / 2) * u, cut off at 0 and unit, of unit * unit / 6 an integer.
 template <int kAct>
-inline Vec in_steps(Vec x, float inverse) {
-    if (kAct != kHardswish) return activate(x, kAct) * inverse;
-    return x * smaller(all(inverse), larger(all(0), rounded(x * (inverse / 6)) + inverse / 2));
+inline float unit_of(float inverse) {
+    return kAct == kHardswish ? std::sqrt(6 * inverse) : inverse;
+}
+template <int kAct>
+inline Vec in_steps(Vec x, float unit) {
+    switch (kAct) {
+        case kReLU: return larger(all(0), x);
+        case kReLU6: return smaller(all(6 * unit), larger(all(0), x));
+        case kHardswish: return (x - unit / 2) * smaller(all(unit), larger(all(0), x));
+        default: return x;
+    }
 }
 
 // The nearest bytes, of halves the even one; NaN is the lowest. Four vectors are one vector of words, first byte lowest.
@@ -72,22 +81,26 @@ struct Packing {
 // Every four inputs as words, those of one quad `stride` behind those of the one before.
 template <int kAct, bool kAffine>
 void pack_bytes(const Packing& p, int32_t* packed, int64_t stride) {
+    float unit = unit_of<kAct>(p.inverse);
     for (int k = 0; k < p.inputs; k += 4, packed += stride) {
         const float* source[4];
         Vec a[4], b[4];
         for (int i = 0; i < 4; ++i) {  // behind the last input it is read again, for weights of zero
             int at = k + i < p.inputs ? k + i : p.inputs - 1;
             source[i] = p.src.at(p.index[at] * p.planes + p.plane) + p.position;
-            a[i] = all(kAffine ? p.scale[at] : 1);
-            b[i] = all(kAffine ? p.shift[at] : 0);
+            float factor = kAct == kHardswish ? unit / 6 : unit;
+            a[i] = all(kAffine ? p.scale[at] * factor : factor);
+            b[i] = kAffine ? rounded(all(p.shift[at]) * factor) : all(0);
+            if (kAct == kHardswish) b[i] += unit / 2;
         }
         for (int64_t v = 0; v < p.vectors; ++v) {
             Vec x[4];
 #pragma GCC unroll 4
             for (int i = 0; i < 4; ++i) {
                 x[i] = load(source[i] + v * N);
-                if (kAffine) x[i] = rounded(x[i] * a[i]) + b[i];
-                x[i] = in_steps<kAct>(x[i], p.inverse);
+                x[i] = rounded(x[i] * a[i]);
+                if (kAffine || kAct == kHardswish) x[i] += b[i];
+                x[i] = in_steps<kAct>(x[i], unit);
             }
             store_ints(packed + v * N, to_bytes(x, p.zero));
         }

@@ -14,6 +14,7 @@ namespace cnv2 {
 namespace {
 
 constexpr int64_t kBandFloats = 48000;
+constexpr int64_t kByteBandFloats = 192000;  // each band of bytes packs two rows more than it convolves
 constexpr int64_t kWorthwhile = 1 << 14;  // multiply-adds or copies that are worth another thread
 constexpr int kSpins = 2000;              // looks at what others do before the processor is offered to them
 
@@ -288,7 +289,8 @@ class Runner {
         fault_point();
         const Map& hidden = program_.maps[it->dst];
         int64_t all = hidden.size.positions();
-        int64_t step = std::max<int64_t>(kBandFloats / (hidden.channels + it->select.groups * it->select.inputs),
+        int64_t floats = it[1].spatial.bytes ? kByteBandFloats : kBandFloats;
+        int64_t step = std::max<int64_t>(floats / (hidden.channels + it->select.groups * it->select.inputs),
                                          4 * hidden.size.row());
         step = round_up(step);
         int64_t done = 0, convolved = 0;
