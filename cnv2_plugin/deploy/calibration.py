@@ -87,7 +87,8 @@ def _is_candidate(module: nn.Module) -> bool:
 
 
 def _is_wide(conv: nn.Conv2d) -> bool:
-    return LEAST_INPUTS[conv.kernel_size] <= conv.in_channels // conv.groups <= MOST_BYTE_INPUTS
+    height, width = conv.kernel_size
+    return LEAST_INPUTS[height, width] <= conv.in_channels // conv.groups <= MOST_BYTE_INPUTS
 
 
 def _limits(name: str, values: Tensor) -> tuple[float, float]:

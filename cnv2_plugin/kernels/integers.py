@@ -27,8 +27,7 @@ def quantise_rows(weight: Tensor, most: int = MOST_WEIGHT) -> tuple[Tensor, Tens
 
 
 def in_words(values: Tensor) -> Tensor:
-    """Bytes ``(groups, rows, inputs, taps)`` as words ``(groups, inputs / 4, taps, rows)`` of four inputs, filled up with
-    zeros."""
+    """Bytes ``(groups, rows, inputs, taps)`` as words ``(groups, inputs / 4, taps, rows)``, filled up with zeros."""
     filled = torch.nn.functional.pad(values.transpose(2, 3), (0, -values.size(2) % 4)).to(torch.int8)
     return filled.flatten().view(torch.int32).view(*filled.shape[:3], -1).permute(0, 3, 2, 1)
 

@@ -360,7 +360,7 @@ def test_what_int8_cannot_do_is_said():
         lower(network(), (3, 32, 32), int8=batches)
     with pytest.raises(ValueError, match='NaN or infinite'):
         lower(network(), (3, 32, 32), 'native', int8=[torch.full((1, 3, 32, 32), float('nan'))])
-    narrow = dict(ARCH, growth=(4, 4), condense_factor=4, groups_1x1=4, groups_3x3=8, groups_sfr=4)
+    narrow = dict(ARCH, growth=(4, 4), condense_factor=4, groups_1x1=4, bottleneck=2, groups_sfr=4)
     narrow = finished('condensenetv2', arch=narrow)
     with pytest.raises(ValueError, match='leave out int8'):
         lower(narrow, (3, 32, 32), 'native', int8=batches)
