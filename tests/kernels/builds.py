@@ -59,6 +59,12 @@ def run_python(environment: dict[str, str], *arguments: str, seconds: float = 18
 
 def run_tests(environment: dict[str, str], *options: str) -> None:
     """The kernel tests in another process, with other kernels."""
-    names = ('kernels/test_kernels.py', 'kernels/test_bytes.py', 'kernels/test_programs.py', 'fuzz/test_programs.py')
+    names = (
+        'kernels/test_kernels.py',
+        'kernels/test_bytes.py',
+        'kernels/test_bytes_3x3.py',
+        'kernels/test_programs.py',
+        'fuzz/test_programs.py',
+    )
     tests = [str(HERE.parent / name) for name in names]
     run_python(environment, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-p', 'no:xdist', *tests, *options)
