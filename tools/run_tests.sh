@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 . tools/_environment.sh
-run_pytest() { "$PYTHON" -m pytest -q -n 2 -r fEs --durations=15 "$@"; }
+run_pytest() { "$PYTHON" -m pytest -q -n 2 --dist worksteal -r fEs --durations=15 "$@"; }
 export OMP_NUM_THREADS=1  # two test processes share the cores
 if [ "$STACK" != openmmlab ]; then
     . tools/_stack.sh

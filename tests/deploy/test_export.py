@@ -96,9 +96,11 @@ def test_wrong_arguments(tmp_path, kwargs, message):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['condensenetv2_a', 'condensenetv2_b', 'condensenetv2_c'])
 def test_plain_file_of_published_variants_is_small(name, tmp_path):
+    """The smallest goes through ``torch.export``, the others through TorchScript, which is faster."""
     model = finish_pruning(randomize_norms(timm.create_model(name))).eval()
     condensed = condense(model)
-    report = export_onnx(condensed, tmp_path / 'x.onnx', optimize=False)
+    options = {} if name == 'condensenetv2_a' else dict(opset=17)
+    report = export_onnx(condensed, tmp_path / 'x.onnx', optimize=False, **options)
     assert report.size <= 1.1 * 4 * sum(p.numel() for p in condensed.parameters())
     assert report.verification.max_rel <= 1e-5 and report.verification.argmax_agreement == 1
 

@@ -40,8 +40,8 @@ SHORTER = {
 FAST_MODEL = 'sfr_shufflenetv2_x0_5'
 """Stands for the networks of `FAST_PAGES`: its files are written in seconds."""
 
-FAST_PAGES = ('deployment',)
-"""Pages that write many files of one network."""
+FAST_PAGES = ('README', 'deployment')
+"""Pages that write files of one network."""
 
 OPTIONAL = ('lightning.pytorch', 'openvino', 'transformers')
 """Packages of blocks that are run only where they are installed."""

@@ -190,11 +190,11 @@ def test_strange_logs(text, suffix):
 
 
 @pytest.mark.slow
-def test_random_damage_for_a_minute():
+def test_random_damage_for_half_a_minute():
     generator = torch.Generator().manual_seed(int(time.time()))
     draw = lambda high: int(torch.randint(high, (1,), generator=generator))  # noqa: E731
     raws = {'training': content('training', False), 'old': content('training', True), 'st': safetensors_content()}
-    end = time.monotonic() + 60
+    end = time.monotonic() + 30
     with tempfile.TemporaryDirectory() as folder:
         while time.monotonic() < end:
             kind = ('training', 'old', 'st')[draw(3)]

@@ -10,6 +10,7 @@ from torch.nn.utils import prune, weight_norm
 
 from cnv2_plugin.deploy import condense, lower
 from cnv2_plugin.layers import LearnedGroupConv, SparseFeatureReactivation
+from tests.deploy.test_known import FAMILIES, network
 from tests.helpers import finish_pruning, randomize_norms, relative_difference
 
 KINDS = {'lgc': LearnedGroupConv, 'sfr': SparseFeatureReactivation}
@@ -173,7 +174,6 @@ FORMS = {
     'lowered': lambda model: lower(model, (3, 32, 32)),
     'native': lambda model: lower(model, (3, 32, 32), 'native'),
 }
-NETWORKS = ['condensenetv2_a', 'condensenet_50_cifar', 'sfr_shufflenetv2_x0_5', 'shufflenetv2_x0_5']
 
 
 def mmcv(model):
@@ -188,16 +188,15 @@ def fx(model):
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('fuse', [mmcv, fx])
-@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('name', FAMILIES)
 @pytest.mark.parametrize(
     'form', [pytest.param(form, marks=[pytest.mark.needs('kernels')] * (form == 'native')) for form in FORMS]
 )
 def test_fusers_of_normalisations_change_nothing(form, name, fuse):
-    torch.manual_seed(0)
-    model = finish_pruning(randomize_norms(timm.create_model(name, num_classes=5))).eval()
+    model = network(name)
     if form == 'packed' and not list(model.sparse_layers()):
         pytest.skip('nothing to pack')
-    model, x = FORMS[form](model), torch.randn(1, 3, 64, 64)
+    model, x = FORMS[form](model), torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         expected = model(x)
         assert relative_difference(fuse(copy.deepcopy(model))(x), expected) < 1e-5

@@ -64,6 +64,26 @@ def model(named):
     return deepcopy(named[2])
 
 
+ONE_OF_EACH_CODE = [
+    (name, form)
+    for name in ('condensenetv2_a', 'condensenetv2_110_cifar', 'condensenet_74_g4', 'condensenet_74_g8',
+                 'condensenet_50_cifar', 'sfr_shufflenetv2_x1_0', 'shufflenetv2_x0_5')
+    for form in FORMS
+    if form == 'training' or not name.startswith('shufflenet')
+]  # fmt: skip
+"""What compilers see: the others have more of the same layers or wider ones."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(case, id='-'.join(case), marks=() if case in QUICK else pytest.mark.slow)
+        for case in ONE_OF_EACH_CODE
+    ]
+)
+def compiled(request):
+    return randomize_norms(create(*request.param)).eval()
+
+
 @pytest.mark.parametrize('name,form', EVERY_FORM)
 def test_forward(name, form):
     model = randomize_norms(create(name, form)).eval()
@@ -260,14 +280,16 @@ def test_parts_are_a_chain_that_computes_the_logits(model):
         assert torch.equal(nn.Sequential(*parts)(x), model(x))
 
 
-def test_torchscript(model):
+def test_torchscript(compiled):
+    model = compiled
     x = images(model)
     scripted = torch.jit.script(model)
     with torch.no_grad():
         assert torch.equal(scripted(x), model(x))
 
 
-def test_fx_graphs_are_bit_exact(model):
+def test_fx_graphs_are_bit_exact(compiled):
+    model = compiled
     x = images(model)
     with torch.no_grad():
         graph = torch.fx.symbolic_trace(model)
