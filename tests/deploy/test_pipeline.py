@@ -22,7 +22,7 @@ def whole(model):
 @pytest.fixture
 def model():
     return finish_pruning(
-        randomize_norms(timm.create_model('condensenetv2', arch=random_arch(0), num_classes=6))
+        randomize_norms(timm.create_model('condensenetv2', arch=random_arch(201), num_classes=6))
     ).eval()
 
 
