@@ -33,20 +33,13 @@ def write_report(
     rounds: int = 20,
     facts: Optional[Mapping[str, Any]] = None,
 ) -> None:
-    """Write the page; it needs no other file and no network.
+    """Write a page about a CondenseNet, CondenseNetV2 or (SFR-)ShuffleNetV2 that needs no other file and no network.
 
-    Args:
-        model: CondenseNet, CondenseNetV2 or (SFR-)ShuffleNetV2 in training or condensed form; left as it is.
-        path: HTML file to write.
-        title: heading of the page.
-        input_size: ``(C, H, W)`` of one image.
-        log: training log, see :func:`cnv2_plugin.analysis.report_log.read_log`.
-        rounds: rounds of the latency measurement; 0 leaves it out.
-        facts: more lines of the first table.
+    ``log`` is a training log, see :func:`read_log`; 0 ``rounds`` leave out the latency; ``facts`` are more lines of the
+    first table.
 
     Raises:
         ValueError: the model is of another family, or the log holds no curve.
-        ModuleNotFoundError: jinja2 or matplotlib is missing.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

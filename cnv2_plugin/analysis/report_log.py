@@ -27,11 +27,7 @@ class Curve:
 
 
 def read_log(path: Union[str, Path]) -> list[Curve]:
-    """Read the curves of a training log.
-
-    Args:
-        path: timm's ``summary.csv``, OpenMMLab's ``scalars.json`` (one JSON object a line), or a JSON file with a
-            ``history`` of lists as the quickstart writes it.
+    """Read the curves of timm's ``summary.csv``, OpenMMLab's ``scalars.json``, or JSON with a ``history`` of lists.
 
     Raises:
         ValueError: it is none of these, or holds no numbers.

@@ -75,15 +75,8 @@ def measure_front(
 ) -> list[Point]:  # fmt: skip
     """Measure our networks and the peers in ONNX Runtime: one thread, batch 1, interleaved rounds.
 
-    Args:
-        models: names of ours that have a published accuracy.
-        rounds: measured rounds.
-        folder: where exported files are kept and found again; a temporary folder by default.
-        progress: called with a short text now and then.
-        peers: keys of :data:`PUBLISHED`.
-
-    Returns:
-        One point a peer of at most :data:`LIMIT` multiply-adds, and up to four a network of ours.
+    Returns one point a peer of at most :data:`LIMIT` multiply-adds, and up to four a network of ours. Exported files
+    are kept in ``folder`` and found again.
 
     Raises:
         ValueError: a network without published ImageNet accuracy, or an unknown peer.

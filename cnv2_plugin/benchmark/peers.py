@@ -19,16 +19,7 @@ PEERS: dict[str, tuple[str, ...]] = {
 def nearest_peers(
     mult_adds: int, input_size: tuple[int, int, int] = (3, 224, 224), families: tuple[str, ...] = tuple(PEERS)
 ) -> dict[str, nn.Module]:
-    """Of each family the network with the nearest multiply-adds, by name, with random weights.
-
-    Args:
-        mult_adds: multiply-adds to come near to.
-        input_size: ``(C, H, W)``.
-        families: which families, keys of ``PEERS``.
-
-    Raises:
-        ValueError: an unknown family, or images that a family does not take.
-    """
+    """Of each family the network whose multiply-adds are nearest to a number, by name, with random weights."""
     unknown = [family for family in families if family not in PEERS]
     if unknown:
         raise ValueError(f'there are no peers {", ".join(unknown)}; choose from {", ".join(PEERS)}.')

@@ -45,10 +45,7 @@ class Share:
 def profile(file: Union[str, Path], input_size: tuple[int, int, int] = (3, 224, 224), rounds: int = 40) -> list[Share]:
     """Measure what each kind of instruction takes in a native ONNX file: one image, one thread, those with most first.
 
-    Args:
-        file: written with ``--native``.
-        input_size: ``(C, H, W)``, where the file leaves them open.
-        rounds: measured rounds.
+    ``input_size`` is ``(C, H, W)``, where the file leaves them open.
 
     Raises:
         ValueError: the file holds no native operators, or is no ONNX file.

@@ -100,12 +100,11 @@ def _finish(source: Source, args: argparse.Namespace) -> None:
 
         found = image_batches(args.images, ('batch', *source.input_size), source.model.pretrained_cfg)
         batches = list(torch.from_numpy(numpy.concatenate(found)).split(32))
-    done = finish(source.model, next(iter(source.views.values())), source.input_size, batches)
-    kind = 'images' if batches else 'random images'
-    rows = [[f'same top-1 class as before, of {done.images} {kind}', f'{done.agreement:.1%}']]
-    if done.recalibrated is not None:
-        rows.append(['the same with statistics of these images', f'{done.recalibrated:.1%}'])
-    print_table(f'Finished: {say_missing(done.missing)}', ['', ''], rows, args.markdown)
+    images, shares = finish(source.model, next(iter(source.views.values())), source.input_size, batches)
+    compared = f'same top-1 class as before, of {images} {"images" if batches else "random images"}'
+    texts = (compared, 'the same with statistics of these images')
+    rows = [[text, f'{share:.1%}'] for text, share in zip(texts, shares)]
+    print_table(f'Finished: {say_missing(missing)}', ['', ''], rows, args.markdown)
 
 
 def _check(args: argparse.Namespace, config: list[str], outs: list[Path]) -> None:

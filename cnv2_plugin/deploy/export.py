@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import atomic_path
 from ..checkpoints.io import check_target
+from ..graph.model_parts import replace_module
 from ..graph.rewrite_gathers import level_table
 from ..layers import ChannelGather, ChannelScatterSum
 from ..layers.permute import ViewedChannelShuffle
@@ -131,10 +132,9 @@ def export_onnx(
 def _restated(model: nn.Module) -> nn.Module:
     """A copy of a model whose index layers are gathers, and whose shuffles are views."""
     model = deepcopy(model)
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, ChannelScatterSum):
-                setattr(parent, name, GatherSum(child))
-            elif isinstance(child, nn.ChannelShuffle):  # which TorchScript's exporter does not know
-                setattr(parent, name, ViewedChannelShuffle(child.groups))
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, ChannelScatterSum):
+            model = replace_module(model, name, GatherSum(module))
+        elif isinstance(module, nn.ChannelShuffle):  # which TorchScript's exporter does not know
+            model = replace_module(model, name, ViewedChannelShuffle(module.groups))
     return model

@@ -2,31 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
 from ..sparsify import recalibrate_norms
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What finishing a network changed.
-
-    Attributes:
-        missing: pruning stages that layers had done and that they take, of those that lacked some, by name.
-        images: number of images compared.
-        agreement: share of positions with the same largest channel as before, with the statistics of the training.
-        recalibrated: the same with statistics of the given images; None where none were given.
-    """
-
-    missing: dict[str, tuple[int, int]]
-    images: int
-    agreement: float
-    recalibrated: Optional[float]
 
 
 def missing_stages(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -49,26 +30,28 @@ def finish(
     view: Callable[[nn.Module], nn.Module],
     input_size: tuple[int, int, int],
     batches: Sequence[Tensor] = (),
-) -> Finished:
+) -> tuple[int, list[float]]:
     """Prune a network in eval mode to its last stages, in place, and recalibrate its statistics on given images.
 
     ``view`` makes of the model what is compared before and after, on random images where no ``batches`` are given.
+    Returns how many images were compared, and the share of positions with the same largest channel as before: with the
+    statistics of the training, then with those of the given images.
     """
-    missing, before = missing_stages(model), deepcopy(model)
+    before = deepcopy(model)
     for layer in model.modules():
         if isinstance(layer, GroupSparseConv2d) and not layer.is_finished():
             layer.prune_to(layer.num_stages)
     compared = batches or list(torch.randn(4, 4, *input_size, generator=torch.Generator().manual_seed(0)))
-    agreement = _agreement(view(before), view(model), compared)
-    if not batches:
-        return Finished(missing, sum(map(len, compared)), agreement, None)
-    compared_model = view(model)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
-    recalibrate_norms(model, batches, forward=compared_model)
-    model.eval()
-    return Finished(missing, sum(map(len, batches)), agreement, _agreement(view(before), view(model), batches))
+    shares = [_agreement(view(before), view(model), compared)]
+    if batches:
+        compared_model = view(model)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train()
+        recalibrate_norms(model, batches, forward=compared_model)
+        model.eval()
+        shares.append(_agreement(view(before), view(model), batches))
+    return sum(map(len, compared)), shares
 
 
 def _agreement(one: nn.Module, other: nn.Module, batches: Sequence[Tensor]) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional, Union
 
@@ -128,9 +129,7 @@ def check_takes(form: Runnable, input_size: tuple[int, int, int], name: str) -> 
 class _Comparison:
     """What was found so far."""
 
-    def __init__(
-        self, reference: Runnable, candidate: Runnable, dtype: Optional[torch.dtype], exact: bool
-    ) -> None:  # fmt: skip
+    def __init__(self, reference: Runnable, candidate: Runnable, dtype: Optional[torch.dtype], exact: bool) -> None:
         self.dtype = dtype or torch.float32
         self.precise = _in_float64(reference)
         self.precise_candidate = None if self.precise is None else _in_float64(candidate)
@@ -162,7 +161,11 @@ class _Comparison:
             else:
                 found, actual = _run_with(self.precise_candidate, self.common, rounded.double())
                 self._compare_features(features, found)
-            self._check_shapes(expected, actual)
+            if len(expected) != len(actual):
+                raise VerificationError(f'the reference has {len(expected)} outputs, the candidate {len(actual)}.')
+            for a, b in zip(expected, actual):
+                if a.shape != b.shape:
+                    raise VerificationError(f'the reference gives {tuple(a.shape)}, the candidate {tuple(b.shape)}.')
             results.append((plain, expected, actual))
         for i in range(len(results[0][0]) if results else 0):
             whole = [torch.cat([result[form][i] for result in results]).double() for form in range(3)]
@@ -171,13 +174,6 @@ class _Comparison:
     def report(self, num_inputs: int) -> VerifyReport:
         agreement = self.same / self.positions if self.positions else float('nan')
         return VerifyReport(self.max_abs, self.max_rel, agreement, num_inputs, self.where, self.fault)
-
-    def _check_shapes(self, expected: list[Tensor], actual: list[Tensor]) -> None:
-        if len(expected) != len(actual):
-            raise VerificationError(f'the reference has {len(expected)} outputs, the candidate {len(actual)}.')
-        for a, b in zip(expected, actual):
-            if a.shape != b.shape:
-                raise VerificationError(f'the reference gives {tuple(a.shape)}, the candidate {tuple(b.shape)}.')
 
     def _compare_features(self, features: dict[str, Tensor], found: dict[str, Tensor]) -> None:
         for name, expected in features.items():
@@ -273,18 +269,15 @@ def _run_with(model: nn.Module, names: Sequence[str], x: Tensor) -> tuple[dict[s
     """Samples of what modules of these names give, and the outputs of the model."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point():
-                for dim in range(2, output.ndim):
-                    output = output[(slice(None),) * dim + (slice(None, None, max(output.shape[dim] // SAMPLES, 1)),)]
-                found[name] = output.clone()
+    def keep(name: str, module: nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            for dim in range(2, output.ndim):
+                output = output[(slice(None),) * dim + (slice(None, None, max(output.shape[dim] // SAMPLES, 1)),)]
+            found[name] = output.clone()
 
-        return hook
-
-    with ExitStack() as stack:
+    with ExitStack() as hooks:
         for name in names:
-            stack.callback(model.get_submodule(name).register_forward_hook(keep(name)).remove)
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(keep, name)))
         return found, as_runner(model)(x)
 
 

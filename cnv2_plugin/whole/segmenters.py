@@ -171,13 +171,9 @@ def export_segmenter(
 def compare_masks(
     model: Any, run: Callable[[Tensor], list[Tensor]], batches: Iterable[Tensor], tolerance: float = 1e-5
 ) -> MaskReport:
-    """Compare a file with a segmenter.
+    """Compare a file, as a function from images to its outputs, with a segmenter on batches of normalised images.
 
-    Args:
-        model: of MMSegmentation.
-        run: the file, from images to its outputs.
-        batches: normalised images ``(N, C, H, W)``.
-        tolerance: largest difference of a class's logits, over how much they vary, that is accepted.
+    ``tolerance`` is the largest difference of a class's logits, over how much they vary, that is accepted.
     """
     images = pixels = other = different = 0
     apart = [0.0]

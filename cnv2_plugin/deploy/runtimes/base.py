@@ -30,21 +30,15 @@ class Runtime:
         suffixes: of the files that belong together; the first one is the name that users give.
         packages: Python packages that writing takes.
         table: whose rules choose implementations; see :mod:`cnv2_plugin.graph.choice`.
-        is_folder: whether the files are in a folder of that name.
-        runs: whether the file is run and compared here.
-        tells: whether the format has a place for what serving must know.
     """
 
     name: str
     suffixes: tuple[str, ...]
     packages: tuple[str, ...]
     table: str
-    is_folder: bool = False
-    runs: bool = True
-    tells: bool = True
 
     def module(self) -> ModuleType:
-        """The module with ``write(lowered, path, example, [metadata])`` and, where it runs, ``load(path, threads)``.
+        """The module with ``write(lowered, path, example, metadata)`` and, where files run, ``load(path, threads)``.
 
         Raises:
             ImportError: a package is missing; tells how to get it.
@@ -81,9 +75,9 @@ RUNTIMES: dict[str, Runtime] = {
         Runtime('openvino', ('.xml', '.bin'), ('openvino', 'onnx'), 'openvino'),
         Runtime('onnxruntime', ('.onnx',), ('onnx', 'onnxruntime'), 'onnxruntime'),
         Runtime('torch_export', ('.pt2',), (), 'onnxruntime'),
-        Runtime('executorch', ('.pte',), ('executorch',), 'onnxruntime', tells=False),
-        Runtime('ncnn', ('.param', '.bin'), ('ncnn', 'pnnx'), 'ncnn', tells=False),
-        Runtime('coreml', ('.mlpackage',), ('coremltools',), 'onnxruntime', is_folder=True, runs=False),
+        Runtime('executorch', ('.pte',), ('executorch',), 'onnxruntime'),
+        Runtime('ncnn', ('.param', '.bin'), ('ncnn', 'pnnx'), 'ncnn'),
+        Runtime('coreml', ('.mlpackage',), ('coremltools',), 'onnxruntime'),
     )
 }  # fmt: skip
 
@@ -145,10 +139,10 @@ def export_runtime(
     check_float32(model)
     lowered = lower(model, input_size, 'native' if native else kind.table, choices)
     with staged(*paths) as temporaries:
-        told = dict(metadata=serving_metadata(model, input_size, metadata)) if kind.tells else {}
-        module.write(lowered, temporaries[0], torch.zeros(batch, *input_size), **told)
+        told = serving_metadata(model, input_size, metadata)
+        module.write(lowered, temporaries[0], torch.zeros(batch, *input_size), told)
         report = None
-        if kind.runs:
+        if hasattr(module, 'load'):
             report = verify(model, module.load(temporaries[0]), input_size, batch_size=batch)
             report.check(tolerance, f'the {runtime} file')
         size = sum(map(_bytes, temporaries))
@@ -182,7 +176,7 @@ def check_float32(model: nn.Module) -> None:
 
 def check_free(paths: tuple[Path, ...], kind: Runtime) -> None:
     """Raise where one of several files exists: an old and a new one could be left together if writing is stopped."""
-    if len(paths) == 1 and not kind.is_folder:
+    if len(paths) == 1 and paths[0].suffix != '.mlpackage':  # which is a folder
         return check_target(paths[0])
     check_folder(paths[0])
     taken = [str(path) for path in paths if path.exists()]

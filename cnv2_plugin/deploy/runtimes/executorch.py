@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from .base import Loaded
 
 
-def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
-    """Write ``.pte``."""
+def write(lowered: nn.Module, path: Path, example: Tensor, metadata: object = None) -> None:
+    """Write ``.pte``, which has no place for ``metadata``."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 

@@ -13,12 +13,8 @@ from torch import Tensor, nn
 from .base import Loaded
 
 
-def write(lowered: nn.Module, path: Path, example: Tensor) -> None:
-    """Write ``.param`` and ``.bin`` with float32 weights.
-
-    Raises:
-        RuntimeError: pnnx left a layer out, because ncnn has none like it.
-    """
+def write(lowered: nn.Module, path: Path, example: Tensor, metadata: object = None) -> None:
+    """Write ``.param`` and ``.bin`` with float32 weights; they have no place for ``metadata``."""
     import pnnx
 
     with TemporaryDirectory(dir=path.parent) as folder:
