@@ -20,12 +20,12 @@ from .file_safety import (
     CheckpointError,
     NeedsTrustError,
     OversizedError,
+    admitted,
     check_archive,
     check_no_tar,
     check_old_format,
     check_tensors,
 )
-from .safe_globals import admitted
 
 _OURS, _DAY = '.cnv2-', 24 * 3600
 """How the names of our temporary folders begin, and seconds after which one is of a writer that was killed."""

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the script; with sparsification the exit code is 1 where nothing was there to sparsify."""
-    from ..sparsify.script import SparsificationError, SparsifiedScript
+    from ..sparsify.attach import SparsificationError, SparsifiedScript
 
     options = _options(args)
     if options is None:
@@ -68,7 +68,7 @@ def run_script(script: str, arguments: Sequence[str], is_module: bool = False) -
     Returns 0, or 1 after an uncaught exception, whose traceback is printed; ``SystemExit`` and errors of the
     sparsification pass.
     """
-    from ..sparsify.script import SparsificationError
+    from ..sparsify.attach import SparsificationError
 
     if not is_module and not Path(script).exists():
         raise UsageError(f'there is no script {script}; give the path of a file, or -m and the name of a module.')

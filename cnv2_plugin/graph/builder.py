@@ -17,8 +17,7 @@ from ..layers import (
     SpatialGroupConv2d,
     SqueezeExcite,
 )
-from ..layers.known import DROPOUTS, ELEMENTWISE, is_changed, is_class, is_exactly
-from ..layers.norm import is_batch_norm
+from ..layers.known import DROPOUTS, ELEMENTWISE, is_batch_norm, is_changed, is_class, is_exactly
 from ..layers.permute import ChannelShuffle
 from ..models.condensenet import DenseLayer, DenseStage
 from ..models.shufflenet import ShuffleStage, ShuffleUnit

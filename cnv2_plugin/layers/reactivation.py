@@ -20,8 +20,7 @@ from torch.types import Device
 
 from .convolutions import convolutions_last
 from .grouping import GroupedSide
-from .known import peculiarity, refuse, treats_channels_alike
-from .norm import check_norm, gather_norm
+from .known import check_norm, gather_norm, peculiarity, refuse, treats_channels_alike
 from .sparse import GroupSparseConv2d
 
 NormLayer = Callable[[int], nn.Module]

@@ -1,15 +1,16 @@
-"""The driver of sparsification: attached once, it follows a training by itself."""
+"""The driver of sparsification: attached once, it follows a training by itself, also that of an unchanged script."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Optional, Union
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .find_models import averages_of, copy_pruning, same_sparse_layers
+from .find_models import as_list, averaged_copy, averages_of, copy_pruning, model_of, optimizers_in, same_sparse_layers
 from .sparsifier import StagedSparsifier
-from .wrappers import as_list, averaged_copy, optimizers_in
 
 STATE_KEY = 'staged_sparsifier'
 """Entry of the optimiser's first parameter group that carries the sparsifier's state through checkpoints."""
@@ -252,3 +253,51 @@ def _levels_that_train(sparsifier: StagedSparsifier, given: Optimizers) -> list[
         f'{names} trains no sparse layer of {type(sparsifier.model).__name__}; give the optimiser that was made with '
         f'the parameters of this model.'
     )
+
+
+class SparsificationError(RuntimeError):
+    """A script cannot be sparsified as it was told to be."""
+
+
+class SparsifiedScript:
+    """Sparsifies the first model with group-sparse layers that an optimiser trains inside a ``with`` block.
+
+    Args:
+        total_steps: optimiser steps of the whole training, also where the block resumes it.
+        on_change: called with the sparsifier when training begins, and after masks have changed.
+        **options: further options of :class:`StagedSparsifier`.
+    """
+
+    def __init__(
+        self, total_steps: int, on_change: Optional[Callable[[StagedSparsifier], None]] = None, **options: Any
+    ) -> None:
+        self.total_steps, self.on_change, self.options = total_steps, on_change, options
+        self.sparsifier: Optional[StagedSparsifier] = None  # before the first step of its optimiser
+        self._attached: Optional[AttachedSparsifier] = None
+        self._others: weakref.WeakSet = weakref.WeakSet()
+
+    def __enter__(self) -> 'SparsifiedScript':
+        self._hook = register_optimizer_step_pre_hook(self._before_step)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._hook.remove()
+        if self._attached:
+            self._attached.detach()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Look at a step of any optimiser; the one that trains sparse layers gets the sparsifier."""
+        if self._attached or optimizer in self._others:
+            return
+        model = model_of(optimizer)
+        if model is None:
+            self._others.add(optimizer)
+            return
+        try:
+            sparsifier = StagedSparsifier(model, self.total_steps, **self.options)
+            self._attached = AttachedSparsifier(sparsifier, optimizer, on_change=self.on_change)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise SparsificationError(str(error)) from error
+        self.sparsifier = sparsifier
+        if self.on_change:
+            self.on_change(sparsifier)

@@ -1,7 +1,7 @@
-"""Finds the model that an optimiser trains, and its averages, among all objects of the process."""
+"""Finds the model that an optimiser trains, its averages, and what trainers put wrappers around."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Optional
 
 import torch
@@ -10,10 +10,11 @@ from torch.nn.functional import cosine_similarity
 
 from ..layers import GroupSparseConv2d
 from ..layers.sparse import LIVING
-from .wrappers import averaged_copy, has_base
 
 AVERAGES = ('AveragedModel', 'ModelEma', 'ModelEmaV2', 'ModelEmaV3')
 """Classes that hold an averaged copy of a model: PyTorch's (Lightning uses it too) and timm's."""
+_WRAPPER_PREFIXES = ('_orig_mod', 'module')
+_SHARDING_WRAPPERS = ('FullyShardedDataParallel', 'DeepSpeedEngine')
 
 
 def model_of(optimizer: torch.optim.Optimizer) -> Optional[nn.Module]:
@@ -77,3 +78,55 @@ def _living(wanted: Callable[[type], bool]) -> list[Any]:
     things = gc.get_objects()
     kinds = {kind for kind in set(map(type, things)) if wanted(kind)}
     return [thing for thing in things if type(thing) in kinds] if kinds else []
+
+
+def plain_name(name: str) -> str:
+    """Strip from a module's name what DDP, averaged models and torch.compile put before it."""
+    return '.'.join(part for part in name.split('.') if part not in _WRAPPER_PREFIXES)
+
+
+def averaged_copy(average: Any) -> nn.Module:
+    """Return the module inside ``AveragedModel``, ``ModelEmaV3`` and the like; another module is the copy itself."""
+    inside = getattr(average, 'module', None) or getattr(average, 'ema', None)
+    return inside if isinstance(inside, nn.Module) else average
+
+
+def as_list(given: Any) -> list[Any]:
+    """Return nothing, one or several models or optimisers as a list."""
+    if given is None:
+        return []
+    single = isinstance(given, nn.Module) or not isinstance(given, Iterable)
+    return [given] if single else list(given)
+
+
+def optimizers_in(given: Any) -> list[Any]:
+    """List one or several optimisers and all that they wrap, by whatever name, outermost first."""
+    found: list[Any] = []
+    queue = as_list(given)
+    while queue:
+        current = queue.pop(0)
+        if any(current is seen for seen in found):
+            continue
+        found.append(current)
+        for value in getattr(current, '__dict__', {}).values():
+            several = [*value.values()] if isinstance(value, Mapping) else value
+            inside = several if isinstance(several, (list, tuple)) else (several,)  # not tensors, such as grad_scale
+            queue.extend(v for v in inside if hasattr(v, 'param_groups'))
+    return found
+
+
+def has_base(kind: type, names: tuple[str, ...]) -> bool:
+    """Tell whether a class or one that it is made from has one of these names."""
+    return any(base.__name__ in names for base in kind.__mro__)
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Raise where FSDP or DeepSpeed leaves no process whole weights: what is least important could not be told."""
+    wrapped = (type(m).__name__ for m in model.modules() if has_base(type(m), _SHARDING_WRAPPERS))
+    shards = (name for name, p in model.named_parameters() if hasattr(p, 'placements') or hasattr(p, 'ds_id'))
+    sharded = next(wrapped, None) or next(shards, None)
+    if sharded:
+        raise RuntimeError(
+            f'The parameters are sharded over processes ({sharded}), but pruning compares whole weights; train with '
+            f'DistributedDataParallel (OpenMMLab: MMDistributedDataParallel) instead.'
+        )

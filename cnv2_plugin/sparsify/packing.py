@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..layers import GroupSparseConv2d
 from ..models.condense import check_finished
 from .attach import Averages, Optimizers
-from .wrappers import as_list, averaged_copy, optimizers_in, plain_name
+from .find_models import as_list, averaged_copy, optimizers_in, plain_name
 
 Layers = Mapping[str, GroupSparseConv2d]
 Convert = Callable[[Tensor], Tensor]

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
-from .find_models import likeness
+from .find_models import likeness, plain_name, refuse_sharded
 from .schedule import SparsificationSchedule
-from .wrappers import plain_name, refuse_sharded
 
 PAPERS = dict(start=0.0, spacing='even', importance='l1')
 """Settings of the papers: those of states that do not name them. Earlier versions knew other values of the last two."""

@@ -7,8 +7,7 @@ from mmengine.runner import Runner
 
 from cnv2_plugin.checkpoints import CheckpointError
 from cnv2_plugin.layers import GroupSparseConv2d, UnfinishedPruningError
-from cnv2_plugin.toolkits.openmmlab.deploy_files import deployed_config
-from cnv2_plugin.toolkits.openmmlab.deploy_hook import SwitchToDeployHook
+from cnv2_plugin.toolkits.openmmlab.deploy_files import SwitchToDeployHook, deployed_config
 from tests.helpers import relative_difference
 
 from .stand_ins import hook_of, runner_config, train

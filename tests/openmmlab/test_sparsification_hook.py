@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from cnv2_plugin.checkpoints import load_checkpoint
 from cnv2_plugin.layers import GroupSparseConv2d
-from cnv2_plugin.sparsify.wrappers import refuse_sharded
+from cnv2_plugin.sparsify.find_models import refuse_sharded
 from cnv2_plugin.toolkits.openmmlab import StagedSparsificationHook, sparsification_hook
 from cnv2_plugin.toolkits.openmmlab.sparsification_hook import check_masks_agree
 from tests.helpers import finish_pruning, relative_difference

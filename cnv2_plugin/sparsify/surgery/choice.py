@@ -10,8 +10,8 @@ from torch import nn
 
 from ...layers import GroupSparseConv2d
 from ...models.modes import in_eval
-from .probe import Probe
 from .report import LayerPlan, NetworkLatency, ReactivationPlan, ReactivationReport, SkippedLayer, SurgeryReport
+from .tracing import Probe
 
 Target = Literal['multiply-adds', 'latency']
 Costs = tuple[float, float, float]

@@ -14,8 +14,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from ...layers import GroupSparseConv2d, kept_units, largest_divisor
 from ...layers.known import has_hooks, is_class, peculiarity
 from .choice import LatencyModel, Target, choose_learned_groups, finish_at_random, latency_for
-from .probe import Probe, probe
 from .report import LayerPlan, SkippedLayer, SurgeryReport
+from .tracing import Probe, probe
 
 Patterns = Union[str, Iterable[str], None]
 

@@ -12,10 +12,9 @@ from torch import fx, nn
 from ...layers import SparseFeatureReactivation, kept_units
 from .choice import LatencyModel, Target, choose_reactivations, latency_for
 from .learned_groups import MIN_CHANNELS, Patterns, check_whole_numbers, groups_for, name_filter
-from .probe import Call, probe
 from .report import ReactivationPlan, ReactivationReport
 from .sites import KINDS, Site, called, concatenated, convolutions_of, find_sites
-from .tracing import UntraceableError, trace, with_forward
+from .tracing import Call, UntraceableError, probe, trace, with_forward
 
 
 class AddedReactivation(SparseFeatureReactivation):

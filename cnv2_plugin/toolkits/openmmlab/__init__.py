@@ -6,14 +6,13 @@ Only mmengine is imported here; mmcv, mmdet and mmpretrain are imported when som
 
 from .condensenet import CondenseNet, CondenseNetV2
 from .config_names import register_configs
-from .deploy_hook import SwitchToDeployHook
+from .deploy_files import SwitchToDeployHook
 from .distillation_hook import DistillationHook
 from .necks import SEGlobalPooling, SFRTopDown, build_sfr_fpn
 from .onnx_detector import OnnxDetector, OnnxSegmenter
-from .packing_hook import CondensedTrainingHook, PackedTrainingHook
 from .safe_loading import allow_mmengine_checkpoints
 from .shufflenet import SFRShuffleNetV2
-from .sparsification_hook import StagedSparsificationHook
+from .sparsification_hook import CondensedTrainingHook, PackedTrainingHook, StagedSparsificationHook
 from .surgery_hook import LearnedGroupSurgeryHook, build_learned_group_model
 
 __all__ = [

@@ -21,7 +21,7 @@ from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from mmengine.runner import checkpoint as loading
 
 from ...checkpoints import CheckpointError, NeedsTrustError, load_checkpoint
-from ...checkpoints.safe_globals import admit, for_torch
+from ...checkpoints.file_safety import admit, for_torch
 
 _ONLY_WEIGHTS, _EVERYTHING = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD', 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 _HISTORY_STATISTICS = ('min', 'max', 'current', 'mean')
