@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_classes(runner: 'Runner', args: argparse.Namespace) -> None:
     """Raise a ValueError where a detector, or what an ONNX file tells, has other classes than the test set."""
-    from ..toolkits.openmmlab.runner_models import plain_model
+    from ..toolkits.openmmlab.runner_config import plain_model
     from ..whole.detectors import num_classes_of
 
     model = plain_model(runner)

@@ -1,7 +1,6 @@
 """Staged sparsification: a schedule, what drives a model's layers along it, and what brings it to any network."""
 
 from .attach import AttachedSparsifier, attach_sparsifier
-from .distillation import distillation_loss
 from .packing import (
     PackedTraining,
     condense_while_training,
@@ -10,7 +9,7 @@ from .packing import (
     pack_model,
     restore_masked,
 )
-from .recalibration import recalibrate_norms
+from .recovery import distillation_loss, recalibrate_norms
 from .schedule import SparsificationSchedule, cosine_with_rewind
 from .sparsifier import StagedSparsifier
 from .surgery.choice import LatencyModel

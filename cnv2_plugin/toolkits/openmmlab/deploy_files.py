@@ -15,7 +15,7 @@ from torch import nn
 from ...checkpoints import save_checkpoint
 from ...checkpoints.io import check_finite, staged
 from ...deploy import condense
-from .runner_models import average_anew, ema_models, plain_model
+from .runner_config import average_anew, ema_models, plain_model
 
 _DEPLOYABLE = ('CondenseNet', 'CondenseNetV2', 'SFRShuffleNetV2', 'SFRFPN', 'LearnedGroupModel')
 _SURGERY_HOOK = 'LearnedGroupSurgeryHook'

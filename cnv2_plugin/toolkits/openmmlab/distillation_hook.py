@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...checkpoints import atomic_path, find_state_dict, load_checkpoint
 from ...sparsify import distillation_loss
-from .runner_models import plain_model
+from .runner_config import plain_model
 
 COPIES = ('start', 'first_stage')
 """Moments at which the network itself is copied as its teacher."""

@@ -1,4 +1,4 @@
-"""From a config file and command-line options to a runner of mmpretrain or mmdet."""
+"""From a config file and command-line options to a runner of mmpretrain or mmdet, and the models inside of it."""
 
 import argparse
 import os
@@ -9,13 +9,15 @@ from typing import Any, Optional
 import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
+from mmengine.hooks import EMAHook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
 from ...checkpoints import find_state_dict, load_checkpoint
 from ...checkpoints.io import misfit
 from ...config_files import config_path
-from .runner_models import plain_model
 from .safe_loading import check_start
 
 _TORCHRUN_VARIABLES = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
@@ -119,3 +121,19 @@ def prepare_cpu_launch(cfg: Config) -> bool:
     wrapper = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=unused)
     cfg.model_wrapper_cfg = {**wrapper, **(cfg.get('model_wrapper_cfg') or {}), 'device_ids': None}
     return True
+
+
+def plain_model(runner: Runner) -> nn.Module:
+    """The runner's model without the wrapper of distributed training."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def ema_models(runner: Runner) -> list[nn.Module]:
+    """The averaged models (``BaseAveragedModel``) of the runner's EMA hooks that have been set up."""
+    return [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook) and hasattr(hook, 'ema_model')]
+
+
+def average_anew(ema_model: nn.Module) -> None:
+    """Let an averaged model average the tensors that it has now."""
+    named = ema_model.module.named_parameters()
+    ema_model.avg_parameters = ema_model.module.state_dict() if ema_model.update_buffers else dict(named)

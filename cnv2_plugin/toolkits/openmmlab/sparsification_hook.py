@@ -27,7 +27,7 @@ from ...sparsify import (
 )
 from ...sparsify.find_models import refuse_sharded
 from ...sparsify.sparsifier import check_earlier
-from .runner_models import average_anew, ema_models, plain_model
+from .runner_config import average_anew, ema_models, plain_model
 
 
 @HOOKS.register_module()

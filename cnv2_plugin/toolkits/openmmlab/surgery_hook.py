@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...sparsify import SurgeryReport, to_learned_groups
-from .runner_models import plain_model
+from .runner_config import plain_model
 
 Patterns = Union[str, Sequence[str], None]
 
