@@ -24,17 +24,8 @@ class DenseLayer(nn.Module):
         f = SE(conv3x3(act(BN(LGC(x)))))    # LGC, learned group convolution: conv_1
         y = concat(x + SFR(f), f)           # SFR, sparse feature reactivation: sfr
 
-    Without SE (early stages) ``se`` is the identity; without SFR (CondenseNet) ``y = concat(x, f)``.
-
-    Args:
-        in_channels: features so far, ``c``.
-        growth: new features, ``k``.
-        arch: groups, factors and bottleneck.
-        act_layer: makes the activation of all three convolutions.
-        with_se: adds squeeze-and-excitation on the new features.
-        norm_layer: makes a normalisation from a channel count.
-        drop_rate: dropout probability in front of the learned group convolution.
-        deploy: build the group-convolution form.
+    Without SE (early stages) ``se`` is the identity; without SFR (CondenseNet) ``y = concat(x, f)``. The features so
+    far, ``c``, are ``in_channels``, and ``k`` is ``growth``; dropout stands in front of the learned group convolution.
     """
 
     def __init__(

@@ -43,16 +43,8 @@ class ShuffleUnit(nn.Module):
     """One unit of ShuffleNetV2 (section 3.2), with SFR on the half that it otherwise leaves untouched.
 
     At stride 1 the right half goes through ``branch2``, whose output ``f`` also reactivates the left half:
-    ``left + SFR(f)`` (CondenseNetV2, section 3.4). At stride 2 both branches read everything.
-
-    Args:
-        in_channels: channels in.
-        out_channels: channels out, an even number; equal to ``in_channels`` at stride 1.
-        stride: 1 or 2.
-        arch: whether SFR is used, its groups and its factor.
-        norm_layer: makes a normalisation from a channel count.
-        act_layer: makes an activation; ReLU by default.
-        deploy: build the group-convolution form.
+    ``left + SFR(f)`` (CondenseNetV2, section 3.4), and channels out are those in. At stride 2 both branches read
+    everything. Channels out are an even number.
     """
 
     def __init__(

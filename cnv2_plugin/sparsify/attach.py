@@ -262,10 +262,7 @@ class SparsificationError(RuntimeError):
 class SparsifiedScript:
     """Sparsifies the first model with group-sparse layers that an optimiser trains inside a ``with`` block.
 
-    Args:
-        total_steps: optimiser steps of the whole training, also where the block resumes it.
-        on_change: called with the sparsifier when training begins, and after masks have changed.
-        **options: further options of :class:`StagedSparsifier`.
+    Options are those of :class:`StagedSparsifier`; ``on_change`` is called when training begins, too.
     """
 
     def __init__(
