@@ -117,19 +117,12 @@ def _mend_streams() -> None:
 
 def _check_encoding(argv: list[str]) -> None:
     """Raise where the locale cannot tell the letters of an argument, which libraries take in UTF-8 only."""
-    wrong = next((text for text in argv if not text.isascii() and not _is_utf8(text)), None)
+    wrong = next((text for text in argv if any('\ud800' <= letter <= '\udfff' for letter in text)), None)
     if wrong is not None:
         raise UsageError(
             f'{ascii(wrong)} has letters that the locale of this shell does not know; set PYTHONUTF8=1 (or a UTF-8 '
             f'locale, such as LC_ALL=C.UTF-8) and try again.'
         )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        return bool(text.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _message(error: Exception) -> str:

@@ -132,8 +132,7 @@ def _containers(checkpoint: Mapping[Any, Any]) -> Iterator[tuple[str, dict[str, 
 def _split(key: str, tensors: dict[str, Tensor], prefix: Optional[str], known: Collection[str]) -> list[Weights]:
     """The models in one container: what stands behind each prefix that leads to the first tensors of a model."""
     for wrapper in _INSIDE:
-        if any(f'.{wrapper}' in name for name in tensors):
-            tensors = {name.replace(f'.{wrapper}', '.'): value for name, value in tensors.items()}
+        tensors = {name.replace(f'.{wrapper}', '.'): value for name, value in tensors.items()}
     if prefix is None:
         starts = _prefixes(tensors, known)
     else:
