@@ -4,6 +4,7 @@ import random
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
+import pytest
 import torch
 from packaging.requirements import Requirement
 from torch import nn
@@ -57,6 +58,11 @@ def has_compiler() -> bool:
 def lacks_kernels() -> bool:
     """Whether the native kernels could not be built here; where a compiler is, they have to be there."""
     return not available() and not has_compiler()
+
+
+def random_seeds(count: int, fast: int = 20) -> list:
+    """Seeds as parameters of a test, of which all but some are slow."""
+    return [seed if seed < fast else pytest.param(seed, marks=pytest.mark.slow) for seed in range(count)]
 
 
 def random_arch(seed: int) -> dict:

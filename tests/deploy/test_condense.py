@@ -11,7 +11,7 @@ from cnv2_plugin.analysis import count_cost
 from cnv2_plugin.checkpoints import save_checkpoint
 from cnv2_plugin.deploy import condense, lower, verify
 from cnv2_plugin.layers import GroupSparseConv2d, UnfinishedPruningError
-from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
+from tests.helpers import finish_pruning, random_arch, random_seeds, randomize_norms, relative_difference
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 PRUNED_PARAMETERS = {'condensenetv2_a': 2_038_444, 'condensenetv2_b': 3_592_662, 'condensenetv2_c': 6_177_512}
@@ -51,7 +51,7 @@ def test_published_variants_at_full_and_odd_size(name, size):
         assert difference(model, dtype, size) <= tolerance
 
 
-@pytest.mark.parametrize('seed', range(50))
+@pytest.mark.parametrize('seed', random_seeds(50))
 def test_random_archs(seed):
     arch = random_arch(seed)
     assert arch['condense_factor'] != arch['sparse_factor']

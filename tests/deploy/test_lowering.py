@@ -16,7 +16,7 @@ from cnv2_plugin.graph.ops import Opaque
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv, UnfinishedPruningError
 from cnv2_plugin.models.condensenet import DenseStage
 from cnv2_plugin.sparsify import add_reactivation
-from tests.helpers import finish_pruning, random_arch, randomize_norms, relative_difference
+from tests.helpers import finish_pruning, random_arch, random_seeds, randomize_norms, relative_difference
 
 SMALL = dict(
     layers=(1, 2, 1), growth=(12, 24, 24), groups_1x1=12, groups_3x3=12, groups_sfr=4, condense_factor=5,
@@ -45,7 +45,7 @@ def difference(model, other, *shape, seed=0):
         return relative_difference(other(x), model(x))
 
 
-@pytest.mark.parametrize('seed', range(50))
+@pytest.mark.parametrize('seed', random_seeds(50))
 def test_random_archs(seed):
     arch = random_arch(seed)
     model = hostile(timm.create_model('condensenetv2', arch=arch, num_classes=5), seed)

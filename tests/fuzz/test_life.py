@@ -139,12 +139,13 @@ class Life(RuleBasedStateMachine):
             deployed.switch_to_deploy()
 
     @precondition(lambda self: self.exports and self.sparsifier.finished and self.dtype == torch.float32)
-    @rule()
-    def export(self):
+    @rule(opset=st.sampled_from([17, 20]))
+    def export(self, opset):
+        """By TorchScript or by ``torch.export``."""
         model = deepcopy(self.model).eval()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / 'x.onnx'
-            export_onnx(condense(model), path, (3, 32, 32), batch=2, tolerance=1e-4)
+            export_onnx(condense(model), path, (3, 32, 32), batch=2, tolerance=1e-4, opset=opset)
             assert verify(model, path, (3, 32, 32), 1, batch_size=2).max_rel < 1e-4
 
     @invariant()

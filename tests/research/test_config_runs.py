@@ -49,7 +49,7 @@ def test_detectors_pruned_early_and_never_from_end_to_end(tmp_path, capsys, monk
     prepare, scenes = pytest.importorskip('prepare_fashion_mnist'), pytest.importorskip('make_scenes')
     assert prepare.main([str(tmp_path / 'data'), '--digits']) == 0
     data = tmp_path / 'scenes'
-    assert scenes.main([str(data), '--source', str(tmp_path / 'data'), '--train', '8', '--val', '2']) == 0
+    assert scenes.main([str(data), '--source', str(tmp_path / 'data'), '--train', '16', '--val', '4']) == 0
     capsys.readouterr()
     options = [
         'train_cfg.max_epochs=4', 'train_cfg.val_interval=4', 'train_dataloader.batch_size=2',
