@@ -50,7 +50,7 @@ def lower(
             would go beyond, the layers that add most keep their groups, but for those in ``choices``. By default
             what ``cnv2_plugin.graph.choice.MAX_GROWTH`` says for the runtime.
         verify: compare the result with the model once, on ``example`` or a random image, before it is returned.
-        int8: with ``'native'``, batches of images: 1x1 convolutions compute in bytes, with limits found on these, and
+        int8: with ``'native'``, batches of images: convolutions compute in bytes, with limits found on these, and
             layers that read one pixel, such as the classifier, have weights of bytes. That is not exact; it is compared
             with the same rounding in PyTorch, and refused where it changes the outputs by more than
             ``cnv2_plugin.deploy.calibration.MOST_NOISE`` of what they vary.
