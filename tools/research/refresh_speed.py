@@ -21,7 +21,7 @@ BENCHMARK = 'python -m cnv2_plugin benchmark --markdown --quiet'
 FRONT = f'{BENCHMARK} --front --rounds 25 --png docs/images/front.png'
 README = """Published ImageNet accuracy over latency of one 224x224 image among timm's small classifiers: one thread,
 ONNX Runtime, AMD EPYC with AVX2. `standard` are the operators that `cnv2 deploy` writes, `native` our kernels. With
-these A is the fastest network of its accuracy; B and C are not. The table stands in
+these A is the fastest network of its accuracy, in int8 B too; C is not. The table stands in
 [deployment](docs/deployment.md#the-front); [speed](docs/speed.md) has other forms, processors and runtimes.
 
 ![accuracy over latency](docs/images/front.png)"""
