@@ -8,7 +8,7 @@ from typing import Any, Union
 
 from ..checkpoints import atomic_path
 
-FORMATS = ('.png', '.svg', '.pdf', '.jpg')
+FORMATS = ('.png', '.svg', '.pdf', '.jpg', '.jpeg', '.webp', '.eps', '.tif')
 _STYLE = {'font.size': 10, 'axes.titlesize': 11, 'legend.fontsize': 9, 'svg.hashsalt': 'cnv2'}
 
 

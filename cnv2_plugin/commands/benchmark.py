@@ -116,15 +116,13 @@ def _measure_front(args: argparse.Namespace) -> dict:
     header = ['model', 'form', 'top-1', 'min ms', 'M multiply-adds']
     print_table(f'Front of {len(points)} points, one thread, {args.rounds} rounds', header, rows, args.markdown)
     rows = []
-    for point in points:
-        peer = nearest_peer(point, points)
-        if point.form != 'peer':
-            rows.append([point.name, point.form, f'{point.top1:.1f}', f'{point.milliseconds:.2f}'])
-            if peer is not None:
-                ratio = point.milliseconds / peer.milliseconds
-                rows[-1] += [peer.name, f'{peer.top1:.1f}', f'{peer.milliseconds:.2f}', f'{ratio:.2f}']
-            else:
-                rows[-1] += ['none', '', '', '']
+    for point in (point for point in points if point.form != 'peer'):
+        own = [point.name, point.form, f'{point.top1:.1f}', f'{point.milliseconds:.2f}']
+        if peer := nearest_peer(point, points):
+            ratio = point.milliseconds / peer.milliseconds
+            rows.append([*own, peer.name, f'{peer.top1:.1f}', f'{peer.milliseconds:.2f}', f'{ratio:.2f}'])
+        else:
+            rows.append([*own, 'none', '', '', ''])
     header = [*header[:4], 'nearest peer', 'top-1', 'min ms', 'ratio']
     print_table('Ours and the fastest peer of equal or better accuracy', header, rows, args.markdown)
     if args.png:
