@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...deploy.runtimes.onnxruntime import OPSETS
 from ..adapters import adapt, adapts
 from ..one_file import WholeReport, write_whole
-from . import dense, places, two_stage  # noqa: F401 -- they register what they adapt
+from . import dense, two_stage  # noqa: F401 -- they register what they adapt
 from .boxes import DECODING, Frame, Head, best, centred, clip, rows, write_as_standard_operators
 from .compare import compare
 
@@ -133,11 +133,11 @@ class QueryDetector(WholeDetector):
         )
         padding = down.unsqueeze(2) | across.unsqueeze(1)
         memory = maps.reshape(shape).transpose(1, 2)
-        where = self.places(padding).reshape(shape).transpose(1, 2)
-        memory = self.encoder(query=memory, query_pos=where, key_padding_mask=padding.flatten(1))
+        places = self.places(padding).reshape(shape).transpose(1, 2)
+        memory = self.encoder(query=memory, query_pos=places, key_padding_mask=padding.flatten(1))
         queries = self.queries.weight.unsqueeze(0).repeat(maps.size(0), 1, 1)
         hidden = self.decoder(
-            query=torch.zeros_like(queries), key=memory, value=memory, query_pos=queries, key_pos=where,
+            query=torch.zeros_like(queries), key=memory, value=memory, query_pos=queries, key_pos=places,
             key_padding_mask=padding.flatten(1),
         )  # fmt: skip
         return self.head(hidden[-1].unsqueeze(0), self.count, size)
