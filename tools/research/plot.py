@@ -20,12 +20,14 @@ class Point:
         accuracies: of its seeds, in percent.
         mult_adds: multiply-adds for one image.
         latency: least milliseconds of the forms that were measured, or None.
+        family: runs of one family share a colour; by default the name's first part.
     """
 
     name: str
     accuracies: Sequence[float]
     mult_adds: int
     latency: Optional[float] = None
+    family: str = ''
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
@@ -113,5 +115,5 @@ def _styles(points: Sequence[Point], colors: Sequence) -> dict[str, tuple]:
 
 
 def _family(point: Point) -> str:
-    """Name of the network without its size and what was done with it."""
-    return point.name.split('_')[0].rpartition('-')[0] or point.name
+    """Its own, or the name of the network without its size and what was done with it."""
+    return point.family or point.name.split('_')[0].rpartition('-')[0] or point.name

@@ -172,6 +172,7 @@ def picture(found: Finished, place: Place, path: Path) -> None:
             found.accuracies(cell),
             next(iter(figures.values()))['mult_adds'],
             min(latency[found.runs[cell].name].values()) if found.runs[cell].name in latency else None,
+            f'{ARMS[cell.arm].label}, {cell.images}',
         )
         for cell, figures in found.rows.items()
     ]  # fmt: skip
