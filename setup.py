@@ -42,7 +42,10 @@ TARGETS = {
 """Platforms of wheels that ``CNV2_PLATFORM`` may name, as ziglang's compiler calls them (tools/build_wheels.sh)."""
 
 PLATFORM = os.environ.get('CNV2_PLATFORM', '')
-X86 = (PLATFORM or platform.machine()).lower().endswith(('x86_64', 'amd64'))
+MACHINE = (PLATFORM or platform.machine()).lower()
+X86 = MACHINE.endswith(('x86_64', 'amd64'))
+ARM64 = MACHINE.endswith(('aarch64', 'arm64')) and bool(PLATFORM or sys.platform in ('linux', 'darwin'))
+DOTPROD = ['-mcpu=generic+dotprod' if PLATFORM else '-march=armv8.2-a+dotprod']  # ziglang does not know the second
 
 
 def requirements(name: str) -> list[str]:
@@ -71,10 +74,13 @@ def sources() -> dict[str, list[str]]:
     plain = (
         'api', 'dispatch', 'kernels_baseline', 'memory', 'onnxruntime', 'program', 'programs', 'run', 'threads',
     )  # fmt: skip
-    files = {f'{CSRC}/{name}.cpp': ['-DCNV2_X86'] if X86 else [] for name in plain}
+    defined = ['-DCNV2_X86'] if X86 else ['-DCNV2_DOTPROD'] if ARM64 else []
+    files = {f'{CSRC}/{name}.cpp': defined for name in plain}
     if X86:
-        files[f'{CSRC}/kernels_avx2.cpp'] = ['-DCNV2_X86', *AVX2]
-        files[f'{CSRC}/kernels_avx512.cpp'] = ['-DCNV2_X86', *AVX512]
+        files[f'{CSRC}/kernels_avx2.cpp'] = [*defined, *AVX2]
+        files[f'{CSRC}/kernels_avx512.cpp'] = [*defined, *AVX512]
+    if ARM64:
+        files[f'{CSRC}/kernels_dotprod.cpp'] = [*defined, *DOTPROD]
     return files
 
 

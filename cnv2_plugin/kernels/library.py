@@ -73,7 +73,7 @@ def instruction_set() -> str:
     if name is None:
         raise KernelsMissingError(
             f'CNV2_KERNELS is {os.environ.get("CNV2_KERNELS")}, which this processor does not run; take baseline, avx2 '
-            f'or avx512, or leave it unset.'
+            f'or avx512 on x86-64, neon or dotprod on ARM64, or leave it unset.'
         )
     return name.decode()
 

@@ -8,11 +8,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 CSRC = ROOT / 'cnv2_plugin/kernels/csrc'
-X86 = os.uname().machine == 'x86_64'
+X86, ARM64 = (os.uname().machine in names for names in (('x86_64',), ('aarch64', 'arm64')))
 AVX2 = ['-mavx2', '-mfma']
 AVX512 = [*AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-w']
-SETS = {'kernels_avx2': AVX2, 'kernels_avx512': AVX512}
+SETS = {'kernels_avx2': AVX2, 'kernels_avx512': AVX512, 'kernels_dotprod': ['-march=armv8.2-a+dotprod']}
 """Flags of sources that are compiled for one instruction set."""
+OF_THIS_MACHINE = SETS.keys() - {'kernels_dotprod'} if X86 else {'kernels_dotprod'} if ARM64 else set()
 
 
 def build(target: Path, *flags: str, extra: tuple[str, ...] = (), baseline: bool = False) -> Path:
@@ -25,10 +26,11 @@ def build(target: Path, *flags: str, extra: tuple[str, ...] = (), baseline: bool
         baseline: leave the kernels of newer processors out.
     """
     every = [*flags, '-std=c++17', '-fPIC', '-pthread', '-ffp-contract=fast']
-    every += ['-DCNV2_X86'] if X86 and not baseline else []
+    if not baseline:
+        every += ['-DCNV2_X86'] if X86 else ['-DCNV2_DOTPROD'] if ARM64 else []
     objects = []
     for source in [*sorted(CSRC.glob('*.cpp')), *(HERE / name for name in extra)]:
-        if source.stem in SETS and (baseline or not X86):
+        if source.stem in SETS and (baseline or source.stem not in OF_THIS_MACHINE):
             continue
         objects.append(str(target.with_name(f'{target.stem}-{source.stem}.o')))
         subprocess.run(['g++', *every, *SETS.get(source.stem, []), '-c', str(source), '-o', objects[-1]], check=True)

@@ -13,9 +13,11 @@ from torch import Tensor
 from cnv2_plugin.deploy import lower
 from cnv2_plugin.kernels import instruction_set
 from cnv2_plugin.kernels.native_model import NativeStages
+from cnv2_plugin.kernels.operator import native_stages
 from tests.helpers import relative_difference
 from tests.kernels.builds import HERE, ROOT, build, run_python, run_tests, sanitized
 from tests.kernels.cases import TINY, finished
+from tests.kernels.test_bytes import layers
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs('kernels')]
 WIDER = dict(TINY, growth=(16, 32), head_width=40)
@@ -63,10 +65,15 @@ def test_whatever_fails_ends_the_call_with_its_reason(checked, tmp_path):
 def write_case(path: Path, form: NativeStages, images: Tensor) -> Tensor:
     """A part of a network with images, as the programs here read it (case.h); returns its result."""
     result = form(images)
-    sizes = [form.plan.numel(), form.weights.numel(), *images.shape, *result.shape[1:]]
-    parts = (torch.tensor(sizes).int(), form.plan, form.weights, images)
-    path.write_bytes(b''.join(part.numpy().tobytes() for part in parts))
+    write_words(path, form.plan, form.weights, images, result)
     return result
+
+
+def write_words(path: Path, words: Tensor, weights: Tensor, images: Tensor, result: Tensor) -> None:
+    """The same from its parts."""
+    sizes = [words.numel(), weights.numel(), *images.shape, *result.shape[1:]]
+    parts = (torch.tensor(sizes).int(), words, weights, images)
+    path.write_bytes(b''.join(part.contiguous().numpy().tobytes() for part in parts))
 
 
 @pytest.fixture
@@ -134,12 +141,37 @@ def test_wheels_with_and_without_kernels(platform_wheel, tmp_path):
 
 
 SYSROOT = Path('/usr/aarch64-linux-gnu')  # of Debian's libc6-arm64-cross
+PLATFORMS = 'manylinux2014_x86_64', 'manylinux2014_aarch64'
 
 
-def test_wheels_for_other_machines(tmp_path):
-    """Built by one command; what is in them computes the same here and, under qemu, on ARM64."""
-    platforms = ['manylinux2014_x86_64', 'manylinux2014_aarch64']
-    subprocess.run(['bash', 'tools/build_wheels.sh', '--out', str(tmp_path), *platforms], cwd=ROOT, check=True)
+@pytest.fixture(scope='module')
+def programs(tmp_path_factory) -> dict[str, list]:
+    """By platform, answer.c and the library from its wheel, as the first words of a command; built by one command."""
+    folder, made = tmp_path_factory.mktemp('wheels'), {}
+    subprocess.run(['bash', 'tools/build_wheels.sh', '--out', str(folder), *PLATFORMS], cwd=ROOT, check=True)
+    for platform in PLATFORMS:
+        (wheel,) = folder.glob(f'*-py3-none-{platform}.whl')
+        shutil.unpack_archive(wheel, folder / platform, 'zip')
+        target = f'{platform.removeprefix("manylinux2014_")}-linux-gnu.2.17'
+        compiler = [ROOT / 'build/wheel-tools/bin/python', '-m', 'ziglang', 'cc', '-target', target]
+        program = folder / f'answer-{platform}'
+        subprocess.run([*compiler, HERE / 'answer.c', '-ldl', '-o', program], check=True)
+        made[platform] = [program, folder / platform / 'cnv2_plugin/kernels/_native.so']
+    return made
+
+
+def emulator(processor: str) -> list:
+    """Words in front of a command that have qemu run it as a processor of ARM64 would."""
+    return ['qemu-aarch64', '-cpu', processor, '-L', SYSROOT]
+
+
+def has_emulator() -> bool:
+    """Whether programs of ARM64 run here."""
+    return bool(shutil.which('qemu-aarch64')) and SYSROOT.exists()
+
+
+def test_wheels_for_other_machines(programs, tmp_path):
+    """What is in them computes the same here and, under qemu, on ARM64."""
     models = {
         'dense': finished('condensenetv2', arch=WIDER, num_classes=5),
         'condensenetv2_a': finished('condensenetv2_a'),
@@ -150,18 +182,31 @@ def test_wheels_for_other_machines(tmp_path):
         form, images = lower(model, (3, 96, 80), 'native'), torch.randn(2, 3, 96, 80)
         part = getattr(form, 'fused', None) or form.stages
         expected[name] = write_case(tmp_path / name, part, images)
-    with_emulator = shutil.which('qemu-aarch64') and SYSROOT.exists()
-    for platform in platforms if with_emulator else platforms[:1]:
-        (wheel,) = tmp_path.glob(f'*-py3-none-{platform}.whl')
-        shutil.unpack_archive(wheel, tmp_path / platform, 'zip')
-        target = f'{platform.removeprefix("manylinux2014_")}-linux-gnu.2.17'
-        program, result = tmp_path / f'answer-{platform}', tmp_path / 'result'
-        compiler = [ROOT / 'build/wheel-tools/bin/python', '-m', 'ziglang', 'cc', '-target', target]
-        subprocess.run([*compiler, HERE / 'answer.c', '-ldl', '-o', program], check=True)
-        emulator = ['qemu-aarch64', '-L', SYSROOT] if 'aarch64' in platform else []
-        library = tmp_path / platform / 'cnv2_plugin/kernels/_native.so'
+    result = tmp_path / 'result'
+    for platform in PLATFORMS if has_emulator() else PLATFORMS[:1]:
+        command = [*(emulator('max') if 'aarch64' in platform else []), *programs[platform]]
         for name, wanted in expected.items():
             for threads in ('1', '2'):
-                subprocess.run([*emulator, program, library, tmp_path / name, threads, result], check=True)
+                subprocess.run([*command, tmp_path / name, threads, result], check=True)
                 given = torch.frombuffer(bytearray(result.read_bytes()), dtype=torch.float32).view_as(wanted)
                 assert relative_difference(given, wanted) <= 5e-7, (platform, name)
+
+
+@pytest.mark.skipif(not has_emulator(), reason='qemu-aarch64 or an ARM64 glibc is missing')
+@pytest.mark.parametrize(('processor', 'names'), [('max', ('', 'dotprod', 'neon')), ('cortex-a53', ('', 'neon'))])
+def test_arm64_gives_the_same_bits_with_and_without_the_dot_product(programs, tmp_path, processor, names):
+    """Layers of bytes; a processor without the instructions takes NEON's kernels, and refuses the others by name."""
+    command, result = [*emulator(processor), *programs[PLATFORMS[1]]], tmp_path / 'result'
+    for program, images in layers():
+        expected = native_stages(images, program.weights(), program.words(), program.shape)
+        write_words(tmp_path / 'case', program.words(), program.weights(), images, expected)
+        for name in names:
+            environment = {**os.environ, 'CNV2_KERNELS': name}
+            subprocess.run([*command, tmp_path / 'case', '1', result], check=True, env=environment)
+            assert result.read_bytes() == expected.numpy().tobytes(), name
+    for name in {'dotprod', 'neon', 'avx2'}.difference(names):
+        environment = {**os.environ, 'CNV2_KERNELS': name}
+        done = subprocess.run(
+            [*command, tmp_path / 'case', '1', result], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 3 and f'CNV2_KERNELS is {name}' in done.stdout and 'neon' in done.stdout, done

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -82,14 +83,17 @@ def test_every_instruction_set_gives_the_same_bits(name, tmp_path):
 
 def results() -> list[torch.Tensor]:
     """What some layers give, of infinite values and NaN too."""
-    found = []
+    return [run(program, images) for program, images in layers()]
+
+
+def layers() -> Iterator[tuple[Program, torch.Tensor]]:
+    """Programs of one layer each, with images."""
     for seed, act_in, act_out, accumulate in CASES:
         program, images, _ = layer(seed, act_in, act_out, (-0.4, 3.0), accumulate)
-        found.append(run(program, with_special_values(images)))
+        yield program, with_special_values(images)
     for seed, act, stride, wide in of_3x3.CASES:
         program, images, _ = of_3x3.layer(seed, act, stride, (-0.4, 3.0), wide)
-        found.append(run(program, with_special_values(images)))
-    return found
+        yield program, with_special_values(images)
 
 
 def with_special_values(images: torch.Tensor) -> torch.Tensor:

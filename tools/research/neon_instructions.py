@@ -18,8 +18,11 @@ sys.path.insert(0, str(ROOT))
 
 from tools.research.tables import markdown  # noqa: E402
 
-FLAGS = '-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -pthread'.split()
-FORMS = 'float32', 'int8'
+FLAGS = '-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -pthread -DCNV2_DOTPROD'.split()
+SETS = {'kernels_dotprod': ['-mcpu=generic+dotprod']}
+"""Flags of sources that are compiled for one instruction set."""
+FORMS = {'float32': 'max', 'int8': 'cortex-a53', 'int8 with dot product': 'max'}
+"""Processors that qemu is."""
 CREATE = """
 import os, sys, timm, torch, cnv2_plugin
 from cnv2_plugin.benchmark import random_finished
@@ -59,7 +62,7 @@ def build(checkout: Path, compiler: list[str], folder: Path) -> Path:
 
     def compile_one(source: Path) -> str:
         made = folder / f'{source.stem}.o'
-        subprocess.run([*compiler, *FLAGS, '-c', source, '-o', made], check=True)
+        subprocess.run([*compiler, *FLAGS, *SETS.get(source.stem, []), '-c', source, '-o', made], check=True)
         return str(made)
 
     sources = [source for source in (checkout / 'cnv2_plugin/kernels/csrc').glob('*.cpp') if 'avx' not in source.stem]
@@ -100,7 +103,7 @@ def main() -> None:
     subprocess.run([*in_c, ROOT / 'tests/kernels/answer.c', '-ldl', '-o', out / 'answer'], check=True)
     library = build(ROOT, compiler, out / 'now')
     older_library = build(older, compiler, out / 'older') if older else None
-    print(markdown(['network', 'older', *FORMS, 'over older', 'int8 over float32'], [
+    print(markdown(['network', 'older', *FORMS, 'over older', 'int8 over float32', 'with dot product'], [
         row(name, args, out, library, older_library) for name in args.networks
     ]))  # fmt: skip
 
@@ -110,19 +113,20 @@ def row(name: str, args: argparse.Namespace, out: Path, library: Path, older_lib
     checkpoint = out / f'{name}.pth'
     python(ROOT, CREATE, name, checkpoint)
     found = {}
-    emulator = ['qemu-aarch64', '-cpu', 'max', '-L', args.sysroot]
-    for form in FORMS:
-        case = out / f'{name}.{form}'
-        python(ROOT, WRITE, name, checkpoint, args.size, case, *(['int8'] if form == 'int8' else []))
-        found[form] = count(emulator, library, case, out)
+    for form, processor in FORMS.items():
+        case = out / f'{name}.{form[:4]}'
+        if not form.endswith('product'):
+            python(ROOT, WRITE, name, checkpoint, args.size, case, *(['int8'] if form == 'int8' else []))
+        found[form] = count(['qemu-aarch64', '-cpu', processor, '-L', args.sysroot], library, case, out)
     before = 0
     if older_library:
         python(args.older.resolve(), WRITE, name, checkpoint, args.size, out / f'{name}.older')
+        emulator = ['qemu-aarch64', '-cpu', 'max', '-L', args.sysroot]
         before = count(emulator, older_library, out / f'{name}.older', out)
-    plain, small = found.values()
+    plain, small, dotted = found.values()
     millions = (f'{value / 1e6:.1f}' if value else '' for value in (before, *found.values()))
     over = f'{plain / before:.3f}' if before else ''
-    return [name, *millions, over, f'{small / plain:.3f}']
+    return [name, *millions, over, f'{small / plain:.3f}', f'{dotted / plain:.3f}']
 
 
 if __name__ == '__main__':

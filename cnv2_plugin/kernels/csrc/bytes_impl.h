@@ -45,6 +45,13 @@ inline Vec in_steps(Vec x, float unit) {
     }
 }
 
+// The dot product of ARM multiplies signed bytes: there 128 is taken from every byte, and sums start at 128 times the weights'.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kSigned = true;
+#else
+constexpr bool kSigned = false;
+#endif
+
 // The nearest bytes, of halves the even one; NaN is the lowest. Four vectors are one vector of words, first byte lowest.
 inline Ints to_bytes(const Vec (&x)[4], int32_t zero) {
 #if CNV2_LANES == 8 && defined(__AVX2__)
@@ -59,10 +66,15 @@ inline Ints to_bytes(const Vec (&x)[4], int32_t zero) {
     constexpr float kNoFraction = 12582912;  // 3 << 22: floats from here on are whole
     Words bytes = {};
     for (int i = 0; i < 4; ++i) {
-        Vec v = smaller(larger(x[i], all(float(-zero))), all(float(255 - zero))) + kNoFraction;
+#if defined(__aarch64__)
+        Vec least = Vec(vmaxnmq_f32(float32x4_t(x[i]), float32x4_t(all(float(-zero)))));
+#else
+        Vec least = larger(x[i], all(float(-zero)));
+#endif
+        Vec v = smaller(least, all(float(255 - zero))) + kNoFraction;
         bytes |= (Words(v) - uint32_t(0x4b400000 - zero)) << (8 * i);
     }
-    return Ints(bytes);
+    return Ints(kSigned ? bytes ^ 0x80808080u : bytes);
 #endif
 }
 
@@ -138,6 +150,23 @@ struct FourWeights {
         sum += Ints(_mm_madd_epi16(even_bytes, even)) + Ints(_mm_madd_epi16(odd_bytes, odd));
     }
 };
+#elif defined(__ARM_FEATURE_DOTPROD)
+struct FourWeights {
+    int8x16_t w;
+    explicit FourWeights(int32_t four) : w(vreinterpretq_s8_s32(vdupq_n_s32(four))) {}
+    void add(Ints& sum, Ints x) const { sum = Ints(vdotq_s32(int32x4_t(sum), int8x16_t(x), w)); }
+};
+#elif CNV2_LANES == 4 && defined(__aarch64__)
+struct FourWeights {
+    int16x8_t even, odd;
+    explicit FourWeights(int32_t four)
+        : even(vshrq_n_s16(vshlq_n_s16(int16x8_t(all_ints(four)), 8), 8)), odd(vshrq_n_s16(int16x8_t(all_ints(four)), 8)) {}
+    void add(Ints& sum, Ints x) const {
+        int16x8_t even_bytes = int16x8_t(vandq_u16(uint16x8_t(x), vdupq_n_u16(255)));
+        int16x8_t odd_bytes = int16x8_t(vshrq_n_u16(uint16x8_t(x), 8));
+        sum = Ints(vpadalq_s16(int32x4_t(sum), vmlaq_s16(vmulq_s16(even_bytes, even), odd_bytes, odd)));
+    }
+};
 #else
 struct FourWeights {
     int32_t w[4];
@@ -150,6 +179,15 @@ struct FourWeights {
 };
 #endif
 
+// Vectors side by side in a tile; NEON without the dot product needs two registers for each one that is loaded.
+constexpr int bytes_vectors(int rows) {
+#if defined(__aarch64__) && !defined(__ARM_FEATURE_DOTPROD)
+    return rows > 2 ? 4 : tile_vectors(rows);
+#else
+    return tile_vectors(rows);
+#endif
+}
+
 struct BytesRows {
     const int32_t* x;                // packed: [quads][stride]
     int64_t stride;
@@ -161,7 +199,16 @@ struct BytesRows {
     int64_t position, vectors;
     int act;
     bool accumulate;
+    int32_t start[kRows];            // of the sums, where kSigned
 };
+
+// Where the sums of so many rows start.
+inline void start_sums(const int32_t* weight, int64_t count, int rows, int32_t* start) {
+    Ints sum[kRows] = {}, ones = all_ints(0x01010101);
+    for (int64_t k = 0; k < count; ++k)
+        for (int r = 0; r < rows; ++r) FourWeights(*weight++).add(sum[r], ones);
+    for (int r = 0; r < rows; ++r) start[r] = 128 * sum[r][0];
+}
 
 // Scales the sums of a tile, activates them and puts them where they belong.
 template <int kAct, int R, int V>
@@ -181,6 +228,9 @@ inline void finish_bytes(const BytesRows& t, const Ints (&sum)[R][V], int64_t at
 template <int R, int V, int kCount>
 [[gnu::noinline]] void bytes_tile(const BytesRows& t, int64_t at) {
     Ints sum[R][V] = {};
+    if constexpr (kSigned)
+        for (int r = 0; r < R; ++r)
+            for (int v = 0; v < V; ++v) sum[r][v] = all_ints(t.start[r]);
     const int32_t *w = t.weight, *packed = t.x + at;
     for (int k = 0; k < t.quads; ++k, packed += t.stride) {
         for (int tap = 0; tap < kCount; ++tap, w += R) {
@@ -216,7 +266,7 @@ inline void bytes_some(const BytesRows& t, int64_t at, int vectors) {
 
 template <int R, int kCount>
 void bytes_rows(const BytesRows& t) {
-    constexpr int V = tile_vectors(R);
+    constexpr int V = bytes_vectors(R);
     for (int64_t v = 0; v < t.vectors;) {
         int vectors = int(next_tile(t.vectors - v, V));
         bytes_some<R, V, kCount>(t, v * N, vectors);
@@ -245,6 +295,7 @@ void bytes_group(const Layer& s, int g, BytesRows some, bool accumulate) {
         some.weight = s.bytes + row * some.quads * kCount;
         some.scale = s.row_scale + 1 + row;
         some.bias = s.bias ? s.bias + row : nullptr;
+        if constexpr (kSigned) start_sums(some.weight, int64_t(some.quads) * kCount, rows, some.start);
         kBytesRows<kCount>[rows - 1](some);
     }
 }

@@ -9,6 +9,10 @@
 
 #ifdef CNV2_X86
 #include <cpuid.h>
+#elif defined(CNV2_DOTPROD) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(CNV2_DOTPROD)
+#include <sys/auxv.h>
 #endif
 
 namespace cnv2 {
@@ -35,6 +39,19 @@ Processor look_at_processor() {
     return found;
 }
 
+#elif defined(CNV2_DOTPROD)
+
+bool has_dot_product() {
+#if defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof(has);
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has;
+#else
+    constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, which older headers lack
+    return getauxval(AT_HWCAP) & kDotProduct;
+#endif
+}
+
 #endif
 
 const Kernels& choose() {
@@ -43,13 +60,16 @@ const Kernels& choose() {
 #ifdef CNV2_X86
     Processor has = look_at_processor();
     const Kernels* all[] = {has.avx512 ? &kAvx512Kernels : nullptr, has.avx2 ? &kAvx2Kernels : nullptr, &kBaselineKernels};
+#elif defined(CNV2_DOTPROD)
+    const Kernels* all[] = {has_dot_product() ? &kDotprodKernels : nullptr, &kBaselineKernels};
 #else
     const Kernels* all[] = {&kBaselineKernels};
 #endif
     for (const Kernels* some : all)
         if (some && (!wanted || std::strcmp(wanted, some->name) == 0)) return *some;
     refuse("CNV2_KERNELS is " + std::string(wanted) +
-           ", which this processor does not run; take baseline, avx2 or avx512, or leave it unset");
+           ", which this processor does not run; take baseline, avx2 or avx512 on x86-64, neon or dotprod on ARM64, or leave "
+           "it unset");
 }
 
 }  // namespace

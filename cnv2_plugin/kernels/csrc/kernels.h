@@ -160,6 +160,8 @@ extern const Kernels kBaselineKernels;
 #ifdef CNV2_X86
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#elif defined(CNV2_DOTPROD)
+extern const Kernels kDotprodKernels;
 #endif
 
 // The fastest kernels that this processor runs, or those named by the environment variable CNV2_KERNELS; throws Refusal

@@ -9,6 +9,8 @@
 
 #if defined(__SSE__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace cnv2 {
@@ -32,7 +34,7 @@ inline Vec load(const int8_t* p) {
 }
 inline Vec all(float value) { return value - Vec{}; }  // a plain broadcast: subtracting 0 changes nothing
 
-// The larger and the smaller one; where the second is NaN, that.
+// The larger and the smaller one; where the second is NaN, that (on ARM64 where the first is, too).
 inline Vec larger(Vec a, Vec b) {
 #if CNV2_LANES == 16 && defined(__AVX512F__)
     return _mm512_max_ps(a, b);
@@ -40,6 +42,8 @@ inline Vec larger(Vec a, Vec b) {
     return _mm256_max_ps(a, b);
 #elif CNV2_LANES == 4 && defined(__SSE__)
     return _mm_max_ps(a, b);
+#elif CNV2_LANES == 4 && defined(__aarch64__)
+    return Vec(vmaxq_f32(float32x4_t(a), float32x4_t(b)));
 #else
     return a > b ? a : b;
 #endif
@@ -52,6 +56,8 @@ inline Vec smaller(Vec a, Vec b) {
     return _mm256_min_ps(a, b);
 #elif CNV2_LANES == 4 && defined(__SSE__)
     return _mm_min_ps(a, b);
+#elif CNV2_LANES == 4 && defined(__aarch64__)
+    return Vec(vminq_f32(float32x4_t(a), float32x4_t(b)));
 #else
     return a < b ? a : b;
 #endif
