@@ -83,7 +83,8 @@ def calibrated(model: nn.Module, images: Images) -> nn.Module:
 def _is_candidate(module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv2d):
         return isinstance(module, nn.Linear) and is_exactly(module, nn.Linear)
-    return is_exactly(module, nn.Conv2d) and module.kernel_size in LEAST_INPUTS
+    grouped = module.groups > 1 or module.kernel_size == (1, 1)  # a stem has no groups, and stays in float32
+    return is_exactly(module, nn.Conv2d) and module.kernel_size in LEAST_INPUTS and grouped
 
 
 def _is_wide(conv: nn.Conv2d) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import GroupSparseConv2d
+from ..models.modes import evaluating
 from ..sparsify import recalibrate_norms
 
 
@@ -44,12 +45,11 @@ def finish(
     compared = batches or list(torch.randn(4, 4, *input_size, generator=torch.Generator().manual_seed(0)))
     shares = [_agreement(view(before), view(model), compared)]
     if batches:
-        compared_model = view(model)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.train()
-        recalibrate_norms(model, batches, forward=compared_model)
-        model.eval()
+        with evaluating(model):
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train()
+            recalibrate_norms(model, batches, forward=view(model))
         shares.append(_agreement(view(before), view(model), batches))
     return sum(map(len, compared)), shares
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from cnv2_plugin.deploy import VerificationError, condense, lower, verify
 from cnv2_plugin.deploy.verify import relative_difference
-from cnv2_plugin.kernels import available
 from tests.helpers import finish_pruning, randomize_norms
 
 TINY = dict(layers=[1, 2], growth=[8, 16], groups_1x1=4, groups_3x3=4, groups_sfr=4, condense_factor=4, sparse_factor=4,
@@ -153,10 +152,8 @@ def test_every_change_of_a_layer_is_noticed(family, hostile, side):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('family', NETWORKS)
-@pytest.mark.parametrize('runtime', ['onnxruntime', 'native'])
+@pytest.mark.parametrize('runtime', ['onnxruntime', pytest.param('native', marks=pytest.mark.needs('kernels'))])
 def test_every_change_is_noticed_after_lowering(family, runtime):
-    if runtime == 'native' and not available():
-        pytest.skip('the native kernels are not built')
     model = finished(family)
     assert not unnoticed(model, lower(model, SIZE, runtime), model, False)
 

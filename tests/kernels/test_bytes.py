@@ -339,6 +339,15 @@ def test_all_that_reads_one_pixel_is_in_bytes():
     assert type(form.classifier[0]) is nn.Linear
 
 
+def test_a_stem_stays_in_float32_however_many_channels_images_have():
+    model = finished('condensenetv2', arch=ARCH, num_classes=5, in_chans=8)
+    batches = [2 * torch.randn(1, 8, 1, 1) + torch.randn(1, 8, 32, 32) for _ in range(4)]
+    marked = calibrated(model, batches)
+    form = lower(marked, (8, 32, 32), 'native', verify=False)
+    with torch.no_grad():
+        assert relative_difference(form(batches[0]), rounded(marked, form)(batches[0])) < 1e-3
+
+
 def test_layers_outside_of_the_kernels_stay_in_float32():
     model, batches = network(), images()
     for unit in model.stages[1].layers:
