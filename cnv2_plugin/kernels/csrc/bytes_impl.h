@@ -54,7 +54,14 @@ constexpr bool kSigned = false;
 
 // The nearest bytes, of halves the even one; NaN is the lowest. Four vectors are one vector of words, first byte lowest.
 inline Ints to_bytes(const Vec (&x)[4], int32_t zero) {
-#if CNV2_LANES == 8 && defined(__AVX2__)
+#if CNV2_LANES == 16 && defined(__AVX512BW__)
+    auto whole = [](Vec v) { return _mm512_cvtps_epi32(smaller(all(30000), v)); };
+    __m512i add = _mm512_set1_epi16(int16_t(zero));
+    __m512i even = _mm512_adds_epi16(_mm512_packs_epi32(whole(x[0]), whole(x[2])), add);
+    __m512i odd = _mm512_adds_epi16(_mm512_packs_epi32(whole(x[1]), whole(x[3])), add);
+    const __m512i order = _mm512_set4_epi32(0x0f070b03, 0x0e060a02, 0x0d050901, 0x0c040800);
+    return Ints(_mm512_shuffle_epi8(_mm512_packus_epi16(even, odd), order));
+#elif CNV2_LANES == 8 && defined(__AVX2__)
     auto whole = [](Vec v) { return _mm256_cvtps_epi32(smaller(all(30000), v)); };
     __m256i add = _mm256_set1_epi16(int16_t(zero));
     __m256i even = _mm256_adds_epi16(_mm256_packs_epi32(whole(x[0]), whole(x[2])), add);

@@ -25,7 +25,9 @@ typedef float Unaligned __attribute__((vector_size(N * 4), aligned(4), may_alias
 inline Vec load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
 inline Vec load(const int8_t* p) {
-#if CNV2_LANES == 8 && defined(__AVX2__)
+#if CNV2_LANES == 16 && defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif CNV2_LANES == 8 && defined(__AVX2__)
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 #else
     typedef int8_t Bytes __attribute__((vector_size(N), aligned(1), may_alias));
