@@ -24,11 +24,21 @@ typedef float Unaligned __attribute__((vector_size(N * 4), aligned(4), may_alias
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Unaligned*>(p) = v; }
+// As many weights of one byte as floats; compilers take them one by one by themselves.
 inline Vec load(const int8_t* p) {
 #if CNV2_LANES == 16 && defined(__AVX512F__)
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #elif CNV2_LANES == 8 && defined(__AVX2__)
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#elif CNV2_LANES == 4 && (defined(__SSE2__) || defined(__aarch64__))
+    int32_t four;
+    std::memcpy(&four, p, 4);
+#if defined(__SSE2__)
+    __m128i bytes = _mm_cvtsi32_si128(four), halves = _mm_unpacklo_epi8(bytes, bytes);
+    return _mm_cvtepi32_ps(_mm_srai_epi32(_mm_unpacklo_epi16(halves, halves), 24));
+#else
+    return Vec(vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))))));
+#endif
 #else
     typedef int8_t Bytes __attribute__((vector_size(N), aligned(1), may_alias));
     return __builtin_convertvector(*reinterpret_cast<const Bytes*>(p), Vec);
