@@ -79,6 +79,7 @@ def sources() -> dict[str, list[str]]:
     if X86:
         files[f'{CSRC}/kernels_avx2.cpp'] = [*defined, *AVX2]
         files[f'{CSRC}/kernels_avx512.cpp'] = [*defined, *AVX512]
+        files[f'{CSRC}/kernels_avx512vnni.cpp'] = [*defined, *AVX512, '-mavx512vnni']
     if ARM64:
         files[f'{CSRC}/kernels_dotprod.cpp'] = [*defined, *DOTPROD]
     return files

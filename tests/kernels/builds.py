@@ -11,7 +11,10 @@ CSRC = ROOT / 'cnv2_plugin/kernels/csrc'
 X86, ARM64 = (os.uname().machine in names for names in (('x86_64',), ('aarch64', 'arm64')))
 AVX2 = ['-mavx2', '-mfma']
 AVX512 = [*AVX2, '-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-w']
-SETS = {'kernels_avx2': AVX2, 'kernels_avx512': AVX512, 'kernels_dotprod': ['-march=armv8.2-a+dotprod']}
+SETS = {
+    'kernels_avx2': AVX2, 'kernels_avx512': AVX512, 'kernels_avx512vnni': [*AVX512, '-mavx512vnni'],
+    'kernels_dotprod': ['-march=armv8.2-a+dotprod'],
+}  # fmt: skip
 """Flags of sources that are compiled for one instruction set."""
 OF_THIS_MACHINE = SETS.keys() - {'kernels_dotprod'} if X86 else {'kernels_dotprod'} if ARM64 else set()
 

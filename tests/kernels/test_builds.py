@@ -24,13 +24,14 @@ WIDER = dict(TINY, growth=(16, 32), head_width=40)
 CHECKED = ('-O1', '-g', '-fno-omit-frame-pointer', '-fsanitize=address,undefined', '-fno-sanitize-recover=undefined')
 
 
-def runs_avx2() -> bool:
-    """Whether this processor has AVX2."""
+def instruction_sets() -> list[str]:
+    """What this processor runs of what kernels are compiled for."""
     flags = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
-    return ' avx2 ' in flags
+    needs = dict(avx2=' avx2 ', avx512=' avx512bw ', avx512vnni=' avx512_vnni ')
+    return ['baseline', *(name for name, flag in needs.items() if flag in flags)]
 
 
-@pytest.mark.parametrize('name', ['baseline', *(['avx2'] if runs_avx2() else [])])
+@pytest.mark.parametrize('name', instruction_sets())
 def test_every_instruction_set_computes_the_same(name):
     """The one that is taken by itself is what the fast tests run."""
     if name != instruction_set():

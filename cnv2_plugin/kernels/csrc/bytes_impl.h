@@ -1,6 +1,12 @@
-// Convolutions of bytes, included by kernels_impl.h: activations are quantised to unsigned bytes when they are packed,
-// weights are bytes of 7 bits, sums are int32. Every instruction set gives the same result to the bit: sums are exact, and
-// what is computed in floats is rounded after every operation, which `rounded` sees to.
+// Convolutions of bytes: activations are quantised to unsigned bytes when they are packed, weights are bytes of 7 bits,
+// sums are int32. Every instruction set gives the same result to the bit: sums are exact, and what is computed in floats
+// is rounded after every operation, which `rounded` sees to.
+#pragma once
+
+#include "vectors.h"
+
+namespace cnv2 {
+namespace {
 
 typedef int32_t Ints __attribute__((vector_size(N * 4)));
 typedef uint32_t Words __attribute__((vector_size(N * 4)));
@@ -142,6 +148,8 @@ struct FourWeights {
     void add(Ints& sum, Ints x) const {
 #if CNV2_LANES == 8
         sum += Ints(_mm256_madd_epi16(_mm256_maddubs_epi16(__m256i(x), __m256i(w)), _mm256_set1_epi16(1)));
+#elif defined(__AVX512VNNI__)
+        sum = Ints(_mm512_dpbusd_epi32(__m512i(sum), __m512i(x), __m512i(w)));
 #else
         sum += Ints(_mm512_madd_epi16(_mm512_maddubs_epi16(__m512i(x), __m512i(w)), _mm512_set1_epi16(1)));
 #endif
@@ -359,3 +367,6 @@ void spatial_bytes(const Spatial& s, int64_t begin, int64_t end, float* scratch)
             for (int r = 0; r < s.rows; ++r) zero_pad_columns(s.dst.at(s.target[int64_t(g) * s.rows + r]), s.size, begin, end);
     }
 }
+
+}  // namespace
+}  // namespace cnv2

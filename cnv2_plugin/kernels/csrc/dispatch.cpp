@@ -21,7 +21,7 @@ namespace {
 #ifdef CNV2_X86
 
 struct Processor {
-    bool avx2 = false, avx512 = false;
+    bool avx2 = false, avx512 = false, avx512vnni = false;
 };
 
 // What the processor has and the system saves when it switches between threads. (__builtin_cpu_supports needs a library of
@@ -29,6 +29,7 @@ struct Processor {
 Processor look_at_processor() {
     constexpr unsigned kVectors = bit_OSXSAVE | bit_AVX | bit_FMA, kSaved = 0x6, kSavedWide = 0xe6;
     constexpr unsigned kWide = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    constexpr unsigned kDotProducts = 1u << 11;  // bit_AVX512VNNI, which older headers lack
     Processor found;
     unsigned a, b, c, d, saved, rest;
     if (!__get_cpuid(1, &a, &b, &c, &d) || (c & kVectors) != kVectors) return found;
@@ -36,6 +37,7 @@ Processor look_at_processor() {
     if ((saved & kSaved) != kSaved || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
     found.avx2 = b & bit_AVX2;
     found.avx512 = found.avx2 && (saved & kSavedWide) == kSavedWide && (b & kWide) == kWide;
+    found.avx512vnni = found.avx512 && (c & kDotProducts);
     return found;
 }
 
@@ -59,7 +61,8 @@ const Kernels& choose() {
     if (wanted && !*wanted) wanted = nullptr;
 #ifdef CNV2_X86
     Processor has = look_at_processor();
-    const Kernels* all[] = {has.avx512 ? &kAvx512Kernels : nullptr, has.avx2 ? &kAvx2Kernels : nullptr, &kBaselineKernels};
+    const Kernels* all[] = {has.avx512vnni ? &kAvx512VnniKernels : nullptr, has.avx512 ? &kAvx512Kernels : nullptr,
+                            has.avx2 ? &kAvx2Kernels : nullptr, &kBaselineKernels};
 #elif defined(CNV2_DOTPROD)
     const Kernels* all[] = {has_dot_product() ? &kDotprodKernels : nullptr, &kBaselineKernels};
 #else
@@ -68,8 +71,8 @@ const Kernels& choose() {
     for (const Kernels* some : all)
         if (some && (!wanted || std::strcmp(wanted, some->name) == 0)) return *some;
     refuse("CNV2_KERNELS is " + std::string(wanted) +
-           ", which this processor does not run; take baseline, avx2 or avx512 on x86-64, neon or dotprod on ARM64, or leave "
-           "it unset");
+           ", which this processor does not run; take baseline, avx2, avx512 or avx512vnni on x86-64, neon or dotprod on "
+           "ARM64, or leave it unset");
 }
 
 }  // namespace

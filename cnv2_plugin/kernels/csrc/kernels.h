@@ -160,6 +160,7 @@ extern const Kernels kBaselineKernels;
 #ifdef CNV2_X86
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512VnniKernels;
 #elif defined(CNV2_DOTPROD)
 extern const Kernels kDotprodKernels;
 #endif
