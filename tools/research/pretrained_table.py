@@ -143,15 +143,8 @@ def comparison(found: Finished, one: Cell, other: Cell) -> str:
 
 
 def measure(found: Finished, place: Place, rounds: int) -> None:
-    """Export one network of each row that has figures, time all in the same rounds, and keep that beside the results.
-
-    Raises:
-        FileNotFoundError: weights of a finished run are gone.
-    """
-    networks = {
-        found.runs[cell].name: found.runs[cell].deployed(next(iter(figures)), place)
-        for cell, figures in found.rows.items()
-    }
+    """Export one network of each row that has figures, time all in the same rounds, and keep it."""
+    networks = {found.runs[cell].name: found.runs[cell].untrained() for cell in found.rows}
     pruned = {name: model for name, model in networks.items() if sparse_layers(model)}
     plain = {name: model for name, model in networks.items() if name not in pruned}
     forms = (STANDARD, NATIVE) if available() else (STANDARD,)
