@@ -40,3 +40,9 @@ def test_forms_and_runtimes_stand_side_by_side():
     assert refresh_speed.side_by_side(tables).splitlines()[::2] == ['| model | x, eager | y, eager |', '| a | 1 | 2 |']
     assert refresh_speed.side_by_side(tables).splitlines()[-1] == '| a | 3 | 4 |'
     assert refresh_speed.side_by_side([tables[0], header + '| a | y | eager | 5 |']).splitlines()[-1] == '| a |  | 5 |'
+    tables = [header + '| a | x | eager | 1 |\n| b | x | eager | 2 |', header + '| a | x | eager | 3 |']
+    assert refresh_speed.side_by_side(tables, ('one', 'two')).splitlines()[::2] == [
+        '| model | one | two |',
+        '| a | 1 | 3 |',
+    ]
+    assert refresh_speed.side_by_side(tables, ('one', 'two')).splitlines()[-1] == '| b | 2 |  |'

@@ -38,6 +38,7 @@ class Part:
         tables: which of a command's tables to keep, by default all.
         text: what stands in front of them.
         side_by_side: one table of least milliseconds, forms and runtimes side by side.
+        columns: one table of least milliseconds, what each table measured side by side under these titles.
     """
 
     page: str
@@ -45,6 +46,7 @@ class Part:
     tables: Optional[tuple[int, ...]] = None
     text: str = ''
     side_by_side: bool = False
+    columns: tuple[str, ...] = ()
 
 
 def _profile(name: str) -> tuple[str, str]:
@@ -78,6 +80,7 @@ PARTS = {
     'threads': Part(
         RESULTS,
         (f'{BENCHMARK} --forms native --runtimes onnxruntime --batch 1 16 --threads 1 2 --rounds 30',),
+        columns=('1 image, 1 thread', '16 images, 1 thread', '1 image, 2 threads', '16 images, 2 threads'),
     ),
     'runtimes': Part(
         RESULTS,
@@ -97,13 +100,17 @@ def tables_of(text: str) -> list[str]:
     return ['\n'.join(lines[start:end]) for start, end in zip(starts, [*starts[1:], len(lines)])]
 
 
-def side_by_side(tables: list[str]) -> str:
-    """One table of the least milliseconds in several: a row a table and model, a column a form and runtime."""
+def side_by_side(tables: list[str], titles: tuple[str, ...] = ()) -> str:
+    """One table of the least milliseconds in several: a row a table and model, a column a form and runtime.
+
+    With titles a row is a model and a column a table, each of one form and runtime.
+    """
     found: dict[tuple[int, str], dict[str, str]] = {}
     for i, table in enumerate(tables):
         header, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines())
         for row in (dict(zip(header, cells)) for cells in rows):
-            found.setdefault((i, row['model']), {})[f'{row["form"]}, {row["runtime"]}'] = row['min ms']
+            place, column = (0, titles[i]) if titles else (i, f'{row["form"]}, {row["runtime"]}')
+            found.setdefault((place, row['model']), {})[column] = row['min ms']
     columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
     rows = [[model, *(cells.get(column, '') for column in columns)] for (_, model), cells in found.items()]
     return markdown(['model', *columns], rows).rstrip()
@@ -141,7 +148,8 @@ def main(argv: Optional[list[str]] = None) -> int:
             tables += [table for i, table in enumerate(printed[command]) if part.tables is None or i in part.tables]
         if not args.list:
             page = ROOT / part.page
-            joined = side_by_side(tables) if part.side_by_side else '\n\n'.join(tables)
+            joins = part.side_by_side or part.columns
+            joined = side_by_side(tables, part.columns) if joins else '\n\n'.join(tables)
             page.write_text(replaced(page.read_text(), name, f'\n{part.text}{joined}'.rstrip()))
     return 0
 
