@@ -20,8 +20,8 @@ Patterns = Union[str, Sequence[str], None]
 class LearnedGroupSurgeryHook(Hook):
     """Lets the dense 1x1 convolutions of any model learn groups before it is trained or tested.
 
-    Put it beside ``StagedSparsificationHook``, which then prunes them. Checkpoints of the original model load (
-    ``load_from``, ``init_cfg``), checkpoints of training resume, and the optimiser keeps its parameters. What is done
+    Put it beside ``StagedSparsificationHook``, which then prunes them; weights that are trained already lose least where
+    that is done early. Checkpoints of the original model load (``load_from``, ``init_cfg``), those of training resume, and the optimiser keeps its parameters. What is done
     and what it will save is logged.
 
     Args:
@@ -36,7 +36,7 @@ class LearnedGroupSurgeryHook(Hook):
     Example:
         >>> custom_hooks = [*_base_.get('custom_hooks', []),
         ...                 dict(type='LearnedGroupSurgeryHook', groups=4, factor=4, include='backbone'),
-        ...                 dict(type='StagedSparsificationHook')]
+        ...                 dict(type='StagedSparsificationHook', sparse_fraction=0.1)]
     """
 
     priority = 'VERY_HIGH'
