@@ -104,14 +104,16 @@ class Runner {
         }
     }
 
-    // Parts are taken in order, so a thread that waits for earlier ones waits for threads that are at work on them,
+    // Steps are taken in order, so a thread that waits for earlier ones waits for threads that are at work on them,
     // however many of the threads that were asked for take part. A part that fails is never done, so nobody waits then.
+    // Of a step every thread takes the part whose place in the maps it had before, where that is left: it is in its cache.
     void run_steps(const Executor& executor) {
         alignas(64) std::atomic<int64_t> next{0};
         alignas(64) std::atomic<int64_t> done{0};
         std::atomic<bool> failed{false};
+        std::vector<std::atomic<uint64_t>> taken(steps_.size());
         int64_t total = steps_.back().first + steps_.back().parts;
-        parallel_for(executor, threads_, [&](int64_t) {
+        parallel_for(executor, threads_, [&](int64_t thread) {
             const Step* step = steps_.data();
             for (int64_t part; (part = next.fetch_add(1, std::memory_order_relaxed)) < total;) {
                 while (part >= step->first + step->parts) ++step;
@@ -120,7 +122,7 @@ class Runner {
                     if (spins > kSpins) std::this_thread::yield();
                 }
                 try {
-                    run_part(*step, part - step->first);
+                    run_part(*step, take(*step, taken[step - steps_.data()], thread * step->parts / threads_, part - step->first));
                 } catch (...) {
                     failed = true;
                     throw;
@@ -128,6 +130,18 @@ class Runner {
                 done.fetch_add(1, std::memory_order_acq_rel);
             }
         });
+    }
+
+    // One of a step's parts that nobody took: the wanted one or the first. So many parts as have a bit each; else by turns.
+    static int64_t take(const Step& step, std::atomic<uint64_t>& taken, int64_t wanted, int64_t turn) {
+        if (step.parts > 64) return turn;
+        uint64_t before = taken.load(std::memory_order_relaxed);
+        for (;;) {
+            int64_t chosen = wanted;
+            if (before >> wanted & 1)
+                for (chosen = 0; before >> chosen & 1;) ++chosen;
+            if (taken.compare_exchange_weak(before, before | uint64_t(1) << chosen, std::memory_order_relaxed)) return chosen;
+        }
     }
 
     void run_part(const Step& step, int64_t index) const {
