@@ -114,10 +114,11 @@ def sentences(found: Finished) -> list[str]:
     """For each image set and factor, how learned groups compare with each other arm at the same seeds."""
     lines = []
     for learned in found.rows:
-        if learned.arm not in ('learned', 'scratch-learned'):
+        if learned.arm not in ('learned', 'early', 'scratch-learned'):
             continue
+        scratch = learned.arm.startswith('scratch')
         for other in found.rows:
-            rivals = other.arm != learned.arm and other.arm.startswith('scratch') == learned.arm.startswith('scratch')
+            rivals = other.arm not in (learned.arm, 'learned') and other.arm.startswith('scratch') == scratch
             same = other.images == learned.images and other.factor in (learned.factor, 1)
             if rivals and same:
                 lines.append(f'- {comparison(found, learned, other)}')

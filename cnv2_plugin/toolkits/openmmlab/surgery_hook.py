@@ -20,9 +20,9 @@ Patterns = Union[str, Sequence[str], None]
 class LearnedGroupSurgeryHook(Hook):
     """Lets the dense 1x1 convolutions of any model learn groups before it is trained or tested.
 
-    Put it beside ``StagedSparsificationHook``, which then prunes them; weights that are trained already lose least where
-    that is done early. Checkpoints of the original model load (``load_from``, ``init_cfg``), those of training resume, and the optimiser keeps its parameters. What is done
-    and what it will save is logged.
+    Put it beside ``StagedSparsificationHook``, which then prunes them; weights that are trained already lose least
+    where that is done early. Checkpoints of the original model load (``load_from``, ``init_cfg``), those of training
+    resume, and the optimiser keeps its parameters. What is done and what it will save is logged.
 
     Args:
         groups: of a layer's outputs; as all others but the last see :func:`cnv2_plugin.sparsify.plan_learned_groups`.
