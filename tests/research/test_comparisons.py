@@ -146,3 +146,17 @@ def test_the_pareto_front_is_what_nothing_beats(tmp_path):
     assert Image.open(tmp_path / 'two.png').width > 1.5 * Image.open(tmp_path / 'one.png').width
     with pytest.raises(ValueError, match='nothing to plot'):
         plot_runs([], tmp_path / 'none.png')
+
+
+@pytest.mark.parametrize(
+    ('variant', 'entries'),
+    [('factor {}', ['a', 'b', 'factor 4', 'factor 8']), ('', ['a-4', 'a-8', 'b-4', 'b-8'])],
+)
+def test_runs_of_variants_share_entries_of_the_legend(variant, entries, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        'matplotlib.figure.Figure.legend', lambda figure, handles, labels, **options: shown.extend(labels)
+    )
+    points = [Point(f'{arm}-{n}', [80.0], 10**6, None, arm, variant.format(n)) for arm in 'ab' for n in (4, 8)]
+    plot_runs(points, tmp_path / 'runs.png')
+    assert shown[1:] == entries

@@ -21,6 +21,7 @@ class Point:
         mult_adds: multiply-adds for one image.
         latency: least milliseconds of the forms that were measured, or None.
         family: runs of one family share a colour; by default the name's first part.
+        variant: where every run has one, they share a marker, and the legend names families and variants, not runs.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Point:
     mult_adds: int
     latency: Optional[float] = None
     family: str = ''
+    variant: str = ''
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
@@ -69,7 +71,7 @@ def plot_runs(points: Sequence[Point], path: Union[str, Path]) -> None:
     panels = [(points, [p.mult_adds / 1e6 for p in points], 'multiply-adds (M)')]
     if timed:
         panels.append((timed, [p.latency for p in timed], 'latency as exported, fastest form (ms)'))
-    styles = _styles(points, pyplot.get_cmap('tab10').colors)
+    styles = _styles(points, pyplot.get_cmap('tab20' if len({*map(_family, points)}) > 10 else 'tab10').colors)
     width = 5.5 * len(panels) + 3
     figure, axes = pyplot.subplots(1, len(panels), figsize=(width, 5), squeeze=False, layout='constrained')
     for axis, (shown, costs, label) in zip(axes[0], panels):
@@ -96,20 +98,28 @@ def plot_runs(points: Sequence[Point], path: Union[str, Path]) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.3, which='both')
     axes[0, 0].set_ylabel('test accuracy (%), mean and spread over seeds')
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right upper', fontsize=8)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if all(point.variant for point in points):
+        shared = {_family(p): dict(color=styles[p.name][0], marker='o') for p in points}
+        shared |= {p.variant: dict(color='gray', marker=styles[p.name][1]) for p in points}
+        labels = [labels[0], *shared]
+        handles = [handles[0], *(pyplot.Line2D([], [], linestyle='', **style) for style in shared.values())]
+    figure.legend(handles, labels, loc='outside right upper', fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
 
 
 def _styles(points: Sequence[Point], colors: Sequence) -> dict[str, tuple]:
-    """Colour and marker of each run: one colour for a family, another marker for each of its runs."""
+    """Colour and marker of each run: one colour for a family, another marker for each of its runs or each variant."""
     places = list(dict.fromkeys(map(_family, points)))
+    variants = list(dict.fromkeys(point.variant for point in points))
     seen: dict[str, int] = {}
     styles = {}
     for point in points:
         family = _family(point)
-        place = seen[family] = seen.get(family, -1) + 1
+        seen[family] = seen.get(family, -1) + 1
+        place = variants.index(point.variant) if point.variant else seen[family]
         styles[point.name] = colors[places.index(family) % len(colors)], MARKERS[place % len(MARKERS)]
     return styles
 

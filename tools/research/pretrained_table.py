@@ -166,7 +166,8 @@ def picture(found: Finished, place: Place, path: Path) -> None:
             found.accuracies(cell),
             next(iter(figures.values()))['mult_adds'],
             min(latency[found.runs[cell].name].values()) if found.runs[cell].name in latency else None,
-            f'{ARMS[cell.arm].label}, {cell.images}',
+            f'{ARMS[cell.arm].label}{f", {cell.images}" if len(sets) > 1 else ""}',
+            f'factor {cell.factor}' if cell.factor > 1 else 'all weights',
         )
         for cell, figures in found.rows.items()
     ]  # fmt: skip
