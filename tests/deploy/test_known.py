@@ -14,12 +14,11 @@ import cnv2_plugin  # noqa: F401
 from cnv2_plugin.deploy import VerificationError, condense, lower
 from cnv2_plugin.graph.ir import Graph
 from cnv2_plugin.graph.ops import Conv, ScatterSum
-from cnv2_plugin.kernels import available
 from cnv2_plugin.kernels.compiler import compile_graph
 from cnv2_plugin.kernels.placement import UnsupportedError
 from cnv2_plugin.layers import GroupSparseConv2d, LearnedGroupConv
 from cnv2_plugin.sparsify import add_reactivation, to_learned_groups
-from tests.helpers import finish_pruning, randomize_norms, relative_difference
+from tests.helpers import finish_pruning, lacks_kernels, randomize_norms, relative_difference
 
 SIZE = (3, 32, 32)
 TINY = dict(layers=(1, 2), growth=(8, 16), groups_1x1=4, groups_3x3=4, condense_factor=4)
@@ -107,7 +106,7 @@ CONVERSIONS = {
     'lowered': lambda model: lower(model, SIZE, verify=False),
     'native': lambda model: lower(model, SIZE, 'native', verify=False),
 }
-if not available():
+if lacks_kernels():
     del CONVERSIONS['native']
 
 

@@ -264,6 +264,17 @@ def test_threads_do_not_change_the_result():
         assert relative_difference(result, results[0]) < 1e-6
 
 
+@pytest.mark.parametrize('threads', [63, 64, 65, 90])
+def test_more_parts_than_are_told_apart_by_a_bit_each_are_all_computed(threads):
+    model = finished('condensenetv2_a')
+    form, x, before = native_form(model, (3, 224, 224)), torch.randn(1, 3, 224, 224), torch.get_num_threads()
+    expected = form(x)
+    torch.set_num_threads(threads)
+    actual = form(x)
+    torch.set_num_threads(before)
+    assert relative_difference(actual, expected) < 1e-6
+
+
 def test_nan_and_infinity_pass_through():
     stages, form = tiny_stages()
     x = torch.randn(2, 16, 20, 24)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from cnv2_plugin.kernels.library import available
 from tests.docs.blocks import ROOT
 
 pytest.importorskip('timm')
@@ -12,7 +11,7 @@ from tools.research import native_speed  # noqa: E402
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not available(), reason='the kernels are not built')
+@pytest.mark.needs('kernels')
 def test_one_row_a_network(tmp_path, monkeypatch, capsys):
     arguments = ['condensenetv2_a', '--older', str(ROOT), '--rounds', '1', '--out', str(tmp_path)]
     monkeypatch.setattr('sys.argv', ['native_speed.py', *arguments])
